@@ -1,0 +1,2 @@
+//! The `millrace-cni` program.
+fn main() {}

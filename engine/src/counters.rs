@@ -1,0 +1,175 @@
+//! What a worker counts.
+//!
+//! Each worker owns one [`WorkerCounters`]; it alone writes, so a count is a plain load and store without a
+//! locked instruction, and readers (CLI, metrics, tests) see values that are at most a moment old.
+//!
+//! Frames are conserved, and every test checks it:
+//! `received + made = sent + dropped + consumed + merged + held`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::drop_reason::DropReason;
+use crate::limits;
+
+/// One single-writer count.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Adds `amount`. Only the owning worker calls this.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// The present value.
+    #[inline]
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the value: for gauges such as frames held.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+}
+
+macro_rules! events {
+    ($($variant:ident $name:literal $sentence:literal;)+) => {
+        /// What a worker counts besides drops and port traffic.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Event { $(#[doc = $sentence] $variant,)+ }
+
+        impl Event {
+            /// All events, in order of their number.
+            pub const ALL: &'static [Event] = &[$(Event::$variant,)+];
+            /// The stable name.
+            #[must_use]
+            pub const fn name(self) -> &'static str { match self { $(Event::$variant => $name,)+ } }
+            /// What it counts, in one sentence.
+            #[must_use]
+            pub const fn sentence(self) -> &'static str { match self { $(Event::$variant => $sentence,)+ } }
+        }
+    };
+}
+
+events! {
+    Turns "worker.turns" "Turns of the worker loop.";
+    Vectors "worker.vectors" "Vectors processed.";
+    Sleeps "worker.sleeps" "Times the worker blocked because nothing arrived.";
+    FramesMade "frames.made" "Frames the switch created: replies, copies for a flood, segments beyond the first.";
+    FramesMerged "frames.merged" "Frames that were joined into another one.";
+    FramesConsumed "frames.consumed" "Frames answered or learned from, and not forwarded.";
+    FlowCacheHit "flow_cache.hit" "Packets served from the flow cache.";
+    FlowCacheMiss "flow_cache.miss" "Packets the slow path decided.";
+    FlowCacheInserted "flow_cache.inserted" "Entries written.";
+    FlowCacheExpired "flow_cache.expired" "Entries that aged out.";
+    FlowCacheEvicted "flow_cache.evicted" "Entries that gave way to another because their bucket was full.";
+    FlowCacheRedecided "flow_cache.redecided" "Entries removed because a publish changed what they depended on.";
+    FlowCacheFull "flow_cache.full" "Decisions that could not be cached for lack of room.";
+    SegmentsCut "transmit.segments_cut" "Segments cut from GSO units for ports without the offload.";
+    SegmentsJoined "transmit.segments_joined" "Segments joined into GSO units for ports with the offload.";
+    ChecksumsCompleted "transmit.checksums_completed" "Partial checksums completed in software.";
+    LaneSent "lane.sent" "Packets handed to the worker that owns the output queue.";
+    LaneReceived "lane.received" "Packets taken from another worker for a queue this one owns.";
+    RepliesArp "reply.arp" "ARP requests for the gateway answered.";
+    RepliesNeighbour "reply.neighbour" "ND solicitations for the gateway answered.";
+    RepliesEcho "reply.echo" "Echo requests to the gateway answered.";
+    RepliesTimeExceeded "reply.time_exceeded" "Time Exceeded messages sent.";
+    RepliesTooBig "reply.too_big" "Fragmentation Needed and Packet Too Big messages sent.";
+    RepliesUnreachable "reply.unreachable" "Destination Unreachable messages sent.";
+    MacLearned "bridge.learned" "MAC addresses learned.";
+    MacMoved "bridge.moved" "MAC addresses seen on another port than before.";
+    Flooded "bridge.flooded" "Frames flooded in their segment.";
+}
+
+/// Frames and bytes of one port on one worker.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct PortCounters {
+    /// Frames received; a GSO unit counts once.
+    pub received_frames: Count,
+    /// Bytes received.
+    pub received_bytes: Count,
+    /// Frames sent; a GSO unit counts once.
+    pub sent_frames: Count,
+    /// Bytes sent.
+    pub sent_bytes: Count,
+    /// Frames dropped on their way in or out of this port.
+    pub dropped_frames: Count,
+}
+
+/// Everything one worker counts; 64 KiB of ports, 1 KiB of the rest.
+#[derive(Debug)]
+pub struct WorkerCounters {
+    events: [Count; Event::ALL.len()],
+    drops: [Count; DropReason::COUNT],
+    ports: Box<[PortCounters]>,
+    /// Frames the worker holds at this moment: queued for a port or a lane.
+    pub held: Count,
+    /// Flow-cache entries in use.
+    pub flows: Count,
+    /// Free head frames.
+    pub free_frames: Count,
+    /// Nanoseconds spent blocked.
+    pub slept_nanoseconds: Count,
+    /// Generation of the tables the worker last used.
+    pub generation: Count,
+}
+
+impl Default for WorkerCounters {
+    fn default() -> Self {
+        Self {
+            events: std::array::from_fn(|_| Count::default()),
+            drops: std::array::from_fn(|_| Count::default()),
+            ports: (0..limits::PORTS).map(|_| PortCounters::default()).collect(),
+            held: Count::default(),
+            flows: Count::default(),
+            free_frames: Count::default(),
+            slept_nanoseconds: Count::default(),
+            generation: Count::default(),
+        }
+    }
+}
+
+impl WorkerCounters {
+    /// The count of one event.
+    #[inline]
+    #[must_use]
+    pub fn event(&self, event: Event) -> &Count {
+        &self.events[event as usize]
+    }
+
+    /// The count of one drop reason.
+    #[inline]
+    #[must_use]
+    pub fn drops(&self, reason: DropReason) -> &Count {
+        &self.drops[reason as usize]
+    }
+
+    /// The counters of one port; ports beyond the limit share the last one, which cannot be attached.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, port: usize) -> &PortCounters {
+        &self.ports[port.min(limits::PORTS - 1)]
+    }
+
+    /// Frames that are neither sent, dropped, consumed, merged nor held: zero in a sound engine.
+    #[must_use]
+    pub fn unaccounted(&self) -> i64 {
+        let ports = |pick: fn(&PortCounters) -> &Count| self.ports.iter().map(|port| pick(port).get()).sum::<u64>();
+        let entered = ports(|port| &port.received_frames)
+            + self.event(Event::FramesMade).get()
+            + self.event(Event::LaneReceived).get();
+        let left = ports(|port| &port.sent_frames)
+            + self.drops.iter().map(Count::get).sum::<u64>()
+            + self.event(Event::FramesConsumed).get()
+            + self.event(Event::FramesMerged).get()
+            + self.event(Event::LaneSent).get()
+            + self.held.get();
+        entered as i64 - left as i64
+    }
+}

@@ -1,0 +1,111 @@
+//! Why a packet was dropped: the one list from which counters, trace, CLI, metrics and docs are made.
+
+macro_rules! drop_reasons {
+    ($($variant:ident $name:literal $sentence:literal $next:literal;)+) => {
+        /// Why the switch dropped a packet. Order is stable within a release; names are stable across releases.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum DropReason { $(#[doc = $sentence] $variant,)+ }
+
+        impl DropReason {
+            /// All reasons, in order of their number.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$variant,)+];
+
+            /// The stable name: what counters, metrics labels and `-o json` print.
+            #[must_use]
+            pub const fn name(self) -> &'static str { match self { $(DropReason::$variant => $name,)+ } }
+
+            /// What happened, in one sentence.
+            #[must_use]
+            pub const fn sentence(self) -> &'static str { match self { $(DropReason::$variant => $sentence,)+ } }
+
+            /// What an operator checks next.
+            #[must_use]
+            pub const fn next_step(self) -> &'static str { match self { $(DropReason::$variant => $next,)+ } }
+        }
+    };
+}
+
+drop_reasons! {
+    EthernetTruncated "ethernet_truncated" "The frame ends inside its Ethernet or VLAN header." "Look at the sending interface; a healthy one pads to 60 bytes.";
+    VlanTooDeep "vlan_too_deep" "The frame carries more than two VLAN tags." "Millrace reads 802.1Q and QinQ; remove the further tags.";
+    ArpMalformed "arp_malformed" "The ARP packet is cut short or not for Ethernet and IPv4." "Capture on the port and look for a faulty sender.";
+    Ipv4Truncated "ipv4_truncated" "The frame ends inside its IPv4 header." "Capture on the port; the sender or the path cuts frames.";
+    Ipv4HeaderLength "ipv4_header_length" "The IPv4 header length field is below 20 bytes or beyond the packet." "Capture on the port and look for a faulty sender.";
+    Ipv4TotalLength "ipv4_total_length" "The IPv4 total length is smaller than the header or larger than the frame." "Capture on the port; often a MTU mismatch that cut the frame.";
+    Ipv4Version "ipv4_version" "The EtherType says IPv4, the version field does not." "Capture on the port and look for a faulty sender.";
+    Ipv4Checksum "ipv4_checksum" "The IPv4 header checksum is wrong." "Look for a faulty link or sender.";
+    Ipv6Truncated "ipv6_truncated" "The frame ends inside its IPv6 header." "Capture on the port; the sender or the path cuts frames.";
+    Ipv6Version "ipv6_version" "The EtherType says IPv6, the version field does not." "Capture on the port and look for a faulty sender.";
+    Ipv6PayloadLength "ipv6_payload_length" "The IPv6 payload length is larger than the frame." "Capture on the port; often a MTU mismatch that cut the frame.";
+    Ipv6Extension "ipv6_extension" "An IPv6 extension header is cut short, repeated too often or out of order." "Look at the sender; hop-by-hop options must come first (RFC 8200 section 4.1).";
+    FragmentMalformed "fragment_malformed" "The fragment's length or offset cannot be part of a legal packet." "Look for an attack or a faulty middlebox.";
+    TcpTruncated "tcp_truncated" "The packet ends inside its TCP header, or the data offset is illegal." "Capture on the port and look for a faulty sender.";
+    UdpTruncated "udp_truncated" "The packet ends inside its UDP header, or the UDP length is illegal." "Capture on the port and look for a faulty sender.";
+    SctpTruncated "sctp_truncated" "The packet ends inside its SCTP common header." "Capture on the port and look for a faulty sender.";
+    IcmpTruncated "icmp_truncated" "The packet ends inside its ICMP header." "Capture on the port and look for a faulty sender.";
+    GsoMalformed "gso_malformed" "The offload metadata that came with the packet does not fit its headers." "The pod's kernel or a raw socket wrote a bad virtio-net header.";
+    VxlanTruncated "vxlan_truncated" "The UDP packet for the VXLAN port ends inside the VXLAN header or the inner Ethernet header." "Find what else sends to the VXLAN port.";
+    VxlanFlags "vxlan_flags" "The VXLAN header has no valid VNI flag or sets reserved bits (RFC 7348 section 5)." "The peer speaks VXLAN-GPE or another protocol on this port.";
+    VxlanUnknownPeer "vxlan_unknown_peer" "A VXLAN frame came from an address that is no node of this cluster." "Check the Node objects' InternalIP; otherwise somebody injects frames.";
+    VxlanUnknownVni "vxlan_unknown_vni" "The VNI belongs to no segment of this node." "Compare the VNI of the two nodes' configuration (`millrace show status`).";
+    VxlanChecksum "vxlan_checksum" "The outer UDP checksum is present and wrong, or absent over IPv6." "Look for a faulty link; over IPv6 the peer must send a checksum.";
+    NotForUs "not_for_us" "The frame reached an uplink but is neither for a tunnel nor for anything this switch serves." "Harmless; the XDP program passes such frames to the host's kernel before they get here.";
+    PortUnknown "port_unknown" "The port is attached but the published tables do not know it yet." "Transient while a pod is being added; if it lasts, see `millrace show status`.";
+    PortDown "port_down" "The packet's output port has no queue on this node." "`millrace show ports`: the pod may be terminating.";
+    SourceMacSpoofed "source_mac_spoofed" "The pod sent from a MAC address that is not its own." "Pods may not change their MAC; macvlan inside a pod is not supported.";
+    SourceAddressSpoofed "source_address_spoofed" "The pod sent from an IP address that is not its own." "A container that adds addresses or forwards for others needs its own routes.";
+    TunnelSourceSpoofed "tunnel_source_spoofed" "The inner source address of a tunnelled packet does not belong to the node that sent it." "Routes may be converging; otherwise a node is compromised.";
+    MacNotOurs "mac_not_ours" "The frame's destination MAC is neither the gateway, a group address nor a station of this segment." "The pod has a stale neighbour entry; it heals by itself.";
+    VlanUnexpected "vlan_unexpected" "The frame's VLAN tag is not allowed on this port." "`millrace show ports` lists the VLANs of the port.";
+    EtherTypeUnsupported "ethertype_unsupported" "A routed segment carries only ARP, IPv4 and IPv6." "Use a bridged segment for other protocols.";
+    ArpNotForUs "arp_not_for_us" "The pod asked by ARP for an address that is not the gateway's." "Routed pods see no neighbours but the gateway; check the pod's routes.";
+    NeighbourSolicitationNotForUs "neighbour_solicitation_not_for_us" "The pod asked by ND for an address that is not the gateway's." "Duplicate address detection does this once; otherwise check the pod's routes.";
+    LinkScoped "link_scoped" "A link-local or multicast packet that no router forwards." "Harmless: router solicitations, MLD reports and the like.";
+    NoRoute "no_route" "No route covers the destination." "`millrace show routes`; is the destination pod's block claimed by a node?";
+    Unreachable "unreachable" "The route says unreachable." "An address inside a pod range that no pod holds.";
+    TimeExceeded "time_exceeded" "TTL or hop limit ran out here; the sender was told." "A traceroute, or a routing loop.";
+    PacketTooBig "packet_too_big" "The packet does not fit the next link and may not be fragmented; the sender was told." "Check the pods' MTU against the uplink's (`millrace show ports`).";
+    NeighbourUnresolved "neighbour_unresolved" "The next hop's MAC address is not known yet." "`millrace show neighbours`; is the other node up?";
+    SplitHorizon "split_horizon" "The frame would leave through the port or tunnel it came from." "Harmless on bridges; a loop if it grows.";
+    NoFloodTarget "no_flood_target" "A frame to be flooded found no other port in its segment." "Harmless when a segment has one member.";
+    Consumed "icmp_not_served" "An ICMP message to the gateway that asks for nothing the gateway answers." "Harmless.";
+    GatewayPort "gateway_port" "TCP, UDP or SCTP addressed to the gateway itself, which serves none." "The gateway is an address, not a host.";
+    IcmpErrorLimited "icmp_error_limited" "The packet was dropped and the ICMP error for it held back by the rate limit." "Look for a port scan or a routing loop.";
+    FramesExhausted "frames_exhausted" "No free frame was left in this worker's frame memory." "Raise `frame_memory` in the agent's configuration, or look for a blocked port.";
+    TransmitQueueFull "transmit_queue_full" "The output port did not take packets fast enough." "The pod or link is slower than its senders; `millrace show ports`.";
+    LaneFull "lane_full" "The lane to the worker that owns the output queue was full." "That worker is overloaded; `millrace show workers`.";
+    PortRefused "port_refused" "The kernel refused the packet at the output port." "`millrace show ports`: the interface may be down.";
+    Oversized "oversized" "The packet is longer than the output port can carry in any form." "Check the MTU of the output port.";
+}
+
+impl DropReason {
+    /// How many reasons there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// The reason with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<DropReason> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+}
+
+impl std::fmt::Display for DropReason {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found_again() {
+        for (number, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, number);
+            assert_eq!(DropReason::from_name(reason.name()), Some(*reason));
+            assert!(reason.sentence().ends_with('.') && reason.next_step().ends_with('.'), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Every fixed bound of the engine, with what it costs in memory.
+//!
+//! Nothing in the engine grows after start except the published tables, and those are bounded by the
+//! objects they are compiled from. A limit that is met makes a counter move and a packet drop with a
+//! reason; it never makes an allocation. `docs/limits.md` quotes this file.
+
+/// Packets taken from a port in one turn, and so the width of every stage.
+/// Measured: 64 gives the lowest cost per packet, 8 costs 2.7 times as much, 256 nothing less.
+pub const VECTOR_PACKETS: usize = 64;
+
+/// Bytes taken from a port in one turn; sixteen full GSO units, so that one TAP full of 64 KiB units
+/// does not hold the worker longer than a vector of small packets from another port would.
+pub const VECTOR_BYTES: usize = 1 << 20;
+
+/// Bytes of a head frame. Two to a page, and a legal AF_XDP chunk; a 1500-byte frame with the XDP
+/// headroom, the longest encapsulation and a QinQ header fits.
+pub const HEAD_FRAME_BYTES: usize = 2048;
+
+/// Bytes before the packet in a head frame that a port leaves free, so that the longest encapsulation
+/// (outer Ethernet 14, IPv6 40, UDP 8, VXLAN 8, two VLAN tags 8) can be written in place.
+pub const HEADROOM_BYTES: usize = 128;
+
+/// Headroom that the kernel leaves before a received AF_XDP frame (`XDP_PACKET_HEADROOM`, include/uapi/linux/bpf.h).
+pub const XDP_HEADROOM_BYTES: usize = 256;
+
+/// Bytes of a big buffer: what follows the head of a GSO unit read from a TAP.
+pub const BIG_BUFFER_BYTES: usize = 65536;
+
+/// Longest packet the switch carries, from the first byte of the outermost header: the kernel's IP
+/// total length limit plus an Ethernet header with two tags.
+pub const PACKET_BYTES: usize = 65535 + 14 + 8;
+
+/// Largest GSO unit a pod may build (`gso_max_size` of its interface), so that unit plus encapsulation
+/// stays below 64 KiB.
+pub const POD_GSO_BYTES: u32 = 61_500;
+
+/// Segments a packet may be chained from: 65,535 bytes joined from 1,398-byte payloads need 47.
+pub const CHAIN_SEGMENTS: usize = 64;
+
+/// Head frames of one worker by default: 64 MiB of frame memory.
+pub const HEAD_FRAMES: usize = 32_768;
+
+/// Big buffers of one worker by default: 16 MiB of frame memory.
+pub const BIG_BUFFERS: usize = 256;
+
+/// Ports of a switch. Port counters cost 64 B for each port and worker.
+pub const PORTS: usize = 1024;
+
+/// Worker threads of a switch.
+pub const WORKERS: usize = 16;
+
+/// IPv4 entries of one worker's flow cache: 64 B hot, 64 B cold and 6 B of tag each, 16 MiB by default.
+pub const FLOWS_IPV4: usize = 131_072;
+
+/// IPv6 entries of one worker's flow cache: 128 B hot, 64 B cold and 6 B of tag each, 12 MiB by default.
+pub const FLOWS_IPV6: usize = 65_536;
+
+/// Distinct rewrites (MAC pair and encapsulation) one worker can refer to from its flow cache; 128 B each, 1 MiB.
+pub const REWRITES: usize = 8_192;
+
+/// Flow-cache entries examined in one worker turn by the ageing hand.
+pub const AGEING_STEP: usize = 256;
+
+/// Flow-cache entries examined in one worker turn while a change set is being swept.
+/// A turn under load is about 64 packets long, so a full cache is swept in under 10 ms.
+pub const SWEEP_STEP: usize = 4_096;
+
+/// Packets that wait for room on one port of one worker; beyond it they drop with `transmit_queue_full`.
+pub const TRANSMIT_QUEUE_PACKETS: usize = 1_024;
+
+/// Packets in flight between two workers in one direction; beyond it they drop with `lane_full`.
+pub const LANE_PACKETS: usize = 1_024;
+
+/// Joins open at one time in one vector towards one port.
+pub const OPEN_JOINS: usize = 8;
+
+/// Learned MAC addresses over all segments; 32 B each.
+pub const MAC_TABLE_ENTRIES: usize = 65_536;
+
+/// Shards of the learned-MAC table: the chance that two workers on the slow path meet at one lock.
+pub const MAC_TABLE_SHARDS: usize = 64;
+
+/// Steps in the trail of one decision: two a stage at most.
+pub const TRAIL_STEPS: usize = 16;
+
+/// ICMP errors one worker originates each second, all causes together (RFC 1812 section 4.3.2.8 asks for a limit).
+pub const ICMP_ERRORS_PER_SECOND: u32 = 1_000;
+
+/// ICMP errors one worker may originate at once after a quiet second.
+pub const ICMP_ERRORS_BURST: u32 = 100;
+
+/// Changes of one publish that are swept one by one; a larger change set is indexed before the sweep.
+pub const CHANGES_LINEAR: usize = 8;
+
+/// Workers' command queues: port attachments and sweeps that wait to be taken up.
+pub const WORKER_COMMANDS: usize = 1_024;

@@ -1,0 +1,383 @@
+//! A packet: a head and a chain.
+//!
+//! ```text
+//!  head frame   [ headroom >= 128 | Ethernet .. L4 header, payload so far ]
+//!                                   ^ start        head_length
+//!  chain          -> [ next part ] -> [ next part ]      chained_length in all
+//! ```
+//! All headers lie contiguous in the head; a GSO unit from a TAP goes on in one big buffer, a unit joined from an
+//! uplink in the frames of its segments. A [`Packet`] is the right to all of these frames: it moves, it is never
+//! copied, and it ends by being sent or by [`FrameMemory::release`].
+//!
+//! `checksum` and `gso` say what a virtio-net header says (Linux `include/uapi/linux/virtio_net.h`).
+
+mod address;
+pub mod checksum;
+mod frame_memory;
+pub mod parse;
+pub mod wire;
+
+pub use address::Mac;
+pub use frame_memory::{Frame, FrameMemory, FrameMemoryLayout, Region};
+pub(crate) use frame_memory::Link;
+pub use parse::Headers;
+
+use crate::limits;
+
+/// A port's number: an index into the port table, stable while the port lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortIndex(pub u16);
+
+/// What the packet's layer-4 checksum field holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checksum {
+    /// The final checksum (correct or not), as on a wire.
+    #[default]
+    Complete,
+    /// The uncomplemented sum of the pseudo header; whoever sends the packet on a wire completes it over the bytes
+    /// from `start` to the packet's end and writes it at `start + offset`.
+    Partial {
+        /// First summed byte, counted from the start of the head *frame*, so that it survives encapsulation.
+        start: u16,
+        /// Where the checksum field lies behind `start`.
+        offset: u16,
+    },
+}
+
+/// Which protocol a GSO unit is cut by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GsoKind {
+    /// TCP over IPv4: segments get sequence numbers, IPv4 identifiers and the flags rule of TSO.
+    TcpIpv4,
+    /// TCP over IPv6.
+    TcpIpv6,
+    /// UDP over IPv4 or IPv6 (`UDP_SEGMENT`, virtio `GSO_UDP_L4`): datagrams of equal size.
+    Udp,
+}
+
+/// That the packet is a unit of several segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gso {
+    /// How to cut it.
+    pub kind: GsoKind,
+    /// Layer-4 payload bytes of each segment but the last; never zero.
+    pub size: u16,
+    /// Whether the unit carries CWR on its first segment only (`VIRTIO_NET_HDR_GSO_ECN`).
+    pub ecn: bool,
+}
+
+/// One packet and the right to its frames.
+#[derive(Debug)]
+#[must_use = "a packet that is dropped leaks its frames; send it or release it"]
+pub struct Packet {
+    head: Frame,
+    start: u16,
+    head_length: u16,
+    next: u32,
+    last: u32,
+    chained_length: u32,
+    /// Port the packet came in by.
+    pub ingress: PortIndex,
+    /// State of its layer-4 checksum.
+    pub checksum: Checksum,
+    /// Whether it is a unit of several segments.
+    pub gso: Option<Gso>,
+}
+
+impl Packet {
+    /// A packet whose bytes are those of `head` from `start`, `length` of them.
+    ///
+    /// # Panics
+    /// If the bytes lie outside a head frame: a programmer's mistake in a port.
+    pub fn new(head: Frame, start: usize, length: usize) -> Self {
+        assert!(start + length <= limits::HEAD_FRAME_BYTES, "packet outside its head frame");
+        Self {
+            head,
+            start: start as u16,
+            head_length: length as u16,
+            next: Link::END,
+            last: Link::END,
+            chained_length: 0,
+            ingress: PortIndex::default(),
+            checksum: Checksum::Complete,
+            gso: None,
+        }
+    }
+
+    /// Bytes in all.
+    #[inline]
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.head_length as usize + self.chained_length as usize
+    }
+
+    /// Bytes in the head.
+    #[inline]
+    #[must_use]
+    pub fn head_length(&self) -> usize {
+        self.head_length as usize
+    }
+
+    /// Free bytes before the packet.
+    #[inline]
+    #[must_use]
+    pub fn headroom(&self) -> usize {
+        self.start as usize
+    }
+
+    /// Whether the packet goes on behind its head.
+    #[inline]
+    #[must_use]
+    pub fn is_chained(&self) -> bool {
+        self.next != Link::END
+    }
+
+    /// Where the packet's first byte lies in its head frame; [`Checksum::Partial`] counts from the same zero.
+    #[inline]
+    #[must_use]
+    pub fn start(&self) -> usize {
+        self.start as usize
+    }
+
+    /// Makes room for `bytes` before the packet. False, and nothing changed, if the headroom is too small.
+    #[inline]
+    #[must_use]
+    pub fn prepend(&mut self, bytes: usize) -> bool {
+        if bytes > self.start as usize {
+            return false;
+        }
+        self.start -= bytes as u16;
+        self.head_length += bytes as u16;
+        true
+    }
+
+    /// Takes `bytes` off the front. False, and nothing changed, if the head is shorter.
+    #[inline]
+    #[must_use]
+    pub fn strip(&mut self, bytes: usize) -> bool {
+        if bytes > self.head_length as usize {
+            return false;
+        }
+        self.start += bytes as u16;
+        self.head_length -= bytes as u16;
+        true
+    }
+}
+
+impl FrameMemory {
+    /// The bytes of the packet's head.
+    #[inline]
+    #[must_use]
+    pub fn head<'a>(&'a self, packet: &'a Packet) -> &'a [u8] {
+        &self.bytes(&packet.head)[packet.start as usize..packet.start as usize + packet.head_length as usize]
+    }
+
+    /// The bytes of the packet's head, to write.
+    #[inline]
+    pub fn head_mut<'a>(&'a self, packet: &'a mut Packet) -> &'a mut [u8] {
+        let range = packet.start as usize..packet.start as usize + packet.head_length as usize;
+        &mut self.bytes_mut(&mut packet.head)[range]
+    }
+
+    /// The packet's parts in order: its head, then its chain.
+    pub fn parts<'a>(&'a self, packet: &'a Packet) -> Parts<'a> {
+        Parts { memory: self, packet, at: Part::Head }
+    }
+
+    /// Hangs `frame`'s bytes `offset..offset + length` behind the packet.
+    ///
+    /// # Panics
+    /// If the bytes lie outside the frame: a programmer's mistake in a port.
+    pub fn append(&mut self, packet: &mut Packet, frame: Frame, offset: usize, length: usize) {
+        assert!(offset + length <= self.bytes(&frame).len(), "segment outside its frame");
+        self.set_link(&frame, Link { next: Link::END, offset: offset as u32, length: length as u32 });
+        let index = frame.index();
+        if packet.next == Link::END {
+            packet.next = index;
+        } else {
+            self.set_next(packet.last, index);
+        }
+        packet.last = index;
+        packet.chained_length += length as u32;
+    }
+
+    /// Hangs all of `other` but its first `skip` head bytes behind `packet`: the join of two segments. The head
+    /// frame of `other` becomes a part of the chain; nothing is copied.
+    ///
+    /// # Panics
+    /// If `skip` is more than the head of `other`.
+    pub fn append_packet(&mut self, packet: &mut Packet, other: Packet, skip: usize) {
+        assert!(skip <= other.head_length as usize, "skip beyond the head");
+        let (next, last, chained) = (other.next, other.last, other.chained_length);
+        let (offset, length) = (other.start as usize + skip, other.head_length as usize - skip);
+        self.append(packet, other.head, offset, length);
+        if next != Link::END {
+            self.set_next(packet.last, next);
+            packet.last = last;
+            packet.chained_length += chained;
+        }
+    }
+
+    /// Frees the packet's frames.
+    #[inline]
+    pub fn release(&mut self, packet: Packet) {
+        if packet.next != Link::END {
+            self.release_chain(packet.next);
+        }
+        self.release_frame(packet.head);
+    }
+
+    fn release_chain(&mut self, first: u32) {
+        let mut index = first;
+        while index != Link::END {
+            let next = self.link(index).next;
+            let frame = self.linked(index);
+            self.release_frame(frame);
+            index = next;
+        }
+    }
+
+    /// Splits the packet into its head frame and, for a chain, the frames behind it with their ranges, handing
+    /// each to `take`: for a port that lends frames to the kernel one by one.
+    pub fn dismantle(&mut self, packet: Packet, mut take: impl FnMut(&mut Self, Frame, usize, usize)) {
+        let mut index = packet.next;
+        take(self, packet.head, packet.start as usize, packet.head_length as usize);
+        while index != Link::END {
+            let link = self.link(index);
+            let frame = self.linked(index);
+            take(self, frame, link.offset as usize, link.length as usize);
+            index = link.next;
+        }
+    }
+
+    /// A packet with a copy of `bytes`, laid out as a port would: head first, the rest in big buffers.
+    /// `None`, and nothing taken, if frames ran out or `bytes` is longer than [`limits::PACKET_BYTES`].
+    pub fn packet_from(&mut self, bytes: &[u8]) -> Option<Packet> {
+        if bytes.len() > limits::PACKET_BYTES {
+            return None;
+        }
+        let start = limits::XDP_HEADROOM_BYTES;
+        let (head_bytes, rest) = bytes.split_at(bytes.len().min(limits::HEAD_FRAME_BYTES - start));
+        let mut head = self.allocate_head()?;
+        self.bytes_mut(&mut head)[start..start + head_bytes.len()].copy_from_slice(head_bytes);
+        let mut packet = Packet::new(head, start, head_bytes.len());
+        for part in rest.chunks(limits::BIG_BUFFER_BYTES) {
+            let Some(mut big) = self.allocate_big() else {
+                self.release(packet);
+                return None;
+            };
+            self.bytes_mut(&mut big)[..part.len()].copy_from_slice(part);
+            self.append(&mut packet, big, 0, part.len());
+        }
+        Some(packet)
+    }
+
+    /// A second packet with the same bytes and metadata: for floods and mirrors.
+    /// `None`, and nothing taken, if frames ran out.
+    pub fn duplicate(&mut self, packet: &Packet) -> Option<Packet> {
+        let mut head = self.allocate_head()?;
+        let start = packet.start as usize;
+        let range = start..start + packet.head_length as usize;
+        self.bytes_mut(&mut head)[range.clone()].copy_from_slice(&self.bytes(&packet.head)[range.clone()]);
+        let mut copy = Packet::new(head, start, range.len());
+        (copy.ingress, copy.checksum, copy.gso) = (packet.ingress, packet.checksum, packet.gso);
+        let mut index = packet.next;
+        while index != Link::END {
+            let link = self.link(index);
+            let length = link.length as usize;
+            let fits_head = length <= limits::HEAD_FRAME_BYTES;
+            let taken = if fits_head { self.allocate_head() } else { self.allocate_big() };
+            let Some(mut target) = taken else {
+                self.release(copy);
+                return None;
+            };
+            let source = self.linked(index);
+            let from = link.offset as usize;
+            self.bytes_mut(&mut target)[..length].copy_from_slice(&self.bytes(&source)[from..from + length]);
+            self.append(&mut copy, target, 0, length);
+            index = link.next;
+        }
+        Some(copy)
+    }
+}
+
+enum Part {
+    Head,
+    Chain(u32),
+}
+
+/// Iterator over a packet's parts, see [`FrameMemory::parts`].
+pub struct Parts<'a> {
+    memory: &'a FrameMemory,
+    packet: &'a Packet,
+    at: Part,
+}
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        match self.at {
+            Part::Head => {
+                self.at = Part::Chain(self.packet.next);
+                Some(self.memory.head(self.packet))
+            }
+            Part::Chain(Link::END) => None,
+            Part::Chain(index) => {
+                let link = self.memory.link(index);
+                self.at = Part::Chain(link.next);
+                Some(self.memory.region().linked_bytes(self.packet, index, link))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> FrameMemory {
+        FrameMemory::new(FrameMemoryLayout { head_frames: 64, big_buffers: 4 }).expect("memory")
+    }
+
+    fn flat(memory: &FrameMemory, packet: &Packet) -> Vec<u8> {
+        memory.parts(packet).flatten().copied().collect()
+    }
+
+    #[test]
+    fn a_long_packet_keeps_its_bytes_through_copy_and_release() {
+        let mut memory = memory();
+        let bytes: Vec<u8> = (0..60_000u32).map(|number| (number % 251) as u8).collect();
+        let packet = memory.packet_from(&bytes).expect("packet");
+        let copy = memory.duplicate(&packet).expect("copy");
+        assert!(packet.is_chained() && flat(&memory, &packet) == bytes && flat(&memory, &copy) == bytes);
+        memory.release(packet);
+        assert!(flat(&memory, &copy) == bytes);
+        memory.release(copy);
+        assert_eq!((memory.free_heads(), memory.free_bigs()), (64, 4));
+    }
+
+    #[test]
+    fn joined_packets_read_as_one_and_free_all() {
+        let mut memory = memory();
+        let mut first = memory.packet_from(b"header-one").expect("packet");
+        for text in ["header-two", "header-three"] {
+            let other = memory.packet_from(text.as_bytes()).expect("packet");
+            memory.append_packet(&mut first, other, 7);
+        }
+        assert_eq!(flat(&memory, &first), b"header-onetwothree");
+        assert_eq!(first.length(), 18);
+        memory.release(first);
+        assert_eq!(memory.free_heads(), 64);
+    }
+
+    #[test]
+    fn exhaustion_takes_nothing() {
+        let mut memory = memory();
+        let held: Vec<_> = std::iter::from_fn(|| memory.packet_from(&[0; 3000])).collect();
+        assert_eq!((held.len(), memory.free_heads()), (4, 60));
+        for packet in held {
+            memory.release(packet);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! One file per protocol: where its fields lie and how to build one.
