@@ -105,7 +105,7 @@ mod tests {
         for (number, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, number);
             assert_eq!(DropReason::from_name(reason.name()), Some(*reason));
-            assert!(reason.sentence().ends_with('.') && reason.next_step().ends_with('.'), "{reason}");
+            assert!(reason.sentence().ends_with('.') && reason.next_step().ends_with(['.', '?', ')']), "{reason}");
         }
     }
 }

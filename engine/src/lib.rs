@@ -1,1 +1,12 @@
-//! The packet engine of Millrace.
+//! The packet engine of Millrace, in the order a packet meets it.
+//!
+//! The engine knows nothing of Kubernetes: it is given ports and compiled [`tables`], moves packets, and counts.
+//! Start reading at `worker/mod.rs`.
+
+pub mod clock;
+pub mod counters;
+pub mod drop_reason;
+pub mod limits;
+pub mod packet;
+pub mod port;
+pub mod tables;

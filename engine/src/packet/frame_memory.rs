@@ -308,7 +308,7 @@ impl FrameMemory {
 
     /// A frame whose right is stored as a number in a chain link of this memory. Only the chain's owner calls it.
     #[inline]
-    pub(in crate::packet) fn linked(&self, index: u32) -> Frame {
+    pub(super) fn linked(&self, index: u32) -> Frame {
         debug_assert!((index as usize) < self.links.len());
         Frame { index, region: self.region.number }
     }
@@ -320,13 +320,13 @@ impl FrameMemory {
     }
 
     /// First byte and length of the head frames: what is registered as UMEM.
-    pub(in crate::port) fn umem(&self) -> (*mut u8, usize) {
+    pub(crate) fn umem(&self) -> (*mut u8, usize) {
         (self.region.base.as_ptr(), self.region.layout.head_frames * HEAD_FRAME_BYTES)
     }
 
     /// Turns a head frame into the UMEM address the kernel knows it by; the kernel owns it from here.
     #[inline]
-    pub(in crate::port) fn lend(&mut self, frame: Frame) -> u64 {
+    pub(crate) fn lend(&mut self, frame: Frame) -> u64 {
         self.region.check(&frame);
         debug_assert!((frame.index as usize) < self.region.layout.head_frames);
         u64::from(frame.index) * HEAD_FRAME_BYTES as u64
@@ -335,7 +335,7 @@ impl FrameMemory {
     /// Takes back the head frame that holds UMEM address `address`, when the kernel returns it in a ring.
     /// `None` if the address lies outside the UMEM, which a sound kernel never returns.
     #[inline]
-    pub(in crate::port) fn reclaim(&mut self, address: u64) -> Option<Frame> {
+    pub(crate) fn reclaim(&mut self, address: u64) -> Option<Frame> {
         let index = u32::try_from(address / HEAD_FRAME_BYTES as u64).ok()?;
         ((index as usize) < self.region.layout.head_frames).then_some(Frame { index, region: self.region.number })
     }

@@ -18,8 +18,8 @@ pub mod parse;
 pub mod wire;
 
 pub use address::Mac;
-pub use frame_memory::{Frame, FrameMemory, FrameMemoryLayout, Region};
 pub(crate) use frame_memory::Link;
+pub use frame_memory::{Frame, FrameMemory, FrameMemoryLayout, Region};
 pub use parse::Headers;
 
 use crate::limits;

@@ -1,0 +1,2 @@
+//! What the control plane publishes.
+pub mod lookup;
