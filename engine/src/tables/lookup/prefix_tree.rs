@@ -127,6 +127,56 @@ impl<V: Clone> PrefixTree<V> {
     }
 }
 
+impl<V: PartialEq> PrefixTree<V> {
+    /// Calls `visit` with each prefix whose value differs: bits, length, value here, value in `other`. Parts that
+    /// both trees share are skipped without a look.
+    pub fn for_each_difference(&self, other: &Self, mut visit: impl FnMut(u128, u8, Option<&V>, Option<&V>)) {
+        differences(self.root.as_ref(), other.root.as_ref(), &mut visit);
+    }
+}
+
+fn differences<V: PartialEq>(
+    old: Option<&Arc<Node<V>>>,
+    new: Option<&Arc<Node<V>>>,
+    visit: &mut impl FnMut(u128, u8, Option<&V>, Option<&V>),
+) {
+    match (old, new) {
+        (None, None) => {}
+        (Some(_), None) => walk(old, &mut |bits, length, value| visit(bits, length, Some(value), None)),
+        (None, Some(_)) => walk(new, &mut |bits, length, value| visit(bits, length, None, Some(value))),
+        (Some(before), Some(after)) if Arc::ptr_eq(before, after) => {}
+        (Some(before), Some(after)) => {
+            let shorter = before.length.min(after.length);
+            let parted = (before.bits ^ after.bits) & mask(shorter) != 0;
+            if parted {
+                differences(old, None, visit);
+                differences(None, new, visit);
+            } else if before.length == after.length {
+                if before.value != after.value {
+                    visit(before.bits, before.length, before.value.as_ref(), after.value.as_ref());
+                }
+                for side in 0..2 {
+                    differences(before.children[side].as_ref(), after.children[side].as_ref(), visit);
+                }
+            } else if before.length < after.length {
+                if let Some(value) = &before.value {
+                    visit(before.bits, before.length, Some(value), None);
+                }
+                let towards = branch(after.bits, before.length);
+                differences(before.children[towards].as_ref(), new, visit);
+                differences(before.children[1 - towards].as_ref(), None, visit);
+            } else {
+                if let Some(value) = &after.value {
+                    visit(after.bits, after.length, None, Some(value));
+                }
+                let towards = branch(before.bits, after.length);
+                differences(old, after.children[towards].as_ref(), visit);
+                differences(None, after.children[1 - towards].as_ref(), visit);
+            }
+        }
+    }
+}
+
 fn walk<V>(link: Option<&Arc<Node<V>>>, visit: &mut impl FnMut(u128, u8, &V)) {
     let Some(node) = link else { return };
     if let Some(value) = &node.value {
@@ -216,6 +266,23 @@ mod tests {
                 let address = u128::from(probe) << 112 | 0x1234;
                 prop_assert_eq!(tree.longest(address).map(|(length, value)| (length, *value)), oracle(&entries, address));
             }
+            let mut changed = tree.clone();
+            let removed = entries.first().copied();
+            if let Some((bits, length, _)) = removed {
+                changed.remove(bits, length);
+            }
+            changed.insert(0x5a5a << 112, 16, 7);
+            let mut expected: Vec<_> = removed.iter().map(|(bits, length, _)| (*bits, *length)).collect();
+            if tree.get(0x5a5a << 112, 16) != Some(&7) || expected.contains(&(0x5a5a << 112, 16)) {
+                expected.push((0x5a5a << 112, 16));
+            }
+            expected.retain(|(bits, length)| tree.get(*bits, *length) != changed.get(*bits, *length));
+            expected.sort_unstable();
+            expected.dedup();
+            let mut found = Vec::new();
+            tree.for_each_difference(&changed, |bits, length, _, _| found.push((bits, length)));
+            found.sort_unstable();
+            prop_assert_eq!(found, expected);
             let mut reversed = PrefixTree::new();
             entries.iter().rev().for_each(|(bits, length, value)| { reversed.insert(*bits, *length, *value); });
             prop_assert_eq!(format!("{:?}", reversed), format!("{:?}", tree));

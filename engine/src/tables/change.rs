@@ -1,0 +1,103 @@
+//! What a publish changed, in the terms a cached decision depends on.
+//!
+//! Found by comparing two snapshots. Trees share what did not change, so the comparison costs what changed.
+//! Additions count like removals: a longer prefix changes where an address goes, a new peer may now send.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Route, Segment, SegmentIndex, SegmentKind, Snapshot};
+use crate::packet::PortIndex;
+
+/// One change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Change {
+    /// The port appeared, went, or is another one now: flows in by or out of it.
+    Port(PortIndex),
+    /// The segment appeared, went, or differs in more than routes: all its flows.
+    Segment(SegmentIndex),
+    /// A route for this prefix appeared, went or leads elsewhere: flows of the segment from or to these addresses.
+    Prefix(SegmentIndex, IpNet),
+    /// The peer appeared, went or is reached otherwise: flows through its tunnel, either way.
+    Peer(IpAddr),
+    /// Our own tunnel ends or the tunnel port changed: every flow through any tunnel.
+    Tunnels,
+}
+
+/// All changes of one publish.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ChangeSet {
+    /// Generation that the changes lead to.
+    pub generation: u64,
+    /// The changes, each once, sorted.
+    pub changes: Vec<Change>,
+}
+
+/// What `new` changed against `old`.
+#[must_use]
+pub fn changes(old: &Snapshot, new: &Snapshot) -> ChangeSet {
+    let mut changes = Vec::new();
+    ports(old, new, &mut changes);
+    segments(old, new, &mut changes);
+    tunnels(old, new, &mut changes);
+    changes.sort_unstable();
+    changes.dedup();
+    ChangeSet { generation: new.generation, changes }
+}
+
+fn ports(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
+    if old.ports.is_same(&new.ports) {
+        return;
+    }
+    let differs = |index: PortIndex| match (old.ports.get(index), new.ports.get(index)) {
+        (Some(before), Some(after)) => !std::sync::Arc::ptr_eq(before, after) && before != after,
+        (before, after) => before.is_some() != after.is_some(),
+    };
+    let known = old.ports.iter().chain(new.ports.iter()).map(|port| port.index);
+    changes.extend(known.filter(|index| differs(*index)).map(Change::Port));
+}
+
+fn segments(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
+    if old.segments.is_same(&new.segments) {
+        return;
+    }
+    for segment in old.segments.iter().chain(new.segments.iter()) {
+        match (old.segments.get(segment.index), new.segments.get(segment.index)) {
+            (Some(before), Some(after)) => segment_changes(before, after, changes),
+            _ => changes.push(Change::Segment(segment.index)),
+        }
+    }
+}
+
+fn segment_changes(before: &Segment, after: &Segment, changes: &mut Vec<Change>) {
+    if (before.vni, &before.name) != (after.vni, &after.name) {
+        changes.push(Change::Segment(after.index));
+        return;
+    }
+    match (&before.kind, &after.kind) {
+        (SegmentKind::Routed(old), SegmentKind::Routed(new)) => {
+            let frame = |routed: &super::RoutedSegment| (routed.gateway_mac, routed.tunnel_mac);
+            if frame(old) != frame(new) || old.gateway_addresses != new.gateway_addresses {
+                changes.push(Change::Segment(after.index));
+                return;
+            }
+            let mut push = |network: Option<IpNet>| changes.extend(network.map(|net| Change::Prefix(after.index, net)));
+            old.routes_ipv4.for_each_difference(&new.routes_ipv4, |bits, length, _: Option<&Route>, _| {
+                push(IpNet::new(IpAddr::V4(((bits >> 96) as u32).into()), length).ok());
+            });
+            old.routes_ipv6.for_each_difference(&new.routes_ipv6, |bits, length, _: Option<&Route>, _| {
+                push(IpNet::new(IpAddr::V6(bits.into()), length).ok());
+            });
+        }
+        (SegmentKind::Bridged(old), SegmentKind::Bridged(new)) if old == new => {}
+        _ => changes.push(Change::Segment(after.index)),
+    }
+}
+
+fn tunnels(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
+    if old.tunnels.udp_port != new.tunnels.udp_port || old.tunnels.local != new.tunnels.local {
+        changes.push(Change::Tunnels);
+    }
+    new.tunnels.for_each_changed_peer(&old.tunnels, |address| changes.push(Change::Peer(address)));
+}

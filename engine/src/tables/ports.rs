@@ -1,0 +1,110 @@
+//! What each port is: a routed pod, a member of bridged segments, or an uplink.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::SegmentIndex;
+use crate::packet::{Mac, PortIndex};
+
+/// One port as the tables see it. The queues that move its packets belong to the workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The port's number.
+    pub index: PortIndex,
+    /// Its name for people: `default/web-0` for a pod, the interface name for an uplink.
+    pub name: Arc<str>,
+    /// Longest network-layer packet its link carries, in bytes; GSO units count by their segments.
+    pub mtu: u32,
+    /// What it is for.
+    pub role: PortRole,
+}
+
+/// What a port is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortRole {
+    /// A pod in a routed segment.
+    Pod(PodPort),
+    /// A member of one or more bridged segments.
+    Bridged(BridgedPort),
+    /// The underlay: tunnels arrive and leave here.
+    Uplink(UplinkPort),
+}
+
+/// A pod in a routed segment: it may send from its own addresses only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodPort {
+    /// Segment the pod lives in.
+    pub segment: SegmentIndex,
+    /// The pod's MAC address.
+    pub mac: Mac,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A member of bridged segments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgedPort {
+    /// Segment of untagged frames, if they are allowed.
+    pub untagged: Option<SegmentIndex>,
+    /// Segments of tagged frames, by VLAN identifier, each identifier once.
+    pub tagged: Vec<VlanMember>,
+}
+
+/// That frames with this VLAN identifier belong to this segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanMember {
+    /// VLAN identifier, 1 to 4094 (IEEE 802.1Q section 9.6).
+    pub identifier: u16,
+    /// The segment.
+    pub segment: SegmentIndex,
+}
+
+/// The underlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkPort {
+    /// The interface's MAC address.
+    pub mac: Mac,
+}
+
+/// All ports, by number. A change copies one pointer for each port.
+#[derive(Clone, Debug, Default)]
+pub struct PortTable {
+    entries: Arc<Vec<Option<Arc<Port>>>>,
+}
+
+impl PortTable {
+    /// The port with this number.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: PortIndex) -> Option<&Arc<Port>> {
+        self.entries.get(index.0 as usize)?.as_ref()
+    }
+
+    /// Puts `port` at its number.
+    pub fn insert(&mut self, port: Port) {
+        let at = port.index.0 as usize;
+        let entries = Arc::make_mut(&mut self.entries);
+        if entries.len() <= at {
+            entries.resize(at + 1, None);
+        }
+        entries[at] = Some(Arc::new(port));
+    }
+
+    /// Takes the port with this number away.
+    pub fn remove(&mut self, index: PortIndex) {
+        if let Some(entry) = Arc::make_mut(&mut self.entries).get_mut(index.0 as usize) {
+            *entry = None;
+        }
+    }
+
+    /// All ports in order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Port>> {
+        self.entries.iter().flatten()
+    }
+
+    /// Whether this is the very table `other` is, without looking inside.
+    #[must_use]
+    pub fn is_same(&self, other: &PortTable) -> bool {
+        Arc::ptr_eq(&self.entries, &other.entries)
+    }
+}

@@ -1,0 +1,197 @@
+//! Segments: who shares a network. The segment is part of every key, so tenants may use the same addresses.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::lookup::PrefixTree;
+use crate::packet::{Mac, PortIndex};
+
+/// A segment's number on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SegmentIndex(pub u16);
+
+/// A VXLAN network identifier: 24 bits (RFC 7348 section 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// The identifier with this number; `None` beyond 24 bits.
+    #[must_use]
+    pub const fn new(number: u32) -> Option<Vni> {
+        if number < 1 << 24 { Some(Vni(number)) } else { None }
+    }
+
+    /// The number, below 2^24.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// One network.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Its number on this node.
+    pub index: SegmentIndex,
+    /// Its name for people.
+    pub name: Arc<str>,
+    /// The identifier its packets carry between nodes.
+    pub vni: Vni,
+    /// Routed or bridged.
+    pub kind: SegmentKind,
+}
+
+/// How packets find their way in a segment.
+#[derive(Clone, Debug)]
+pub enum SegmentKind {
+    /// By address: every member sees only the gateway.
+    Routed(RoutedSegment),
+    /// By MAC address, learned.
+    Bridged(BridgedSegment),
+}
+
+/// A segment that is routed: pods see one gateway, the switch.
+#[derive(Clone, Debug)]
+pub struct RoutedSegment {
+    /// MAC address the gateway answers with, the same on every port.
+    pub gateway_mac: Mac,
+    /// The gateway's addresses, at most one of each family in use.
+    pub gateway_addresses: Vec<IpAddr>,
+    /// MAC address of this node's end of the tunnel: inner source of what it sends, inner destination of what it gets.
+    pub tunnel_mac: Mac,
+    /// IPv4 routes, addresses left-aligned in 128 bits (see [`address_bits`]).
+    pub routes_ipv4: PrefixTree<Route>,
+    /// IPv6 routes.
+    pub routes_ipv6: PrefixTree<Route>,
+}
+
+/// A segment that is bridged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BridgedSegment {
+    /// Member ports, each with the VLAN identifier its frames leave with, if tagged.
+    pub members: Vec<(PortIndex, Option<u16>)>,
+    /// VTEP addresses of the nodes that have members too: floods are copied to each (head-end replication).
+    pub remotes: Vec<IpAddr>,
+}
+
+/// Where packets for a prefix go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The object this route comes from, for people: `pod default/web-0`, `block 10-1-0-64-26 of node b`.
+    pub name: Arc<str>,
+    /// Where to.
+    pub target: RouteTarget,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteTarget {
+    /// Out of a port of this node, to the station with this MAC address.
+    Port {
+        /// The port.
+        port: PortIndex,
+        /// The station's MAC address.
+        mac: Mac,
+    },
+    /// Through the tunnel to another node.
+    Tunnel {
+        /// VTEP address of the node.
+        peer: IpAddr,
+        /// Inner destination MAC: the VTEP device of that node.
+        mac: Mac,
+    },
+    /// Nowhere; the sender is told.
+    Unreachable,
+}
+
+impl RoutedSegment {
+    /// The longest prefix that covers `address`.
+    #[must_use]
+    pub fn route(&self, address: IpAddr) -> Option<(u8, &Route)> {
+        match address {
+            IpAddr::V4(_) => self.routes_ipv4.longest(address_bits(address)),
+            IpAddr::V6(_) => self.routes_ipv6.longest(address_bits(address)),
+        }
+    }
+
+    /// The routes of the family of `address`, to change.
+    pub fn routes_mut(&mut self, address: IpAddr) -> &mut PrefixTree<Route> {
+        match address {
+            IpAddr::V4(_) => &mut self.routes_ipv4,
+            IpAddr::V6(_) => &mut self.routes_ipv6,
+        }
+    }
+}
+
+/// An address as a key of a [`PrefixTree`]: IPv4 left-aligned, so that prefix lengths count from the first bit.
+#[must_use]
+pub fn address_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// All segments, by number; few, so a change copies one pointer for each.
+#[derive(Clone, Debug, Default)]
+pub struct SegmentTable {
+    entries: Arc<Vec<Option<Arc<Segment>>>>,
+    by_vni: Arc<Vec<(Vni, SegmentIndex)>>,
+}
+
+impl SegmentTable {
+    /// The segment with this number.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, index: SegmentIndex) -> Option<&Arc<Segment>> {
+        self.entries.get(index.0 as usize)?.as_ref()
+    }
+
+    /// The segment whose packets carry this identifier.
+    #[must_use]
+    pub fn by_vni(&self, vni: Vni) -> Option<SegmentIndex> {
+        let at = self.by_vni.binary_search_by_key(&vni, |(vni, _)| *vni).ok()?;
+        self.by_vni.get(at).map(|(_, index)| *index)
+    }
+
+    /// Puts `segment` at its number.
+    pub fn insert(&mut self, segment: Segment) {
+        let (index, vni) = (segment.index, segment.vni);
+        self.remove(index);
+        let entries = Arc::make_mut(&mut self.entries);
+        if entries.len() <= index.0 as usize {
+            entries.resize(index.0 as usize + 1, None);
+        }
+        entries[index.0 as usize] = Some(Arc::new(segment));
+        let by_vni = Arc::make_mut(&mut self.by_vni);
+        by_vni.push((vni, index));
+        by_vni.sort_unstable();
+    }
+
+    /// Takes the segment with this number away.
+    pub fn remove(&mut self, index: SegmentIndex) {
+        if self.get(index).is_none() {
+            return;
+        }
+        Arc::make_mut(&mut self.entries)[index.0 as usize] = None;
+        Arc::make_mut(&mut self.by_vni).retain(|(_, at)| *at != index);
+    }
+
+    /// All segments in order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.entries.iter().flatten()
+    }
+
+    /// Whether this is the very table `other` is, without looking inside.
+    #[must_use]
+    pub fn is_same(&self, other: &SegmentTable) -> bool {
+        Arc::ptr_eq(&self.entries, &other.entries)
+    }
+}
