@@ -6,7 +6,9 @@
 pub mod clock;
 pub mod counters;
 pub mod drop_reason;
+pub mod edit;
 pub mod limits;
 pub mod packet;
 pub mod port;
+pub mod slow_path;
 pub mod tables;

@@ -1,0 +1,261 @@
+//! What the slow path decides of a packet, and everything that follows from it.
+//!
+//! One [`Decision`] serves four readers: `apply` carries it out, the flow cache keeps its [`Forward`] and
+//! [`Dependencies`], `millrace trace` prints its [`Trail`], and tests compare it.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::drop_reason::DropReason;
+use crate::edit::{Rewrite, Translation};
+use crate::limits::TRAIL_STEPS;
+use crate::packet::{Mac, PortIndex};
+use crate::tables::{Change, SegmentIndex, Vni};
+
+/// The outcome of one walk through the slow path.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// What happens to the packet.
+    pub verdict: Verdict,
+    /// What the packet taught, to be written when the decision is carried out.
+    pub lesson: Option<Lesson>,
+    /// Each stage's reason, in order.
+    pub trail: Trail,
+    /// What the verdict rests on: when one of these changes, the flow is decided again.
+    pub dependencies: Dependencies,
+    /// Whether later packets of the flow may be served from the cache.
+    pub cacheable: bool,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It leaves by one port.
+    Forward(Forward),
+    /// Copies leave by every other member of its bridged segment, and through a tunnel to every remote.
+    Flood(Vec<Forward>),
+    /// It is answered out of the port it came by.
+    Reply(Reply),
+    /// It is dropped.
+    Drop(DropReason),
+    /// It is dropped and its sender told by an ICMP error.
+    Reject(DropReason, Rejection),
+}
+
+/// Where a packet leaves and as what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Output port.
+    pub egress: PortIndex,
+    /// What is done to it before.
+    pub rewrite: Rewrite,
+    /// New addresses, if any.
+    pub translation: Translation,
+}
+
+/// Answers the switch gives in place of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reply {
+    /// ARP: the gateway's MAC address (RFC 826).
+    Arp(Mac),
+    /// ND advertisement: the gateway's MAC address (RFC 4861 section 7.2.4).
+    NeighbourAdvertisement(Mac),
+    /// ICMP or ICMPv6 echo reply (RFC 792, RFC 4443 section 4.2).
+    Echo,
+}
+
+/// ICMP errors the switch owes the sender of a dropped packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// TTL or hop limit ran out (RFC 792, RFC 4443 section 3.3).
+    TimeExceeded,
+    /// Fragmentation Needed or Packet Too Big with the MTU to use (RFC 1191, RFC 4443 section 3.2).
+    TooBig {
+        /// Longest packet that fits, in bytes.
+        mtu: u32,
+    },
+    /// Network or host unreachable (RFC 792; RFC 4443 section 3.1 code 0).
+    NoRoute,
+}
+
+/// What a packet taught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lesson {
+    /// A station of a bridged segment lives behind this port or peer.
+    Station {
+        /// Segment.
+        segment: SegmentIndex,
+        /// Its MAC address.
+        mac: Mac,
+        /// Where.
+        location: Location,
+    },
+}
+
+/// Where a station of a bridged segment lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Location {
+    /// Behind a port of this node.
+    Port(PortIndex),
+    /// Behind the tunnel to a peer.
+    Peer(IpAddr),
+}
+
+/// What a verdict rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dependencies {
+    /// Port the packet came in by.
+    pub ingress: PortIndex,
+    /// Port it leaves by.
+    pub egress: PortIndex,
+    /// Segment it belongs to.
+    pub segment: SegmentIndex,
+    /// Source address that anti-spoofing looked up.
+    pub source: IpAddr,
+    /// Destination address that was routed, after translation.
+    pub destination: IpAddr,
+    /// Peer it came from.
+    pub ingress_peer: Option<IpAddr>,
+    /// Peer it goes to.
+    pub egress_peer: Option<IpAddr>,
+    /// Source MAC address, where a bridge decided.
+    pub source_mac: Mac,
+    /// Destination MAC address, where a bridge decided.
+    pub destination_mac: Mac,
+}
+
+impl Dependencies {
+    /// Whether `change` touches what this rests on.
+    #[must_use]
+    pub fn affected_by(&self, change: &Change) -> bool {
+        match change {
+            Change::Port(port) => *port == self.ingress || *port == self.egress,
+            Change::Segment(segment) => *segment == self.segment,
+            Change::Prefix(segment, network) => {
+                *segment == self.segment && (network.contains(&self.destination) || network.contains(&self.source))
+            }
+            Change::Peer(peer) => Some(*peer) == self.ingress_peer || Some(*peer) == self.egress_peer,
+            Change::Tunnels => self.ingress_peer.is_some() || self.egress_peer.is_some(),
+        }
+    }
+}
+
+/// The stages of the slow path, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// Which segment, and may the sender send this.
+    Admit,
+    /// Does the gateway answer it itself.
+    Reply,
+    /// Layer 2: where does this MAC address live.
+    Bridge,
+    /// Layer 3: which way to this address.
+    Route,
+    /// Which outer headers, and does it fit.
+    Encap,
+}
+
+impl Stage {
+    /// The stage's name as trace, docs and tests write it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Stage::Admit => "admit",
+            Stage::Reply => "reply",
+            Stage::Bridge => "bridge",
+            Stage::Route => "route",
+            Stage::Encap => "encap",
+        }
+    }
+}
+
+/// Why a stage did what it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Came in by this port into this segment.
+    Admitted(Arc<str>, Arc<str>),
+    /// Came out of the tunnel from this node into this segment.
+    AdmittedFrom(Arc<str>, Vni, Arc<str>),
+    /// Answered.
+    Answered(Reply),
+    /// The station lives behind this port or node.
+    Station(Mac, Arc<str>),
+    /// The station is unknown, or the frame is for a group: to this many others.
+    Flooded(usize),
+    /// The route with this prefix and name.
+    Routed(IpNet, Arc<str>),
+    /// Leaves by this port.
+    Leaves(Arc<str>),
+    /// Goes to this node in this VNI.
+    Encapsulated(Vni, Arc<str>),
+    /// Dropped.
+    Dropped(DropReason),
+    /// Dropped, and the sender told.
+    Rejected(DropReason, Rejection),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Admitted(port, segment) => write!(formatter, "{port} in segment {segment}"),
+            Reason::AdmittedFrom(peer, vni, segment) => {
+                write!(formatter, "from node {peer} by vni {vni} in segment {segment}")
+            }
+            Reason::Answered(Reply::Arp(mac)) => write!(formatter, "arp answered: gateway is {mac}"),
+            Reason::Answered(Reply::NeighbourAdvertisement(mac)) => write!(formatter, "nd answered: gateway is {mac}"),
+            Reason::Answered(Reply::Echo) => formatter.write_str("echo answered by the gateway"),
+            Reason::Station(mac, place) => write!(formatter, "{mac} is at {place}"),
+            Reason::Flooded(copies) => write!(formatter, "flood to {copies}"),
+            Reason::Routed(prefix, name) => write!(formatter, "{prefix} {name}"),
+            Reason::Leaves(port) => write!(formatter, "to {port}"),
+            Reason::Encapsulated(vni, peer) => write!(formatter, "vni {vni} to node {peer}"),
+            Reason::Dropped(reason) => write!(formatter, "drop {reason}"),
+            Reason::Rejected(reason, Rejection::TooBig { mtu }) => {
+                write!(formatter, "drop {reason}, sender told to use {mtu}")
+            }
+            Reason::Rejected(reason, _) => write!(formatter, "drop {reason}, sender told"),
+        }
+    }
+}
+
+/// One stage's reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The stage.
+    pub stage: Stage,
+    /// Its reason.
+    pub reason: Reason,
+}
+
+/// The reasons of a walk, in order; at most [`TRAIL_STEPS`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trail(Vec<Step>);
+
+impl Trail {
+    /// Adds a step; one beyond the bound is left out, which the stage list makes impossible.
+    pub fn push(&mut self, stage: Stage, reason: Reason) {
+        debug_assert!(self.0.len() < TRAIL_STEPS);
+        if self.0.len() < TRAIL_STEPS {
+            self.0.push(Step { stage, reason });
+        }
+    }
+
+    /// The steps in order.
+    #[must_use]
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Trail {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, step) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { " | " };
+            write!(formatter, "{separator}{} {}", step.stage.name(), step.reason)?;
+        }
+        Ok(())
+    }
+}
