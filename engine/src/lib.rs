@@ -10,3 +10,5 @@ pub mod limits;
 pub mod packet;
 pub mod port;
 pub mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
