@@ -44,9 +44,10 @@ drop_reasons! {
     UdpTruncated "udp_truncated" "The packet ends inside its UDP header, or the UDP length is illegal." "Capture on the port and look for a faulty sender.";
     SctpTruncated "sctp_truncated" "The packet ends inside its SCTP common header." "Capture on the port and look for a faulty sender.";
     IcmpTruncated "icmp_truncated" "The packet ends inside its ICMP header." "Capture on the port and look for a faulty sender.";
+    NeighbourDiscoveryMalformed "neighbour_discovery_malformed" "The ND message breaks a rule of RFC 4861: its length, its options, its addresses, or a hop limit below 255." "Look for an attack from beyond the link, or a faulty sender.";
     GsoMalformed "gso_malformed" "The offload metadata that came with the packet does not fit its headers." "The pod's kernel or a raw socket wrote a bad virtio-net header.";
     VxlanTruncated "vxlan_truncated" "The UDP packet for the VXLAN port ends inside the VXLAN header or the inner Ethernet header." "Find what else sends to the VXLAN port.";
-    VxlanFlags "vxlan_flags" "The VXLAN header has no valid VNI flag or sets reserved bits (RFC 7348 section 5)." "The peer speaks VXLAN-GPE or another protocol on this port.";
+    VxlanFlags "vxlan_flags" "The VXLAN header does not say that its VNI is valid (RFC 7348 section 5)." "The peer speaks VXLAN-GPE or another protocol on this port.";
     VxlanUnknownPeer "vxlan_unknown_peer" "A VXLAN frame came from an address that is no node of this cluster." "Check the Node objects' InternalIP; otherwise somebody injects frames.";
     VxlanUnknownVni "vxlan_unknown_vni" "The VNI belongs to no segment of this node." "Compare the VNI of the two nodes' configuration (`millrace show status`).";
     VxlanChecksum "vxlan_checksum" "The outer UDP checksum is present and wrong, or absent over IPv6." "Look for a faulty link; over IPv6 the peer must send a checksum.";

@@ -12,3 +12,5 @@ pub mod packet;
 pub mod port;
 pub mod slow_path;
 pub mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

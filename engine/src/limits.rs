@@ -37,6 +37,9 @@ pub const POD_GSO_BYTES: u32 = 61_500;
 /// Segments a packet may be chained from: 65,535 bytes joined from 1,398-byte payloads need 47.
 pub const CHAIN_SEGMENTS: usize = 64;
 
+/// IPv6 extension headers read before a packet is refused; real packets have one or two.
+pub const IPV6_EXTENSION_HEADERS: usize = 8;
+
 /// Head frames of one worker by default: 64 MiB of frame memory.
 pub const HEAD_FRAMES: usize = 32_768;
 

@@ -4,8 +4,12 @@
 //! verifies layer-4 checksums (a switch forwards them) but IPv4 header checksums are verified (RFC 1812 section
 //! 5.2.2). Runs on a worker for every packet; 64 B of result each.
 
+mod network;
+mod transport;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::wire::{self, ethernet, udp, vlan, vxlan};
 use crate::drop_reason::DropReason;
 
 /// What a frame carries behind its Ethernet header and tags.
@@ -146,6 +150,22 @@ impl Headers {
         self.address(&self.destination)
     }
 
+    /// The source of an IPv4 packet, in network order.
+    #[inline]
+    #[must_use]
+    pub fn source_ipv4(&self) -> [u8; 4] {
+        let [a, b, c, d, ..] = self.source;
+        [a, b, c, d]
+    }
+
+    /// The destination of an IPv4 packet, in network order.
+    #[inline]
+    #[must_use]
+    pub fn destination_ipv4(&self) -> [u8; 4] {
+        let [a, b, c, d, ..] = self.destination;
+        [a, b, c, d]
+    }
+
     fn address(&self, bytes: &[u8; 16]) -> IpAddr {
         if self.network == Network::Ipv6 {
             IpAddr::V6(Ipv6Addr::from(*bytes))
@@ -164,9 +184,73 @@ impl Headers {
 
 /// Reads the headers of the Ethernet frame whose contiguous head is `head` and whose full length is `length`.
 ///
+/// The two differ for chained packets; all headers must lie in the head. On success every offset of the result lies
+/// inside the head, in order, and `network_length` inside the packet.
+///
 /// # Errors
 /// The reason why the frame is malformed.
+#[inline]
 pub fn parse(head: &[u8], length: usize) -> Result<Headers, DropReason> {
-    let _ = (head, length);
-    Err(DropReason::EthernetTruncated)
+    let head = head.get(..length).unwrap_or(head);
+    let mut headers = Headers::EMPTY;
+    let Some(front) = head.first_chunk::<{ ethernet::HEADER_BYTES }>() else {
+        return Err(DropReason::EthernetTruncated);
+    };
+    headers.flags = u16::from(front[ethernet::DESTINATION] & 1) * flag::GROUP_MAC;
+    headers.ethertype = u16::from_be_bytes([front[ethernet::ETHERTYPE], front[ethernet::ETHERTYPE + 1]]);
+    headers.network_offset = ethernet::HEADER_BYTES as u16;
+    if matches!(headers.ethertype, ethertype::VLAN | ethertype::QINQ) {
+        tags(&mut headers, head)?;
+    }
+    match headers.ethertype {
+        ethertype::IPV4 => network::ipv4(&mut headers, head, length)?,
+        ethertype::IPV6 => network::ipv6(&mut headers, head, length)?,
+        ethertype::ARP => network::arp(&mut headers, head)?,
+        _ => network::other(&mut headers, length),
+    }
+    Ok(headers)
 }
+
+/// Reads the tags behind the addresses, up to two.
+#[cold]
+fn tags(headers: &mut Headers, head: &[u8]) -> Result<(), DropReason> {
+    while matches!(headers.ethertype, ethertype::VLAN | ethertype::QINQ) {
+        let Some(slot) = headers.vlan.get_mut(usize::from(headers.vlan_tags)) else {
+            return Err(DropReason::VlanTooDeep);
+        };
+        let at = usize::from(headers.network_offset);
+        let Some([a, b, c, d]) = wire::read_array(head, at) else { return Err(DropReason::EthernetTruncated) };
+        *slot = u16::from_be_bytes([a, b]);
+        headers.ethertype = u16::from_be_bytes([c, d]);
+        headers.vlan_tags += 1;
+        headers.network_offset += vlan::TAG_BYTES as u16;
+    }
+    Ok(())
+}
+
+/// Reads the VXLAN header of a UDP packet that was sent to a VXLAN port: the VNI, and the offset of the inner
+/// Ethernet header in `head`. `outer` is what [`parse`] said of `head`.
+///
+/// Reserved bits are ignored, as RFC 7348 section 5 asks of a receiver. A fragment is refused: tunnel endpoints do
+/// not fragment (section 4.3), and a piece of a frame cannot be switched.
+///
+/// # Errors
+/// Why this is no VXLAN packet.
+#[inline]
+pub fn parse_vxlan(head: &[u8], outer: &Headers) -> Result<(u32, usize), DropReason> {
+    if outer.protocol != protocol::UDP || outer.has(flag::FRAGMENT) {
+        return Err(DropReason::VxlanTruncated);
+    }
+    let datagram = head.get(usize::from(outer.transport_offset)..).unwrap_or_default();
+    let length = udp::length(datagram).map_or(0, usize::from);
+    let datagram = datagram.get(..length).unwrap_or(datagram);
+    let message = datagram.get(udp::HEADER_BYTES..).unwrap_or_default();
+    if message.len() < vxlan::HEADER_BYTES + ethernet::HEADER_BYTES {
+        return Err(DropReason::VxlanTruncated);
+    }
+    let vni = vxlan::read_vni(message).ok_or(DropReason::VxlanFlags)?;
+    Ok((vni, usize::from(outer.transport_offset) + udp::HEADER_BYTES + vxlan::HEADER_BYTES))
+}
+
+#[cfg(test)]
+mod tests;
