@@ -10,3 +10,4 @@ pub mod limits;
 pub mod packet;
 pub mod port;
 pub mod tables;
+pub mod transmit;

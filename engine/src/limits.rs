@@ -37,6 +37,11 @@ pub const POD_GSO_BYTES: u32 = 61_500;
 /// Segments a packet may be chained from: 65,535 bytes joined from 1,398-byte payloads need 47.
 pub const CHAIN_SEGMENTS: usize = 64;
 
+/// Segments cut from one GSO unit, and so the frames one packet may take at once. 64 KiB in segments of 536 bytes, the
+/// smallest TCP default, are 123. A pod's interface gets this as its `gso_max_segs`, so that its kernel builds no unit
+/// with more when a peer announces a tiny segment size; a unit with more is dropped.
+pub const SEGMENTS_PER_UNIT: usize = 128;
+
 /// Head frames of one worker by default: 64 MiB of frame memory.
 pub const HEAD_FRAMES: usize = 32_768;
 

@@ -384,7 +384,9 @@ mod tests {
         let mut memory = memory();
         let mut packet = memory.packet_from(&[7; 60]).expect("packet");
         let start = packet.start() as u16;
-        for (start, offset) in [(start - 1, 16), (start + 59, 0), (start + 20, 50), (start + 20, u16::MAX), (start + 50, 8)] {
+        for (start, offset) in
+            [(start - 1, 16), (start + 59, 0), (start + 20, 50), (start + 20, u16::MAX), (start + 50, 8)]
+        {
             packet.checksum = Checksum::Partial { start, offset };
             assert_eq!(complete(&mut memory, &mut packet), Err(DropReason::GsoMalformed));
             assert_eq!(memory.head(&packet), [7; 60]);
