@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 mod frames;
+pub mod joining;
 pub mod segmentation;
 
 /// Offsets into TCP, UDP and IP headers that segmentation and joining both write, and the TCP flags they know.
@@ -28,12 +29,18 @@ pub(crate) mod field {
     pub(crate) const IPV6_ADDRESSES: usize = 8;
     /// Bytes of an IPv6 header without extensions.
     pub(crate) const IPV6_BYTES: usize = 40;
+    /// Next header of an IPv6 header.
+    pub(crate) const IPV6_NEXT_HEADER: usize = 6;
     /// Sequence number of a TCP header.
     pub(crate) const TCP_SEQUENCE: usize = 4;
+    /// Acknowledgement number of a TCP header.
+    pub(crate) const TCP_ACKNOWLEDGEMENT: usize = 8;
     /// Data offset of a TCP header, in words, in the upper half of the byte.
     pub(crate) const TCP_DATA_OFFSET: usize = 12;
     /// Flags of a TCP header.
     pub(crate) const TCP_FLAGS: usize = 13;
+    /// Window of a TCP header.
+    pub(crate) const TCP_WINDOW: usize = 14;
     /// Checksum of a TCP header.
     pub(crate) const TCP_CHECKSUM: usize = 16;
     /// Bytes of a TCP header without options.
@@ -49,6 +56,8 @@ pub(crate) mod field {
     pub(crate) const FIN: u8 = 0x01;
     /// TCP PSH.
     pub(crate) const PSH: u8 = 0x08;
+    /// TCP ACK.
+    pub(crate) const ACK: u8 = 0x10;
     /// TCP CWR.
     pub(crate) const CWR: u8 = 0x80;
 

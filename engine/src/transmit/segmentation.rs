@@ -301,7 +301,7 @@ impl Unit {
     fn read_outer(head: &[u8], outer: OuterLayout, next: usize, transport: usize) -> Option<Network> {
         let (offset, udp) = (usize::from(outer.network_offset), usize::from(outer.udp_offset));
         // The checksum is derived from the inner one, whose words must lie as those of the outer one do.
-        if udp + field::UDP_BYTES > next || (transport - udp) % 2 != 0 {
+        if udp + field::UDP_BYTES > next || !(transport - udp).is_multiple_of(2) {
             return None;
         }
         let mut network = Network::read(head, offset, udp, outer.is_ipv6, protocol::UDP)?;

@@ -9,7 +9,7 @@ use crate::packet::{Checksum, FrameMemoryLayout, Gso, PortIndex};
 const ACK: u8 = 0x10;
 
 fn memory() -> FrameMemory {
-    FrameMemory::new(FrameMemoryLayout { head_frames: 512, big_buffers: 4 }).expect("memory")
+    FrameMemory::new(FrameMemoryLayout { head_frames: 480, big_buffers: 2 }).expect("memory")
 }
 
 fn whole(flags: u8, payload: Vec<u8>) -> Segment {
@@ -49,7 +49,7 @@ fn gso(shape: Shape, size: usize) -> Option<Gso> {
 }
 
 fn assert_all_free(memory: &FrameMemory) {
-    assert_eq!((memory.free_heads(), memory.free_bigs()), (512, 4));
+    assert_eq!((memory.free_heads(), memory.free_bigs()), (480, 2));
 }
 
 proptest! {
