@@ -14,3 +14,4 @@ pub mod slow_path;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod transmit;

@@ -39,6 +39,10 @@ pub const CHAIN_SEGMENTS: usize = 64;
 
 /// IPv6 extension headers read before a packet is refused; real packets have one or two.
 pub const IPV6_EXTENSION_HEADERS: usize = 8;
+/// Segments cut from one GSO unit, and so the frames one packet may take at once. 64 KiB in segments of 536 bytes, the
+/// smallest TCP default, are 123. A pod's interface gets this as its `gso_max_segs`, so that its kernel builds no unit
+/// with more when a peer announces a tiny segment size; a unit with more is dropped.
+pub const SEGMENTS_PER_UNIT: usize = 128;
 
 /// Head frames of one worker by default: 64 MiB of frame memory.
 pub const HEAD_FRAMES: usize = 32_768;

@@ -13,6 +13,8 @@
 
 mod address;
 pub mod checksum;
+pub mod copy_and_checksum;
+pub mod crc32c;
 mod frame_memory;
 pub mod parse;
 pub mod wire;

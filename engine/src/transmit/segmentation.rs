@@ -1,0 +1,386 @@
+//! Cuts a GSO unit into packets, for ports that cannot take the unit whole.
+//!
+//! Does what a NIC's TSO does (Linux `net/ipv4/tcp_offload.c`, `udp_offload.c`): the headers are repeated, sequence
+//! numbers and IPv4 identifiers advance, FIN and PSH stay on the last segment and CWR on the first, lengths and
+//! checksums are made anew. The unit may already carry the headers of a tunnel; they are repeated the same way.
+//! Payload is copied once, summed in the same pass. The outer UDP checksum is zero over IPv4 and real over IPv6, where
+//! it needs no second pass: a segment with a right checksum sums to the complement of its pseudo header.
+//!
+//! Bounds: [`limits::SEGMENTS_PER_UNIT`] segments, each within one head frame. All frames of a unit are taken before a
+//! byte is written, so a unit is cut whole or dropped whole. Cost: `benches/segmentation.rs`. Runs on workers.
+
+use super::field::{self, read16, read32, write16, write32};
+use crate::drop_reason::DropReason;
+use crate::limits;
+use crate::packet::checksum::{self, Accumulator};
+use crate::packet::copy_and_checksum::Kernel;
+use crate::packet::parse::protocol;
+use crate::packet::{FrameMemory, GsoKind, Headers, Packet};
+
+/// Where the headers of a tunnel lie that stand before the unit's own. Offsets count from the packet's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OuterLayout {
+    /// First byte of the outer IP header.
+    pub network_offset: u16,
+    /// First byte of the outer UDP header.
+    pub udp_offset: u16,
+    /// Whether the outer IP header is IPv6.
+    pub is_ipv6: bool,
+}
+
+/// Where the headers of a unit lie. Offsets count from the packet's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The tunnel's headers, if it is in one.
+    pub outer: Option<OuterLayout>,
+    /// First byte of the IP header that is segmented.
+    pub network_offset: u16,
+    /// First byte of the TCP or UDP header that is segmented.
+    pub transport_offset: u16,
+    /// First byte behind that header.
+    pub payload_offset: u16,
+}
+
+impl Layout {
+    /// The layout of a packet that was parsed and stands in no tunnel.
+    #[must_use]
+    pub fn plain(headers: &Headers) -> Self {
+        Self {
+            outer: None,
+            network_offset: headers.network_offset,
+            transport_offset: headers.transport_offset,
+            payload_offset: headers.payload_offset,
+        }
+    }
+
+    /// The same packet after `bytes` of tunnel headers were put before it.
+    #[must_use]
+    pub fn behind(self, outer: OuterLayout, bytes: u16) -> Self {
+        Self {
+            outer: Some(outer),
+            network_offset: self.network_offset.saturating_add(bytes),
+            transport_offset: self.transport_offset.saturating_add(bytes),
+            payload_offset: self.payload_offset.saturating_add(bytes),
+        }
+    }
+}
+
+/// Cuts units with the kernel chosen at start.
+#[derive(Clone, Copy, Debug)]
+pub struct Segmenter {
+    kernel: Kernel,
+}
+
+impl Segmenter {
+    /// A segmenter that copies and sums with `kernel`.
+    #[must_use]
+    pub fn new(kernel: Kernel) -> Self {
+        Self { kernel }
+    }
+
+    /// An empty list with room for the segments of any unit.
+    #[must_use]
+    pub fn segment_list() -> Vec<Packet> {
+        Vec::with_capacity(limits::SEGMENTS_PER_UNIT)
+    }
+
+    /// Cuts `packet` into segments with complete checksums, appended to `out`; returns how many. The unit's frames are
+    /// free afterwards, also after an error, when nothing was appended.
+    ///
+    /// Segments are as long as the sender's kernel chose. `frame_limit` is the longest frame the port takes, Ethernet
+    /// header included; that segments fit it is decided where the packet is routed (and answered with Too Big there),
+    /// here it is only made sure of. `out` never grows beyond its capacity, see [`Segmenter::segment_list`].
+    ///
+    /// # Errors
+    /// `GsoMalformed` if metadata, layout and headers disagree; `Oversized` if segments are longer than `frame_limit`
+    /// or a head frame, or more than [`limits::SEGMENTS_PER_UNIT`]; `TransmitQueueFull` if `out` has no room for them;
+    /// `FramesExhausted` if frames ran out.
+    pub fn cut(
+        &self,
+        memory: &mut FrameMemory,
+        packet: Packet,
+        layout: &Layout,
+        frame_limit: usize,
+        out: &mut Vec<Packet>,
+    ) -> Result<usize, DropReason> {
+        let result = self.cut_borrowed(memory, &packet, layout, frame_limit, out);
+        memory.release(packet);
+        result
+    }
+
+    fn cut_borrowed(
+        &self,
+        memory: &mut FrameMemory,
+        packet: &Packet,
+        layout: &Layout,
+        frame_limit: usize,
+        out: &mut Vec<Packet>,
+    ) -> Result<usize, DropReason> {
+        let unit = Unit::read(memory.head(packet), packet, layout).ok_or(DropReason::GsoMalformed)?;
+        let count = unit.payload.div_ceil(unit.size).max(1);
+        let longest = unit.payload_offset + unit.size.min(unit.payload);
+        let room = limits::HEAD_FRAME_BYTES - limits::HEADROOM_BYTES;
+        if count > limits::SEGMENTS_PER_UNIT || longest > frame_limit.min(room) {
+            return Err(DropReason::Oversized);
+        }
+        if out.capacity() - out.len() < count {
+            return Err(DropReason::TransmitQueueFull);
+        }
+        let first = out.len();
+        if !unit.take_frames(memory, packet, count, out) {
+            out.drain(first..).for_each(|segment| memory.release(segment));
+            return Err(DropReason::FramesExhausted);
+        }
+        self.fill(memory, packet, &unit, &mut out[first..]);
+        Ok(count)
+    }
+
+    /// Writes all segments, one pass over the unit's bytes.
+    fn fill(&self, memory: &FrameMemory, packet: &Packet, unit: &Unit, segments: &mut [Packet]) {
+        let mut parts = memory.parts(packet);
+        let Some((headers, rest)) = parts.next().and_then(|head| head.split_at_checked(unit.payload_offset)) else {
+            return;
+        };
+        let mut payload = Payload { parts, rest };
+        let last = segments.len().saturating_sub(1);
+        for (number, segment) in segments.iter_mut().enumerate() {
+            let bytes = memory.head_mut(segment);
+            let Some((own_headers, own_payload)) = bytes.split_at_mut_checked(unit.payload_offset) else { return };
+            own_headers.copy_from_slice(headers);
+            let sum = payload.copy(self.kernel, own_payload);
+            unit.write_headers(own_headers, own_payload.len(), number, number == last, sum);
+        }
+    }
+}
+
+/// The payload of a unit that is still to be copied.
+struct Payload<'a> {
+    parts: crate::packet::Parts<'a>,
+    rest: &'a [u8],
+}
+
+impl Payload<'_> {
+    /// Fills `target` with the next bytes and returns their sum.
+    #[inline]
+    fn copy(&mut self, kernel: Kernel, target: &mut [u8]) -> u32 {
+        if let Some((now, later)) = self.rest.split_at_checked(target.len()) {
+            self.rest = later;
+            return kernel.copy_and_sum(target, now);
+        }
+        self.copy_across_parts(kernel, target)
+    }
+
+    fn copy_across_parts(&mut self, kernel: Kernel, mut target: &mut [u8]) -> u32 {
+        let mut total = Accumulator::default();
+        while !target.is_empty() {
+            if self.rest.is_empty() {
+                let Some(part) = self.parts.next() else { break };
+                self.rest = part;
+                continue;
+            }
+            let length = target.len().min(self.rest.len());
+            let (now, later) = self.rest.split_at(length);
+            let (front, back) = target.split_at_mut(length);
+            total.add(kernel.copy_and_sum(front, now), length);
+            (self.rest, target) = (later, back);
+        }
+        total.sum()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Tcp { sequence: u32 },
+    Udp,
+}
+
+/// An IP header that is repeated: where it lies and what its segments have in common.
+#[derive(Clone, Copy, Debug)]
+struct Network {
+    offset: usize,
+    /// First byte behind the IP header, its extensions included.
+    end: usize,
+    is_ipv6: bool,
+    /// The first segment's identification; `None` where all segments keep what the header says.
+    identification: Option<u16>,
+    /// Sum of the pseudo header with a length of zero.
+    pseudo: u32,
+}
+
+impl Network {
+    /// `None` if the header is not the IP version it should be, or not all there.
+    fn read(head: &[u8], offset: usize, end: usize, is_ipv6: bool, protocol: u8) -> Option<Self> {
+        let header = head.get(offset..end)?;
+        let first = *header.first()?;
+        if is_ipv6 {
+            let (source, destination) = header.get(field::IPV6_ADDRESSES..field::IPV6_BYTES)?.split_at(16);
+            let pseudo = checksum::pseudo_header_v6(source.first_chunk()?, destination.first_chunk()?, protocol, 0);
+            return (first >> 4 == 6).then_some(Self { offset, end, is_ipv6, identification: None, pseudo });
+        }
+        let (source, destination) = header.get(field::IPV4_ADDRESSES..field::IPV4_BYTES)?.split_at(4);
+        let pseudo = checksum::pseudo_header_v4(*source.first_chunk()?, *destination.first_chunk()?, protocol, 0);
+        let identification = Some(read16(header, field::IPV4_IDENTIFICATION));
+        let sound = first >> 4 == 4 && usize::from(first & 15) * 4 == header.len();
+        sound.then_some(Self { offset, end, is_ipv6, identification, pseudo })
+    }
+
+    /// Writes length, identification and header checksum of segment `number`, which ends at `packet_end`.
+    #[inline]
+    fn write(&self, headers: &mut [u8], packet_end: usize, number: usize) {
+        let Some(header) = headers.get_mut(self.offset..self.end) else { return };
+        let length = packet_end - self.offset;
+        if self.is_ipv6 {
+            return write16(header, field::IPV6_LENGTH, (length - field::IPV6_BYTES) as u16);
+        }
+        write16(header, field::IPV4_LENGTH, length as u16);
+        if let Some(first) = self.identification {
+            write16(header, field::IPV4_IDENTIFICATION, first.wrapping_add(number as u16));
+        }
+        write16(header, field::IPV4_CHECKSUM, 0);
+        let sum = checksum::sum(header);
+        write16(header, field::IPV4_CHECKSUM, checksum::finish(sum));
+    }
+
+    /// Sum of the pseudo header of a layer-4 packet of `length` bytes, which is below 64 KiB.
+    #[inline]
+    fn pseudo(&self, length: usize) -> u32 {
+        self.pseudo + length as u32
+    }
+}
+
+/// A validated unit: every offset lies inside the head, in order.
+struct Unit {
+    outer: Option<Network>,
+    network: Network,
+    transport: Transport,
+    payload_offset: usize,
+    payload: usize,
+    size: usize,
+}
+
+impl Unit {
+    /// `None` if metadata, layout and headers disagree.
+    fn read(head: &[u8], packet: &Packet, layout: &Layout) -> Option<Self> {
+        let gso = packet.gso.filter(|gso| gso.size != 0)?;
+        let (start, end) = (usize::from(layout.transport_offset), usize::from(layout.payload_offset));
+        let transport_header = head.get(start..end)?;
+        let (transport, number) = Self::read_transport(transport_header, gso.kind)?;
+        let offset = usize::from(layout.network_offset);
+        let is_ipv6 = match gso.kind {
+            GsoKind::TcpIpv4 => false,
+            GsoKind::TcpIpv6 => true,
+            GsoKind::Udp => head.get(offset)? >> 4 == 6,
+        };
+        let network = Network::read(head, offset, start, is_ipv6, number)?;
+        let said = match is_ipv6 {
+            true => usize::from(read16(head, offset + field::IPV6_LENGTH)) + field::IPV6_BYTES,
+            false => usize::from(read16(head, offset + field::IPV4_LENGTH)),
+        };
+        let payload = packet.length().checked_sub(end)?;
+        let outer = match layout.outer {
+            None => None,
+            Some(outer) => Some(Self::read_outer(head, outer, offset, start)?),
+        };
+        let sound = said == packet.length() - offset;
+        sound.then_some(Self { outer, network, transport, payload_offset: end, payload, size: usize::from(gso.size) })
+    }
+
+    fn read_transport(header: &[u8], kind: GsoKind) -> Option<(Transport, u8)> {
+        match kind {
+            GsoKind::TcpIpv4 | GsoKind::TcpIpv6 => {
+                let length = usize::from(header.get(field::TCP_DATA_OFFSET)? >> 4) * 4;
+                let sound = length >= field::TCP_BYTES && length == header.len();
+                let sequence = read32(header, field::TCP_SEQUENCE);
+                sound.then_some((Transport::Tcp { sequence }, protocol::TCP))
+            }
+            GsoKind::Udp => (header.len() == field::UDP_BYTES).then_some((Transport::Udp, protocol::UDP)),
+        }
+    }
+
+    /// The tunnel's headers; `next` and `transport` are where the inner network and layer-4 headers begin.
+    fn read_outer(head: &[u8], outer: OuterLayout, next: usize, transport: usize) -> Option<Network> {
+        let (offset, udp) = (usize::from(outer.network_offset), usize::from(outer.udp_offset));
+        // The checksum is derived from the inner one, whose words must lie as those of the outer one do.
+        if udp + field::UDP_BYTES > next || !(transport - udp).is_multiple_of(2) {
+            return None;
+        }
+        let mut network = Network::read(head, offset, udp, outer.is_ipv6, protocol::UDP)?;
+        let may_fragment = head.get(offset + field::IPV4_FRAGMENT)? & field::DONT_FRAGMENT == 0;
+        network.identification = network.identification.filter(|_| may_fragment);
+        Some(network)
+    }
+
+    /// Appends `count` packets of the right lengths, not yet filled. False if frames ran out.
+    fn take_frames(&self, memory: &mut FrameMemory, packet: &Packet, count: usize, out: &mut Vec<Packet>) -> bool {
+        for number in 0..count {
+            let Some(frame) = memory.allocate_head() else { return false };
+            let payload = self.payload.saturating_sub(number * self.size).min(self.size);
+            let mut segment = Packet::new(frame, limits::HEADROOM_BYTES, self.payload_offset + payload);
+            segment.ingress = packet.ingress;
+            out.push(segment);
+        }
+        true
+    }
+
+    /// Turns the unit's headers into those of segment `number`, whose payload is `payload` bytes with the sum `sum`.
+    #[inline]
+    fn write_headers(&self, headers: &mut [u8], payload: usize, number: usize, is_last: bool, sum: u32) {
+        let end = self.payload_offset + payload;
+        let pseudo = self.network.pseudo(end - self.network.end);
+        self.network.write(headers, end, number);
+        if let Some(header) = headers.get_mut(self.network.end..) {
+            match self.transport {
+                Transport::Tcp { sequence } => {
+                    let advanced = sequence.wrapping_add((number * self.size) as u32);
+                    write_tcp(header, advanced, number == 0, is_last, pseudo + sum);
+                }
+                Transport::Udp => write_udp(header, payload, pseudo + sum),
+            }
+        }
+        if let Some(outer) = &self.outer {
+            self.write_outer(outer, headers, end, number, pseudo);
+        }
+    }
+
+    /// `inner_pseudo` is the sum of the segment's own pseudo header.
+    #[inline]
+    fn write_outer(&self, outer: &Network, headers: &mut [u8], end: usize, number: usize, inner_pseudo: u32) {
+        outer.write(headers, end, number);
+        let Some(tunnel) = headers.get_mut(outer.end..self.network.end) else { return };
+        let length = end - outer.end;
+        write16(tunnel, field::UDP_LENGTH, length as u16);
+        write16(tunnel, field::UDP_CHECKSUM, 0);
+        if outer.is_ipv6 {
+            let inner = u32::from(checksum::finish(inner_pseudo));
+            let sum = outer.pseudo(length) + checksum::sum(tunnel) + inner;
+            write16(tunnel, field::UDP_CHECKSUM, checksum::finish_udp(sum));
+        }
+    }
+}
+
+/// `sum` is that of pseudo header and payload.
+#[inline]
+fn write_tcp(header: &mut [u8], sequence: u32, is_first: bool, is_last: bool, sum: u32) {
+    write32(header, field::TCP_SEQUENCE, sequence);
+    if let Some(flags) = header.get_mut(field::TCP_FLAGS) {
+        let on_first = if is_first { 0 } else { field::CWR };
+        let on_last = if is_last { 0 } else { field::FIN | field::PSH };
+        *flags &= !(on_first | on_last);
+    }
+    write16(header, field::TCP_CHECKSUM, 0);
+    let sum = sum + checksum::sum(header);
+    write16(header, field::TCP_CHECKSUM, checksum::finish(sum));
+}
+
+/// `sum` is that of pseudo header and payload.
+#[inline]
+fn write_udp(header: &mut [u8], payload: usize, sum: u32) {
+    write16(header, field::UDP_LENGTH, (payload + field::UDP_BYTES) as u16);
+    write16(header, field::UDP_CHECKSUM, 0);
+    let sum = sum + checksum::sum(header);
+    write16(header, field::UDP_CHECKSUM, checksum::finish_udp(sum));
+}
+
+#[cfg(test)]
+#[path = "segmentation_tests.rs"]
+mod tests;
