@@ -1,1 +1,3 @@
 //! The control plane of Millrace.
+
+pub mod kernel;

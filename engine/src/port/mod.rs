@@ -6,6 +6,7 @@
 
 pub mod af_xdp;
 pub mod memory;
+pub mod namespace;
 pub mod pcap;
 pub mod tap;
 

@@ -1,0 +1,189 @@
+//! Real TAPs, namespaces and netlink: pods talk, TAPs survive their agent, flows keep their queue, and the kernel's
+//! own links do what they are told. Needs root; otherwise each test says so and ends.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use millrace_control::kernel::{KernelError, Link, Netlink};
+use millrace_engine::limits;
+use millrace_engine::port::namespace::NamespaceHandle;
+use millrace_engine::port::tap::{TapDevice, TapError};
+use support::Pod;
+use support::forwarder::Forwarder;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+fn udp(pod: &Pod, address: IpAddr) -> UdpSocket {
+    let socket = pod.inside(|| UdpSocket::bind((address, 0))).expect("socket");
+    socket.set_read_timeout(Some(TIMEOUT)).expect("timeout");
+    socket
+}
+
+fn ping_pong(pods: &[Pod; 2], version: usize, rounds: u32) {
+    let [client, server] = [0, 1].map(|pod| udp(&pods[pod], pods[pod].addresses[version]));
+    let target = server.local_addr().expect("address");
+    for round in 0..rounds {
+        let mut buffer = [0; 64];
+        client.send_to(&round.to_be_bytes(), target).expect("request");
+        let (length, from) = server.recv_from(&mut buffer).expect("request arrives");
+        server.send_to(&buffer[..length], from).expect("reply");
+        let (length, _) = client.recv_from(&mut buffer).expect("reply arrives");
+        assert_eq!(buffer[..length], round.to_be_bytes());
+    }
+}
+
+/// Sends `bytes` bytes from the first pod to the second and compares what arrives.
+fn tcp_stream(pods: &[Pod; 2], version: usize, bytes: usize) {
+    let address = pods[1].addresses[version];
+    let listener = pods[1].inside(|| TcpListener::bind((address, 0))).expect("listener");
+    let target: SocketAddr = listener.local_addr().expect("address");
+    let mut client = pods[0].inside(|| TcpStream::connect_timeout(&target, TIMEOUT)).expect("connection");
+    let (mut server, _) = listener.accept().expect("accepted");
+    server.set_read_timeout(Some(TIMEOUT)).expect("timeout");
+    let data: Vec<u8> = (0..bytes).map(|number| (number % 251) as u8).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            client.write_all(&data).expect("sent");
+            client.shutdown(std::net::Shutdown::Write).expect("shut down");
+        });
+        let mut received = Vec::with_capacity(bytes);
+        server.read_to_end(&mut received).expect("received");
+        assert!(received == data, "{} of {} bytes, or changed ones", received.len(), data.len());
+    });
+}
+
+fn two_pods(queues: usize) -> ([Pod; 2], [TapDevice; 2]) {
+    let (first, first_device) = Pod::create(1, queues);
+    let (second, second_device) = Pod::create(2, queues);
+    ([first, second], [first_device, second_device])
+}
+
+fn forward(pods: &[Pod; 2], devices: [TapDevice; 2]) -> Forwarder {
+    Forwarder::start(devices, [pods[0].mac, pods[1].mac], None)
+}
+
+fn eth0(pod: &Pod) -> Link {
+    Netlink::open_in(pod.handle()).expect("netlink").existing_link("eth0").expect("eth0")
+}
+
+#[test]
+fn pods_talk_over_both_ip_versions_in_whole_units() {
+    if !support::can_run() {
+        return;
+    }
+    let (pods, devices) = two_pods(1);
+    let path = pods[0].handle().path().to_owned();
+    let forwarder = forward(&pods, devices);
+    for version in 0..2 {
+        ping_pong(&pods, version, 50);
+        tcp_stream(&pods, version, 8 << 20);
+    }
+    let crossed = forwarder.stop();
+    assert!(crossed.units[0] > 0 && crossed.units[1] > 0, "units {:?}", crossed.units);
+    assert!(crossed.partial > 0);
+    assert!(crossed.longest > 20_000, "longest {}", crossed.longest);
+    assert!(crossed.longest <= limits::POD_GSO_BYTES as usize + 14, "longest {}", crossed.longest);
+    drop(pods);
+    assert!(!path.exists(), "{} is left behind", path.display());
+}
+
+#[test]
+fn a_tap_survives_its_agent_and_is_taken_up_again() {
+    if !support::can_run() {
+        return;
+    }
+    let (pods, devices) = two_pods(2);
+    let forwarder = forward(&pods, devices);
+    ping_pong(&pods, 0, 3);
+    let before = eth0(&pods[0]);
+    assert!(before.carrier && before.kind.as_deref() == Some("tun"), "{before:?}");
+    forwarder.stop();
+
+    // The agent is dead: no carrier, but device, addresses and routes are there.
+    let without = eth0(&pods[0]);
+    assert_eq!(Link { carrier: true, operational: true, ..without.clone() }, before);
+    assert!(!without.carrier);
+    let mut netlink = Netlink::open_in(pods[0].handle()).expect("netlink");
+    let addresses = netlink.addresses("eth0").expect("addresses");
+    assert!(pods[0].addresses.iter().all(|address| addresses.contains(&(*address).into())), "{addresses:?}");
+    assert_eq!(netlink.own_routes().expect("routes").len(), 4);
+
+    let taken = TapDevice::create_in_namespace(pods[0].handle(), "eth0", 2);
+    assert!(matches!(taken, Err(TapError::Exists(_))), "{taken:?}");
+    let wrong = NamespaceHandle::recorded(pods[0].handle().path(), pods[0].handle().inode() + 1);
+    assert!(matches!(TapDevice::attach_in_namespace(&wrong, "eth0", 2), Err(TapError::Namespace { .. })));
+    assert!(matches!(TapDevice::attach_in_namespace(pods[0].handle(), "eth1", 2), Err(TapError::Absent(_))));
+
+    let devices = [0, 1].map(|pod| TapDevice::attach_in_namespace(pods[pod].handle(), "eth0", 2).expect("attached"));
+    assert_eq!(devices[0].index(), before.index);
+    let forwarder = forward(&pods, devices);
+    for version in 0..2 {
+        ping_pong(&pods, version, 3);
+        tcp_stream(&pods, version, 1 << 20);
+    }
+    assert!(forwarder.stop().longest > 1514);
+    assert_eq!(Link { carrier: true, operational: true, ..eth0(&pods[0]) }, before);
+    pods[0].configure(); // setting it up again is allowed and harmless
+}
+
+#[test]
+fn removing_takes_the_device_at_once_or_with_its_last_queue() {
+    if !support::can_run() {
+        return;
+    }
+    let (pod, device) = Pod::create(1, 2);
+    let exists = || TapDevice::exists(pod.handle(), "eth0").expect("asked").is_some();
+    assert!(TapDevice::remove_in_namespace(pod.handle(), "eth0").expect("removed"));
+    assert!(exists(), "a queue is still open");
+    drop(device);
+    assert!(!exists());
+    assert!(!TapDevice::remove_in_namespace(pod.handle(), "eth0").expect("nothing to remove"));
+
+    let again = TapDevice::open_in_namespace(pod.handle(), "eth0", 1).expect("made again");
+    again.remove().expect("removed");
+    assert!(!exists());
+
+    let refused = TapDevice::open_in_namespace(pod.handle(), "lo", 1);
+    assert!(matches!(refused, Err(TapError::System { .. })), "{refused:?}");
+}
+
+#[test]
+fn both_directions_of_a_flow_meet_one_queue_and_flows_spread() {
+    if !support::can_run() {
+        return;
+    }
+    let (pods, devices) = two_pods(2);
+    let forwarder = forward(&pods, devices);
+    for _ in 0..40 {
+        ping_pong(&pods, 0, 3);
+    }
+    let crossed = forwarder.stop();
+    assert_eq!(crossed.queues.len(), 40);
+    let mut flows_of = [0; 2];
+    for (flow, sides) in &crossed.queues {
+        assert_eq!([sides[0].len(), sides[1].len()], [3, 3], "{flow:?}");
+        let queue = sides[0][0];
+        assert!(sides.iter().flatten().all(|other| *other == queue), "flow {flow:?} moved: {sides:?}");
+        flows_of[queue] += 1;
+    }
+    assert!(flows_of.iter().all(|flows| *flows >= 8), "{flows_of:?}");
+}
+
+#[test]
+fn errors_name_what_was_attempted() {
+    if !support::can_run() {
+        return;
+    }
+    let (pod, _device) = Pod::create(1, 1);
+    let mut netlink = Netlink::open_in(pod.handle()).expect("netlink");
+    let absent = netlink.add_address("eth7", IpAddr::V4(Ipv4Addr::LOCALHOST).into()).expect_err("no such link");
+    assert_eq!(absent.to_string(), "there is no network interface eth7");
+    let refused = netlink.create_veth(("eth0", None), ("eth8", None)).expect_err("name is taken");
+    assert!(refused.is_present(), "{refused}");
+    assert!(refused.to_string().starts_with("cannot create veth pair eth0 and eth8: File exists"), "{refused}");
+    assert!(matches!(refused, KernelError::Refused { .. }));
+    assert!(!netlink.delete_link("eth7").expect("nothing to delete"));
+}

@@ -1,0 +1,141 @@
+//! Two TAPs, one thread: what comes out of one goes into the other, addressed to its pod.
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use millrace_engine::counters::WorkerCounters;
+use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, GsoKind, Mac, Packet, PortIndex};
+use millrace_engine::port::PortQueue;
+use millrace_engine::port::tap::{TapDevice, TapQueue};
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::GATEWAY;
+
+const LAYOUT: FrameMemoryLayout = FrameMemoryLayout { head_frames: 4096, big_buffers: 128 };
+
+/// What crossed.
+#[derive(Default)]
+pub struct Crossed {
+    /// Longest packet in bytes.
+    pub longest: usize,
+    /// Units of segments, by kind: TCP over IPv4, TCP over IPv6, UDP.
+    pub units: [u64; 3],
+    /// Packets whose checksum was partial.
+    pub partial: u64,
+    /// For each UDP flow over IPv4 (lower and higher port), the queues its packets came out of, by side.
+    pub queues: HashMap<(u16, u16), [Vec<usize>; 2]>,
+    /// Packets in all.
+    pub packets: u64,
+}
+
+/// A running forwarder.
+pub struct Forwarder {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Crossed>,
+}
+
+impl Forwarder {
+    /// Connects the two devices; `macs` are those of the pods behind them. With `core`, polls without sleeping there.
+    pub fn start(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>) -> Forwarder {
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || run(devices, macs, core, &until));
+        Forwarder { stop, thread }
+    }
+
+    /// Ends it, closes the queues and returns what crossed.
+    pub fn stop(self) -> Crossed {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("forwarder")
+    }
+}
+
+fn run(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>, until: &AtomicBool) -> Crossed {
+    if let Some(core) = core {
+        pin(core);
+    }
+    let mut memory = FrameMemory::new(LAYOUT).expect("memory");
+    let counters = WorkerCounters::default();
+    let mut number = 0;
+    let mut sides = devices.map(|device| {
+        let queues = device.into_queues(PortIndex(number));
+        number += 1;
+        queues
+    });
+    let mut crossed = Crossed::default();
+    let mut vector: Vec<Packet> = Vec::with_capacity(64);
+    while !until.load(Ordering::Relaxed) {
+        let mut moved = 0;
+        for side in 0..2 {
+            for queue in 0..sides[side].len() {
+                moved += sides[side][queue].receive(&mut memory, &mut vector);
+                for packet in &mut vector {
+                    assert_eq!(packet.ingress, PortIndex(side as u16));
+                    observe(&mut crossed, &memory, packet, side, queue, core.is_some());
+                    let head = memory.head_mut(packet);
+                    head[..6].copy_from_slice(&macs[1 - side].0);
+                    head[6..12].copy_from_slice(&GATEWAY.0);
+                }
+                sides[1 - side][queue].transmit(&mut memory, &mut vector, &counters);
+                assert!(vector.is_empty(), "a TAP always has room");
+            }
+        }
+        if moved == 0 && core.is_none() {
+            sleep(&sides);
+        }
+    }
+    assert_eq!((memory.free_heads(), memory.free_bigs()), (LAYOUT.head_frames, LAYOUT.big_buffers), "frames leaked");
+    let sent: u64 = (0..2).map(|port| counters.port(port).sent_frames.get()).sum();
+    let refused: u64 = (0..2).map(|port| counters.port(port).dropped_frames.get()).sum();
+    assert_eq!(crossed.packets, sent + refused);
+    assert!(sides.iter().flatten().all(|queue| queue.malformed() == 0 && !queue.is_gone()));
+    crossed
+}
+
+fn observe(crossed: &mut Crossed, memory: &FrameMemory, packet: &Packet, side: usize, queue: usize, fast: bool) {
+    crossed.packets += 1;
+    crossed.longest = crossed.longest.max(packet.length());
+    if let Some(gso) = packet.gso {
+        let kind = match gso.kind {
+            GsoKind::TcpIpv4 => 0,
+            GsoKind::TcpIpv6 => 1,
+            GsoKind::Udp => 2,
+        };
+        crossed.units[kind] += 1;
+    }
+    if packet.checksum != millrace_engine::packet::Checksum::Complete {
+        crossed.partial += 1;
+    }
+    let head = memory.head(packet);
+    if !fast && head.len() >= 42 && head[12..14] == [8, 0] && head[23] == 17 {
+        let port = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+        let flow = (port(34).min(port(36)), port(34).max(port(36)));
+        crossed.queues.entry(flow).or_default()[side].push(queue);
+    }
+}
+
+fn sleep(sides: &[Vec<TapQueue>; 2]) {
+    let descriptors: Vec<_> = sides.iter().flatten().filter_map(|queue| queue.readable_descriptor()).collect();
+    let mut polled: Vec<PollFd<'_>> = descriptors
+        .iter()
+        // The queues outlive this call, and they own their descriptors.
+        .map(|descriptor| PollFd::from_borrowed_fd(borrow(*descriptor), PollFlags::IN))
+        .collect();
+    let _ = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
+}
+
+#[allow(unsafe_code)]
+fn borrow<'a>(descriptor: i32) -> BorrowedFd<'a> {
+    // SAFETY: the caller's queue owns the descriptor and outlives the borrow.
+    unsafe { BorrowedFd::borrow_raw(descriptor) }
+}
+
+/// Binds the calling thread to one core.
+pub fn pin(core: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(core);
+    rustix::thread::sched_setaffinity(None, &set).expect("affinity");
+}
