@@ -348,9 +348,16 @@ impl AfXdpQueue {
     /// driver lets go a moment after the close; in copy mode those sent and not completed, which a device may hold
     /// by reference. The others come back through `give_back`.
     fn close_socket(&mut self, mut give_back: impl FnMut(u64)) -> Vec<u64> {
-        let Some(socket) = self.socket.take() else { return Vec::new() };
+        let Some(mut socket) = self.socket.take() else { return Vec::new() };
         self.drops_at_close = socket.kernel_drops().unwrap_or(0);
-        // Nothing sent may wait in the ring: what the kernel has not seen by now it never will.
+        if !self.zero_copy {
+            // What the kernel has not consumed it never will.
+            while let Some(descriptor) = socket.transmit.take_back() {
+                if self.sending.forget(descriptor.addr) {
+                    give_back(descriptor.addr);
+                }
+            }
+        }
         drop(socket);
         let mut held = self.sending.take();
         let received = self.receiving.take();

@@ -150,6 +150,19 @@ impl<T: Slot> ProducerRing<T> {
         self.produced.wrapping_sub(self.consumed)
     }
 
+    /// Takes the newest entry back that the kernel has not consumed. Only for a kernel that does not read this ring
+    /// meanwhile: in copy mode it reads the transmit ring in our own calls alone.
+    pub(super) fn take_back(&mut self) -> Option<T> {
+        if self.waiting() == 0 {
+            return None;
+        }
+        self.produced = self.produced.wrapping_sub(1);
+        self.publish();
+        let slot = self.ring.slot(self.produced);
+        // SAFETY: inside the mapping, and written by `push`: it lay between the kernel's counter and ours.
+        Some(unsafe { slot.read() })
+    }
+
     /// Whether the kernel asks to be called for this ring.
     #[inline]
     pub(super) fn needs_wakeup(&self) -> bool {
@@ -268,6 +281,20 @@ mod tests {
             consumer.release();
         }
         assert_eq!((next, expected), (80, 80));
+    }
+
+    #[test]
+    fn what_was_not_consumed_is_taken_back() {
+        let ring = ring(8, u32::MAX);
+        let mut consumer = ConsumerRing::new(twin(&ring));
+        let mut producer = ProducerRing::new(ring);
+        assert!((0..4).all(|number| producer.push(number)));
+        producer.publish();
+        assert_eq!((consumer.available(), consumer.pop()), (4, Some(0)));
+        consumer.release();
+        let back: Vec<u64> = std::iter::from_fn(|| producer.take_back()).collect();
+        assert_eq!(back, [3, 2, 1]);
+        assert_eq!((consumer.available(), producer.waiting()), (0, 0));
     }
 
     #[test]

@@ -234,16 +234,23 @@ impl LentFrames {
     /// we never gave, and following it would make two owners of one frame.
     #[inline]
     pub(super) fn reclaim(&mut self, memory: &mut FrameMemory, address: u64) -> Option<Frame> {
-        let index = usize::try_from(address / HEAD_FRAME_BYTES as u64).ok()?;
-        let word = self.words.get_mut(index / 64)?;
+        if self.forget(address) { memory.reclaim(address) } else { None }
+    }
+
+    /// Strikes the frame that holds `address` off the record. False if it was not on it.
+    #[inline]
+    pub(super) fn forget(&mut self, address: u64) -> bool {
+        let index = address / HEAD_FRAME_BYTES as u64;
+        let Some(word) = usize::try_from(index / 64).ok().and_then(|word| self.words.get_mut(word)) else {
+            return false;
+        };
         let bit = 1 << (index % 64);
-        if *word & bit == 0 {
-            return None;
+        let lent = *word & bit != 0;
+        if lent {
+            *word &= !bit;
+            self.count -= 1;
         }
-        let frame = memory.reclaim(address)?;
-        *word &= !bit;
-        self.count -= 1;
-        Some(frame)
+        lent
     }
 
     /// Forgets all lent frames and returns their addresses.
