@@ -1,0 +1,267 @@
+//! AF_XDP queues and steering against the real kernel: veth pairs in namespaces of the test's own, real UDP sockets
+//! at the far ends. Needs root; without it each test says so and ends.
+//!
+//! ```text
+//!  namespace A        switch namespace          namespace B
+//!  a1 10.0.0.1  <---> a0 [queue] [queue] b0 <---> b1 10.0.0.2
+//! ```
+
+#[path = "support/namespaces.rs"]
+mod namespaces;
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use millrace_engine::counters::WorkerCounters;
+use millrace_engine::drop_reason::DropReason;
+use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Packet, PortIndex};
+use millrace_engine::port::PortQueue;
+use millrace_engine::port::af_xdp::{
+    AfXdpOptions, AfXdpQueue, AttachMode, AttachPreference, MultiBuffer, OpenError, RingSizes, Steering, SteeringError,
+    Umem, VxlanRules, set_transmit_checksum,
+};
+use namespaces::{End, Namespace, add_address, add_neighbour, have_root, make_veth, set_up};
+
+const HEADS: usize = 16_384;
+const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+const PORT_A: PortIndex = PortIndex(1);
+const PORT_B: PortIndex = PortIndex(2);
+
+fn mac(number: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 0, number]
+}
+
+fn memory(head_frames: usize) -> FrameMemory {
+    FrameMemory::new(FrameMemoryLayout { head_frames, big_buffers: 4 }).expect("memory")
+}
+
+/// Two hosts with the switch's namespace between them.
+struct Network {
+    switch: Namespace,
+    a: Namespace,
+    b: Namespace,
+}
+
+impl Network {
+    fn new(mtu: u32) -> Self {
+        let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
+        switch.run(|| {
+            for (near, far, number, host) in [("a0", "a1", 0xa0, &a), ("b0", "b1", 0xb0, &b)] {
+                let near_end = End { name: near, mac: mac(number), mtu };
+                make_veth(&near_end, &End { name: far, mac: mac(number + 1), mtu }, host);
+                set_up(near, true);
+            }
+        });
+        for (host, name, own, other, other_mac) in [(&a, "a1", A, B, mac(0xb1)), (&b, "b1", B, A, mac(0xa1))] {
+            host.run(|| {
+                set_up(name, true);
+                add_address(name, own, 24);
+                add_neighbour(name, other, other_mac);
+                set_transmit_checksum(name, false).expect("checksum off");
+            });
+        }
+        Self { switch, a, b }
+    }
+}
+
+/// One queue with its steering, every frame taken.
+struct Side {
+    steering: Steering,
+    queue: AfXdpQueue,
+}
+
+impl Side {
+    fn open(port: PortIndex, interface: &str, umem: &Umem, preference: AttachPreference) -> Self {
+        let mut steering = Steering::everything(interface, preference).expect("steering");
+        let options = AfXdpOptions::new(port, interface, 0, steering.mode());
+        let queue = AfXdpQueue::open(options, umem).expect("queue");
+        steering.insert_socket(0, queue.socket().expect("socket")).expect("insert");
+        Self { steering, queue }
+    }
+}
+
+/// The switch of these tests: what comes in on one side leaves on the other.
+struct Wire {
+    memory: FrameMemory,
+    umem: Umem,
+    sides: [Side; 2],
+    counters: WorkerCounters,
+    received: u64,
+    waiting: [Vec<Packet>; 2],
+}
+
+impl Wire {
+    fn open(preference: AttachPreference) -> Self {
+        let memory = memory(HEADS);
+        let umem = Umem::new(&memory);
+        let sides = [Side::open(PORT_A, "a0", &umem, preference), Side::open(PORT_B, "b0", &umem, preference)];
+        Self {
+            memory,
+            umem,
+            sides,
+            counters: WorkerCounters::default(),
+            received: 0,
+            waiting: [Vec::with_capacity(64), Vec::with_capacity(64)],
+        }
+    }
+
+    /// One turn; how many packets came in.
+    fn turn(&mut self) -> usize {
+        let mut moved = 0;
+        for from in [0, 1] {
+            let vector = &mut self.waiting[from];
+            moved += self.sides[from].queue.receive(&mut self.memory, vector);
+            if !vector.is_empty() {
+                let to = &mut self.sides[1 - from].queue;
+                to.transmit(&mut self.memory, vector, &self.counters);
+                to.flush(&mut self.memory);
+            }
+        }
+        self.received += moved as u64;
+        moved
+    }
+
+    fn run_until(&mut self, done: &AtomicBool) {
+        while !done.load(Ordering::Relaxed) {
+            if self.turn() == 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn sent(&self) -> u64 {
+        [PORT_A, PORT_B].iter().map(|port| self.counters.port(port.0 as usize).sent_frames.get()).sum()
+    }
+
+    /// Closes both queues; every frame must be back.
+    fn close(mut self) {
+        for vector in &mut self.waiting {
+            for packet in vector.drain(..) {
+                self.memory.release(packet);
+            }
+        }
+        for side in &mut self.sides {
+            side.queue.close(&mut self.memory);
+            assert_eq!(side.queue.lent_frames(), 0);
+        }
+        assert_eq!((self.memory.free_heads(), self.memory.free_bigs()), (self.memory.layout().head_frames, 4));
+        assert_eq!(self.umem.quarantined_frames(), 0);
+    }
+}
+
+/// Waits for another thread of the test, which may have failed.
+fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn socket(address: IpAddr, port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind(SocketAddr::new(address, port)).expect("bind");
+    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
+    // The default holds fewer than a hundred datagrams of an AF_XDP sender, and the test counts all.
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20).expect("receive buffer");
+    socket
+}
+
+/// Sends `count` datagrams from `a` to `b`, never more than 200 ahead of the receiver, who answers the last of each
+/// hundred. Returns how many arrived, each checked.
+fn exchange(network: &Network, count: u64, length: usize, done: &AtomicBool) -> u64 {
+    let arrived = AtomicU64::new(0);
+    let socket_b = network.b.run(|| socket(B, 9000));
+    std::thread::scope(|scope| {
+        let receiver = network.b.spawn(scope, || {
+            let socket = &socket_b;
+            let mut buffer = [0u8; 65536];
+            while arrived.load(Ordering::Relaxed) < count {
+                let Ok((size, from)) = socket.recv_from(&mut buffer) else { break };
+                let number = arrived.fetch_add(1, Ordering::Release);
+                assert_eq!((size, &buffer[..8]), (length, &number.to_be_bytes()[..]), "in order and whole");
+                assert!(buffer[8..size].iter().all(|byte| *byte == number as u8));
+                if number % 100 == 99 {
+                    socket.send_to(b"seen", from).expect("answer");
+                }
+            }
+        });
+        let sender = network.a.spawn(scope, || {
+            let socket = socket(A, 9001);
+            let mut datagram = vec![0; length];
+            for number in 0..count {
+                datagram.fill(number as u8);
+                datagram[..8].copy_from_slice(&number.to_be_bytes());
+                socket.send_to(&datagram, SocketAddr::new(B, 9000)).expect("send");
+                if number % 100 == 99 {
+                    let mut answer = [0; 8];
+                    assert_eq!(socket.recv(&mut answer).expect("an answer a hundred"), 4);
+                }
+            }
+        });
+        let outcome = (receiver.join(), sender.join());
+        done.store(true, Ordering::Relaxed);
+        outcome.0.expect("receiver");
+        outcome.1.expect("sender");
+    });
+    arrived.into_inner()
+}
+
+fn forward(mtu: u32, count: u64, length: usize, preference: AttachPreference) -> (AttachMode, String) {
+    let network = Network::new(mtu);
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let switch = network.switch.spawn(scope, || {
+            let mut wire = Wire::open(preference);
+            wire.turn();
+            ready.store(true, Ordering::Relaxed);
+            assert!(wire.sides.iter().all(|side| side.steering.is_attached()));
+            assert_eq!(wire.sides.each_ref().map(|side| side.queue.shares_umem()), [false, true]);
+            wire.run_until(&done);
+            let [a, b] = [PORT_A, PORT_B].map(|port| wire.counters.port(port.0 as usize).sent_frames.get());
+            assert_eq!((a, b), (count / 100, count), "answers and datagrams, and nothing else");
+            assert_eq!(wire.received, wire.sent());
+            assert_eq!(DropReason::ALL.iter().map(|reason| wire.counters.drops(*reason).get()).sum::<u64>(), 0);
+            assert_eq!(wire.sides.each_ref().map(|side| side.queue.kernel_drops()), [0, 0]);
+            let lent: usize = wire.sides.iter().map(|side| side.queue.lent_frames()).sum();
+            assert_eq!(wire.memory.free_heads() + lent, HEADS, "a frame is free or lent");
+            let (mode, words) = (wire.sides[0].steering.mode(), wire.sides[0].queue.describe().mode);
+            wire.close();
+            (mode, words)
+        });
+        wait_for("the switch", || ready.load(Ordering::Relaxed));
+        assert_eq!(exchange(&network, count, length, &done), count);
+        switch.join().expect("switch")
+    })
+}
+
+#[test]
+fn forwards_every_datagram_through_one_memory() {
+    if !have_root("forwards_every_datagram_through_one_memory") {
+        return;
+    }
+    let (mode, words) = forward(1500, 20_000, 1000, AttachPreference::NativeThenGeneric);
+    assert_eq!((mode, words.as_str()), (AttachMode::Native, "native copy need_wakeup queue 0"));
+}
+
+#[test]
+fn forwards_in_generic_mode() {
+    if !have_root("forwards_in_generic_mode") {
+        return;
+    }
+    let (mode, words) = forward(1500, 2_000, 64, AttachPreference::Generic);
+    assert_eq!((mode, words.as_str()), (AttachMode::Generic, "generic copy need_wakeup queue 0"));
+}
+
+#[test]
+fn forwards_frames_of_several_buffers() {
+    if !have_root("forwards_frames_of_several_buffers") {
+        return;
+    }
+    let (_, words) = forward(9000, 2_000, 8900, AttachPreference::Native);
+    assert_eq!(words, "native copy need_wakeup multi_buffer queue 0");
+}
