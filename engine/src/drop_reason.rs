@@ -51,6 +51,7 @@ drop_reasons! {
     VxlanUnknownPeer "vxlan_unknown_peer" "A VXLAN frame came from an address that is no node of this cluster." "Check the Node objects' InternalIP; otherwise somebody injects frames.";
     VxlanUnknownVni "vxlan_unknown_vni" "The VNI belongs to no segment of this node." "Compare the VNI of the two nodes' configuration (`millrace show status`).";
     VxlanChecksum "vxlan_checksum" "The outer UDP checksum is present and wrong, or absent over IPv6." "Look for a faulty link; over IPv6 the peer must send a checksum.";
+    EcnNotCapable "ecn_not_capable" "The tunnel met congestion, but the inner packet cannot carry the mark (RFC 6040 section 4.2)." "Harmless now and then; if it grows, the underlay is congested.";
     NotForUs "not_for_us" "The frame reached an uplink but is neither for a tunnel nor for anything this switch serves." "Harmless; the XDP program passes such frames to the host's kernel before they get here.";
     PortUnknown "port_unknown" "The port is attached but the published tables do not know it yet." "Transient while a pod is being added; if it lasts, see `millrace show status`.";
     PortDown "port_down" "The packet's output port has no queue on this node." "`millrace show ports`: the pod may be terminating.";
@@ -70,7 +71,7 @@ drop_reasons! {
     NeighbourUnresolved "neighbour_unresolved" "The next hop's MAC address is not known yet." "`millrace show neighbours`; is the other node up?";
     SplitHorizon "split_horizon" "The frame would leave through the port or tunnel it came from." "Harmless on bridges; a loop if it grows.";
     NoFloodTarget "no_flood_target" "A frame to be flooded found no other port in its segment." "Harmless when a segment has one member.";
-    Consumed "icmp_not_served" "An ICMP message to the gateway that asks for nothing the gateway answers." "Harmless.";
+    IcmpNotServed "icmp_not_served" "An ICMP message to the gateway that asks for nothing the gateway answers." "Harmless.";
     GatewayPort "gateway_port" "TCP, UDP or SCTP addressed to the gateway itself, which serves none." "The gateway is an address, not a host.";
     IcmpErrorLimited "icmp_error_limited" "The packet was dropped and the ICMP error for it held back by the rate limit." "Look for a port scan or a routing loop.";
     FramesExhausted "frames_exhausted" "No free frame was left in this worker's frame memory." "Raise `frame_memory` in the agent's configuration, or look for a blocked port.";

@@ -7,11 +7,15 @@ pub mod clock;
 pub mod counters;
 pub mod drop_reason;
 pub mod edit;
+pub mod flow_cache;
 pub mod limits;
 pub mod packet;
 pub mod port;
 pub mod slow_path;
+pub mod state;
+pub mod switch;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transmit;
+pub mod worker;

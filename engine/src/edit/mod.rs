@@ -1,5 +1,9 @@
 //! Carrying out a decision on a packet's bytes: the one place where headers change.
 
+mod apply;
+mod compiled;
 mod rewrite;
 
+pub use apply::{Subject, apply};
+pub use compiled::CompiledRewrite;
 pub use rewrite::{Encapsulation, MacPair, Rewrite, Translation};

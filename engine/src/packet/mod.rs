@@ -22,7 +22,7 @@ pub mod wire;
 pub use address::Mac;
 pub(crate) use frame_memory::Link;
 pub use frame_memory::{Frame, FrameMemory, FrameMemoryLayout, Region};
-pub use parse::Headers;
+pub use parse::{Headers, Network};
 
 use crate::limits;
 

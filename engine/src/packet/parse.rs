@@ -111,7 +111,8 @@ pub struct Headers {
     pub ports: [u16; 2],
     /// Bytes from the network header to the packet's end by the IP header's own length; frames may be padded beyond.
     pub network_length: u32,
-    /// IPv4 addresses in network order, in the first four bytes, or IPv6 addresses.
+    /// IPv4 addresses in network order, in the first four bytes, or IPv6 addresses; of ARP the sender's, and as
+    /// destination the target's.
     pub source: [u8; 16],
     /// As `source`.
     pub destination: [u8; 16],
@@ -171,6 +172,16 @@ impl Headers {
             IpAddr::V6(Ipv6Addr::from(*bytes))
         } else {
             IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
+        }
+    }
+
+    /// Bytes of the network-layer packet; of a GSO unit, of its longest segment.
+    #[inline]
+    #[must_use]
+    pub fn network_bytes(&self, gso: Option<super::Gso>) -> u32 {
+        match gso {
+            None => self.network_length,
+            Some(gso) => u32::from(self.payload_offset.saturating_sub(self.network_offset)) + u32::from(gso.size),
         }
     }
 

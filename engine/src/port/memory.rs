@@ -4,7 +4,7 @@
 //! units and partial checksums can be put in and come out. No root, no clock, no thread.
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Capabilities, PortQueue, QueueDescription};
@@ -157,8 +157,12 @@ impl PortQueue for MemoryQueue {
         self.capabilities
     }
 
-    fn readable_descriptor(&self) -> Option<RawFd> {
+    fn readable_descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    fn is_cheap_to_poll(&self) -> bool {
+        true
     }
 
     fn prepare_to_sleep(&mut self) -> bool {

@@ -10,7 +10,7 @@ pub mod namespace;
 pub mod pcap;
 pub mod tap;
 
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
 use crate::counters::WorkerCounters;
 use crate::packet::{FrameMemory, Packet, PortIndex};
@@ -61,7 +61,12 @@ pub trait PortQueue: Send {
     fn capabilities(&self) -> Capabilities;
 
     /// The descriptor that becomes readable when a packet arrives; `None` for queues in memory.
-    fn readable_descriptor(&self) -> Option<RawFd>;
+    fn readable_descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether an empty `receive` costs no system call, so that the queue is polled every turn.
+    fn is_cheap_to_poll(&self) -> bool {
+        false
+    }
 
     /// Called before the worker blocks: asks the kernel for a wake-up. False if packets are there already.
     fn prepare_to_sleep(&mut self) -> bool;

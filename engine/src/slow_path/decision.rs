@@ -138,6 +138,9 @@ impl Dependencies {
                 *segment == self.segment && (network.contains(&self.destination) || network.contains(&self.source))
             }
             Change::Peer(peer) => Some(*peer) == self.ingress_peer || Some(*peer) == self.egress_peer,
+            Change::Station(segment, mac) => {
+                *segment == self.segment && (*mac == self.source_mac || *mac == self.destination_mac)
+            }
             Change::Tunnels => self.ingress_peer.is_some() || self.egress_peer.is_some(),
         }
     }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Route, Segment, SegmentIndex, SegmentKind, Snapshot};
-use crate::packet::PortIndex;
+use crate::packet::{Mac, PortIndex};
 
 /// One change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,6 +21,9 @@ pub enum Change {
     Prefix(SegmentIndex, IpNet),
     /// The peer appeared, went or is reached otherwise: flows through its tunnel, either way.
     Peer(IpAddr),
+    /// The station with this MAC address moved to another port or peer: flows of the segment from or to it. No publish
+    /// brings this one; a worker that learns of the move tells the others.
+    Station(SegmentIndex, Mac),
     /// Our own tunnel ends or the tunnel port changed: every flow through any tunnel.
     Tunnels,
 }
@@ -78,7 +81,10 @@ fn segment_changes(before: &Segment, after: &Segment, changes: &mut Vec<Change>)
     match (&before.kind, &after.kind) {
         (SegmentKind::Routed(old), SegmentKind::Routed(new)) => {
             let frame = |routed: &super::RoutedSegment| (routed.gateway_mac, routed.tunnel_mac);
-            if frame(old) != frame(new) || old.gateway_addresses != new.gateway_addresses {
+            if frame(old) != frame(new)
+                || old.gateway_addresses != new.gateway_addresses
+                || old.router_addresses != new.router_addresses
+            {
                 changes.push(Change::Segment(after.index));
                 return;
             }

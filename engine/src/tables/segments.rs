@@ -64,6 +64,8 @@ pub struct RoutedSegment {
     pub gateway_mac: Mac,
     /// The gateway's addresses, at most one of each family in use.
     pub gateway_addresses: Vec<IpAddr>,
+    /// Addresses routed to this node itself, at most one of each family in use: source of the ICMP errors it sends.
+    pub router_addresses: Vec<IpAddr>,
     /// MAC address of this node's end of the tunnel: inner source of what it sends, inner destination of what it gets.
     pub tunnel_mac: Mac,
     /// IPv4 routes, addresses left-aligned in 128 bits (see [`address_bits`]).
@@ -112,6 +114,20 @@ pub enum RouteTarget {
 }
 
 impl RoutedSegment {
+    /// Whether `address` is the gateway or this node's own.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.gateway_addresses.contains(&address) || self.router_addresses.contains(&address)
+    }
+
+    /// The address ICMP errors to `sender` come from: the node's own where there is one, else the gateway's.
+    #[must_use]
+    pub fn error_source(&self, sender: IpAddr) -> Option<IpAddr> {
+        let same_family = |address: &&IpAddr| address.is_ipv4() == sender.is_ipv4();
+        let own = self.router_addresses.iter().find(same_family);
+        own.or_else(|| self.gateway_addresses.iter().find(same_family)).copied()
+    }
+
     /// The longest prefix that covers `address`.
     #[must_use]
     pub fn route(&self, address: IpAddr) -> Option<(u8, &Route)> {

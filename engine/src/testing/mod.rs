@@ -3,6 +3,7 @@
 //! - [`frame()`] builds a frame; everything is derived unless overridden.
 //! - [`describe`] says in one stable line what a frame is, so that a failing assertion reads like tcpdump.
 //! - [`checksums_valid`] checks every checksum of a frame.
+//! - [`node::Node`] is a switch built by the production constructor, on memory ports.
 //! - [`valid_packets`] is one valid frame of every kind, for prefix and mutation tests.
 //!
 //! `describe` and `checksums_valid` stand on etherparse, the builder on its own few lines: nothing here calls the
@@ -14,6 +15,7 @@ mod checksum;
 mod decode;
 mod describe;
 mod frame;
+pub mod node;
 mod packets;
 mod verify;
 

@@ -29,7 +29,7 @@ pub struct OuterLayout {
 }
 
 /// Where the headers of a unit lie. Offsets count from the packet's first byte.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout {
     /// The tunnel's headers, if it is in one.
     pub outer: Option<OuterLayout>,

@@ -23,6 +23,8 @@ pub(super) fn arp(headers: &mut Headers, head: &[u8]) -> Result<(), DropReason> 
     match packet {
         Some(packet) if packet[..arp::OPERATION] == arp::ETHERNET_IPV4 => {
             headers.network = Network::Arp;
+            headers.source[..4].copy_from_slice(&packet[arp::SENDER_ADDRESS..arp::SENDER_ADDRESS + 4]);
+            headers.destination[..4].copy_from_slice(&packet[arp::TARGET_ADDRESS..arp::TARGET_ADDRESS + 4]);
             headers.network_length = arp::PACKET_BYTES as u32;
             headers.transport_offset = (at + arp::PACKET_BYTES) as u16;
             headers.payload_offset = headers.transport_offset;

@@ -20,7 +20,7 @@ mod transmit;
 mod umem;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -415,8 +415,12 @@ impl PortQueue for AfXdpQueue {
         }
     }
 
-    fn readable_descriptor(&self) -> Option<RawFd> {
-        self.socket.as_ref().map(Socket::number)
+    fn readable_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.socket()
+    }
+
+    fn is_cheap_to_poll(&self) -> bool {
+        true
     }
 
     fn prepare_to_sleep(&mut self) -> bool {

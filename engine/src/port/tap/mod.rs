@@ -18,7 +18,7 @@ pub mod vnet_header;
 pub use device::{Offloads, TapDevice, TapError};
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
@@ -223,8 +223,8 @@ impl PortQueue for TapQueue {
         }
     }
 
-    fn readable_descriptor(&self) -> Option<RawFd> {
-        Some(self.file.as_raw_fd())
+    fn readable_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 
     /// The descriptor is readable as long as a packet waits, so a level-triggered wait needs no request.

@@ -1,0 +1,254 @@
+//! Applies a compiled rewrite to one packet, in place.
+//!
+//! Cost: one pass over the headers, no look-up, no allocation. Every step knows both checksum modes: with a partial
+//! checksum the field holds the uncomplemented pseudo-header sum, in which addresses count with the other sign and
+//! ports do not count at all. A step that does not fit (a programmer's mistake elsewhere) drops the packet.
+
+use super::{CompiledRewrite, Encapsulation, Translation};
+use crate::drop_reason::DropReason;
+use crate::packet::parse::{flag, protocol};
+use crate::packet::wire::{self, ethernet, ipv4, ipv6, tcp, udp};
+use crate::packet::{Checksum, FrameMemory, Headers, Network, Packet, checksum};
+use crate::transmit::{Layout, OuterLayout};
+
+/// Lowest source port of tunnelled frames; the flow's hash is added (RFC 7348 section 5: the dynamic range).
+const ENTROPY_BASE: u16 = 49152;
+const ENTROPY_MASK: u16 = 0x3fff;
+const ECN_MASK: u8 = 3;
+const ECN_CONGESTION: u8 = 3;
+
+/// What the edit must know of the packet it gets.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Headers of the innermost frame.
+    pub headers: &'a Headers,
+    /// Bytes before the innermost frame: the tunnel's outer headers, or 0.
+    pub inner_offset: usize,
+    /// DSCP and ECN of the outer header, 0 without one.
+    pub outer_traffic_class: u8,
+    /// Hash of the flow, for the tunnel's source port.
+    pub flow_hash: u64,
+}
+
+/// Applies `rewrite` to the packet; says where its headers lie afterwards, for cutting and completing it.
+///
+/// # Errors
+/// Why the packet must be dropped instead.
+#[inline]
+pub fn apply(
+    memory: &FrameMemory,
+    packet: &mut Packet,
+    subject: &Subject<'_>,
+    compiled: &CompiledRewrite,
+    translation: &Translation,
+) -> Result<Layout, DropReason> {
+    let rewrite = &compiled.rewrite;
+    let mut shift = 0i32;
+    if rewrite.decapsulate {
+        decapsulate(memory, packet, subject)?;
+    }
+    if rewrite.pop_tags > 0 {
+        shift -= pop_tags(memory, packet, rewrite.pop_tags)?;
+    }
+    if *translation != Translation::NONE {
+        translate(memory, packet, subject.headers, shift, translation)?;
+    }
+    if let Some(macs) = rewrite.route {
+        let frame = memory.head_mut(packet);
+        ethernet::set_addresses(frame, macs.destination, macs.source).ok_or(DropReason::EthernetTruncated)?;
+        let network = at(subject.headers.network_offset, shift);
+        decrement_ttl(frame.get_mut(network..).unwrap_or_default(), subject.headers)?;
+    }
+    if let Some(identifier) = rewrite.push_tag {
+        shift += push_tag(memory, packet, identifier)?;
+    }
+    let outer = match &rewrite.encapsulate {
+        None => None,
+        Some(encapsulation) => Some(encapsulate(memory, packet, subject, compiled, encapsulation)?),
+    };
+    let base = shift + outer.map_or(0, |_| i32::from(compiled.template_length));
+    let headers = subject.headers;
+    Ok(Layout {
+        outer,
+        network_offset: at(headers.network_offset, base) as u16,
+        transport_offset: at(headers.transport_offset, base) as u16,
+        payload_offset: at(headers.payload_offset, base) as u16,
+    })
+}
+
+fn at(offset: u16, shift: i32) -> usize {
+    (i32::from(offset) + shift).max(0) as usize
+}
+
+/// Takes the outer headers off and carries congestion inwards (RFC 6040 section 4.2).
+fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>) -> Result<(), DropReason> {
+    if !packet.strip(subject.inner_offset) {
+        return Err(DropReason::VxlanTruncated);
+    }
+    let headers = subject.headers;
+    let is_ip = matches!(headers.network, Network::Ipv4 | Network::Ipv6);
+    if !is_ip || subject.outer_traffic_class & ECN_MASK != ECN_CONGESTION {
+        return Ok(());
+    }
+    if headers.traffic_class & ECN_MASK == 0 {
+        return Err(DropReason::EcnNotCapable);
+    }
+    let header = memory.head_mut(packet).get_mut(headers.network_offset as usize..).unwrap_or_default();
+    let traffic_class = headers.traffic_class | ECN_CONGESTION;
+    let done = match headers.network {
+        Network::Ipv4 => ipv4::set_traffic_class(header, traffic_class),
+        _ => ipv6::set_traffic_class(header, traffic_class),
+    };
+    done.ok_or(DropReason::VxlanTruncated)
+}
+
+/// Moves the MAC addresses over `tags` VLAN tags; returns the bytes that went.
+fn pop_tags(memory: &FrameMemory, packet: &mut Packet, tags: u8) -> Result<i32, DropReason> {
+    let bytes = usize::from(tags) * 4;
+    let frame = memory.head_mut(packet);
+    if frame.len() < ethernet::HEADER_BYTES + bytes {
+        return Err(DropReason::EthernetTruncated);
+    }
+    frame.copy_within(0..12, bytes);
+    if packet.strip(bytes) { Ok(bytes as i32) } else { Err(DropReason::EthernetTruncated) }
+}
+
+/// Puts an 802.1Q tag behind the MAC addresses; returns the bytes that came.
+fn push_tag(memory: &FrameMemory, packet: &mut Packet, identifier: u16) -> Result<i32, DropReason> {
+    if !packet.prepend(4) {
+        return Err(DropReason::Oversized);
+    }
+    let frame = memory.head_mut(packet);
+    if frame.len() < ethernet::HEADER_BYTES + 4 {
+        return Err(DropReason::EthernetTruncated);
+    }
+    frame.copy_within(4..16, 0);
+    frame[12..14].copy_from_slice(&crate::packet::parse::ethertype::VLAN.to_be_bytes());
+    frame[14..16].copy_from_slice(&(identifier & 0x0fff).to_be_bytes());
+    Ok(4)
+}
+
+#[inline]
+fn decrement_ttl(header: &mut [u8], headers: &Headers) -> Result<(), DropReason> {
+    let ttl = headers.ttl.saturating_sub(1);
+    match headers.network {
+        Network::Ipv4 => ipv4::set_ttl(header, ttl).ok_or(DropReason::Ipv4Truncated),
+        Network::Ipv6 => ipv6::set_hop_limit(header, ttl).ok_or(DropReason::Ipv6Truncated),
+        Network::Arp | Network::Other => Ok(()),
+    }
+}
+
+/// Replaces addresses and ports, the IPv4 header checksum and the layer-4 checksum.
+fn translate(
+    memory: &FrameMemory,
+    packet: &mut Packet,
+    headers: &Headers,
+    shift: i32,
+    translation: &Translation,
+) -> Result<(), DropReason> {
+    let partial = matches!(packet.checksum, Checksum::Partial { .. });
+    let frame = memory.head_mut(packet);
+    let (network, transport) = (at(headers.network_offset, shift), at(headers.transport_offset, shift));
+    let sides = [
+        (translation.source, headers.source, headers.ports[0], 0),
+        (translation.destination, headers.destination, headers.ports[1], 1),
+    ];
+    for (new, old_address, old_port, side) in sides {
+        let Some((address, port)) = new else { continue };
+        let length = if headers.network == Network::Ipv4 { 4 } else { 16 };
+        let header = frame.get_mut(network..).unwrap_or_default();
+        let done = match (headers.network, side) {
+            (Network::Ipv4, 0) => ipv4::set_source(header, [address[0], address[1], address[2], address[3]]),
+            (Network::Ipv4, _) => ipv4::set_destination(header, [address[0], address[1], address[2], address[3]]),
+            (_, 0) => wire::write_bytes(header, ipv6::SOURCE, &address),
+            (_, _) => wire::write_bytes(header, ipv6::DESTINATION, &address),
+        };
+        done.ok_or(DropReason::Ipv4Truncated)?;
+        if !headers.has(flag::LATER_FRAGMENT) {
+            let addresses = checksum::difference(&old_address[..length], &address[..length]);
+            let ports = checksum::difference(&old_port.to_be_bytes(), &port.to_be_bytes());
+            let segment = frame.get_mut(transport..).unwrap_or_default();
+            translate_transport(segment, headers.protocol, partial, addresses, ports, side, port)?;
+        }
+    }
+    Ok(())
+}
+
+/// `addresses` and `ports` are one's-complement differences; ICMP checksums cover no pseudo header.
+fn translate_transport(
+    segment: &mut [u8],
+    protocol: u8,
+    partial: bool,
+    addresses: u16,
+    ports: u16,
+    side: usize,
+    port: u16,
+) -> Result<(), DropReason> {
+    let (field, truncated) = match protocol {
+        protocol::TCP => (tcp::CHECKSUM, DropReason::TcpTruncated),
+        protocol::UDP => (udp::CHECKSUM, DropReason::UdpTruncated),
+        protocol::SCTP => {
+            // SCTP has a CRC over ports and payload; transmit computes it again (see `checksum::complete`).
+            return wire::write_u16(segment, side * 2, port).ok_or(DropReason::SctpTruncated);
+        }
+        protocol::ICMPV6 => {
+            let old = wire::read_u16(segment, wire::icmpv6::CHECKSUM).ok_or(DropReason::IcmpTruncated)?;
+            let new = if partial { checksum::apply_partial(old, addresses) } else { checksum::apply(old, addresses) };
+            return wire::write_u16(segment, wire::icmpv6::CHECKSUM, new).ok_or(DropReason::IcmpTruncated);
+        }
+        _ => return Ok(()),
+    };
+    wire::write_u16(segment, side * 2, port).ok_or(truncated)?;
+    let old = wire::read_u16(segment, field).ok_or(truncated)?;
+    if protocol == protocol::UDP && old == 0 && !partial {
+        return Ok(());
+    }
+    let new = if partial {
+        checksum::apply_partial(old, addresses)
+    } else {
+        checksum::apply(checksum::apply(old, addresses), ports)
+    };
+    let new = if protocol == protocol::UDP && !partial { udp::checksum_field(new) } else { new };
+    wire::write_u16(segment, field, new).ok_or(truncated)
+}
+
+/// Puts the outer headers on. Lengths are those of the packet as it is; cutting a unit writes each segment's own.
+#[inline]
+fn encapsulate(
+    memory: &FrameMemory,
+    packet: &mut Packet,
+    subject: &Subject<'_>,
+    compiled: &CompiledRewrite,
+    encapsulation: &Encapsulation,
+) -> Result<OuterLayout, DropReason> {
+    let inner_bytes = packet.length();
+    let template = compiled.template();
+    if !packet.prepend(template.len()) {
+        return Err(DropReason::Oversized);
+    }
+    let is_ipv6 = encapsulation.source.is_ipv6();
+    let frame = memory.head_mut(packet);
+    frame[..template.len()].copy_from_slice(template);
+    let (network, udp_offset) = (ethernet::HEADER_BYTES, template.len() - 16);
+    let datagram = inner_bytes + 16;
+    let ecn = match subject.headers.network {
+        Network::Ipv4 | Network::Ipv6 => subject.headers.traffic_class & ECN_MASK,
+        Network::Arp | Network::Other => 0,
+    };
+    let header = &mut frame[network..];
+    if is_ipv6 {
+        ipv6::set_payload_length(header, datagram.min(65535) as u16).ok_or(DropReason::Oversized)?;
+        ipv6::set_traffic_class(header, ecn).ok_or(DropReason::Oversized)?;
+    } else {
+        let total = (datagram + ipv4::HEADER_BYTES).min(65535) as u16;
+        wire::write_bytes(header, ipv4::TRAFFIC_CLASS, &[ecn]).ok_or(DropReason::Oversized)?;
+        wire::write_u16(header, ipv4::TOTAL_LENGTH, total).ok_or(DropReason::Oversized)?;
+        let sum = compiled.ipv4_checksum(ecn, total);
+        wire::write_u16(header, ipv4::CHECKSUM, sum).ok_or(DropReason::Oversized)?;
+    }
+    let source_port = ENTROPY_BASE + ((subject.flow_hash >> 17) as u16 & ENTROPY_MASK);
+    let udp_header = &mut frame[udp_offset..];
+    wire::write_u16(udp_header, udp::SOURCE_PORT, source_port).ok_or(DropReason::Oversized)?;
+    wire::write_u16(udp_header, udp::LENGTH, datagram.min(65535) as u16).ok_or(DropReason::Oversized)?;
+    Ok(OuterLayout { network_offset: network as u16, udp_offset: udp_offset as u16, is_ipv6 })
+}

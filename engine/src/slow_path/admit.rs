@@ -1,0 +1,107 @@
+//! Stage 1, `admit`: which segment does the packet belong to, and may its sender send it.
+//!
+//! First, because nothing else may look at a packet before its tenant is known and its source is believed. A pod
+//! sends from its own MAC and addresses only; what comes out of a tunnel must come from the node that its inner
+//! source address is routed to.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::ControlFlow;
+
+use super::Walk;
+use super::decision::{Reason, Stage, Verdict};
+use crate::drop_reason::DropReason;
+use crate::packet::Network;
+use crate::tables::{BridgedPort, PodPort, Port, PortRole, RouteTarget, Segment, SegmentKind};
+
+/// Finds the packet's segment or ends the walk.
+pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment> {
+    let Some(port) = walk.tables.ports.get(walk.arrival.port) else {
+        return walk.drop(Stage::Admit, DropReason::PortUnknown);
+    };
+    match &port.role {
+        PortRole::Pod(pod) => admit_pod(walk, port, pod),
+        PortRole::Bridged(bridged) => admit_bridged(walk, port, bridged),
+        PortRole::Uplink(_) => admit_tunnelled(walk),
+    }
+}
+
+fn admit_pod<'a>(walk: &mut Walk<'a>, port: &Port, pod: &PodPort) -> ControlFlow<Verdict, &'a Segment> {
+    if walk.arrival.headers.vlan_tags > 0 {
+        return walk.drop(Stage::Admit, DropReason::VlanUnexpected);
+    }
+    if walk.arrival.source_mac() != pod.mac {
+        return walk.drop(Stage::Admit, DropReason::SourceMacSpoofed);
+    }
+    if !source_allowed(walk, pod) {
+        return walk.drop(Stage::Admit, DropReason::SourceAddressSpoofed);
+    }
+    let Some(segment) = walk.tables.segments.get(pod.segment) else {
+        return walk.drop(Stage::Admit, DropReason::PortUnknown);
+    };
+    walk.dependencies.segment = segment.index;
+    walk.note(Stage::Admit, Reason::Admitted(port.name.clone(), segment.name.clone()));
+    ControlFlow::Continue(segment)
+}
+
+/// Whether the pod owns the source address: of the ARP sender field, or of the IP header. The unspecified address
+/// (duplicate address detection) and IPv6 link-local ones never leave the link, so they are let in.
+fn source_allowed(walk: &Walk<'_>, pod: &PodPort) -> bool {
+    let headers = walk.arrival.headers;
+    match headers.network {
+        Network::Other => true,
+        Network::Arp | Network::Ipv4 => {
+            let source = headers.source_address();
+            pod.addresses.contains(&source) || (headers.network == Network::Arp && source.is_unspecified())
+        }
+        Network::Ipv6 => {
+            let source = Ipv6Addr::from(headers.source);
+            pod.addresses.contains(&IpAddr::V6(source)) || source.is_unspecified() || source.is_unicast_link_local()
+        }
+    }
+}
+
+fn admit_bridged<'a>(walk: &mut Walk<'a>, port: &Port, bridged: &BridgedPort) -> ControlFlow<Verdict, &'a Segment> {
+    let headers = walk.arrival.headers;
+    let index = if headers.vlan_tags == 0 {
+        bridged.untagged
+    } else {
+        let identifier = headers.vlan[0] & 0x0fff;
+        bridged.tagged.iter().find(|member| member.identifier == identifier).map(|member| member.segment)
+    };
+    let Some(segment) = index.and_then(|index| walk.tables.segments.get(index)) else {
+        return walk.drop(Stage::Admit, DropReason::VlanUnexpected);
+    };
+    walk.dependencies.segment = segment.index;
+    walk.note(Stage::Admit, Reason::Admitted(port.name.clone(), segment.name.clone()));
+    ControlFlow::Continue(segment)
+}
+
+fn admit_tunnelled<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment> {
+    let Some(tunnel) = walk.arrival.tunnel else {
+        return walk.drop(Stage::Admit, DropReason::NotForUs);
+    };
+    let Some(peer) = walk.tables.tunnels.peer(tunnel.peer) else {
+        return walk.drop(Stage::Admit, DropReason::VxlanUnknownPeer);
+    };
+    let index = walk.tables.segments.by_vni(tunnel.vni);
+    let Some(segment) = index.and_then(|index| walk.tables.segments.get(index)) else {
+        return walk.drop(Stage::Admit, DropReason::VxlanUnknownVni);
+    };
+    walk.dependencies.segment = segment.index;
+    if let SegmentKind::Routed(routed) = &segment.kind {
+        if walk.arrival.headers.vlan_tags > 0 {
+            return walk.drop(Stage::Admit, DropReason::VlanUnexpected);
+        }
+        if walk.arrival.destination_mac() != routed.tunnel_mac {
+            return walk.drop(Stage::Admit, DropReason::MacNotOurs);
+        }
+        let source = walk.arrival.headers.source_address();
+        let home = routed.route(source).map(|(_, route)| &route.target);
+        let from_home = matches!(home, Some(RouteTarget::Tunnel { peer, .. }) if *peer == tunnel.peer);
+        if !from_home {
+            return walk.drop(Stage::Admit, DropReason::TunnelSourceSpoofed);
+        }
+    }
+    walk.note(Stage::Admit, Reason::AdmittedFrom(peer.name.clone(), tunnel.vni, segment.name.clone()));
+    ControlFlow::Continue(segment)
+}

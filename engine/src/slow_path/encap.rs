@@ -1,0 +1,97 @@
+//! Stage 5, `encap`: by which port and in which outer headers the packet leaves, and whether it fits.
+//!
+//! Last, because only now the room is known. A packet that does not fit is not cut if its sender forbade it or if it
+//! is IPv6; the sender is told the size that fits (RFC 1191, RFC 8201). IPv4 without "don't fragment" is told as well:
+//! pods set it by default, and a tunnel that fragments is slower than a sender that learns.
+
+use std::net::IpAddr;
+use std::ops::ControlFlow;
+
+use super::Walk;
+use super::decision::{Forward, Reason, Rejection, Stage, Verdict};
+use crate::drop_reason::DropReason;
+use crate::edit::{Encapsulation, MacPair, Rewrite, Translation};
+use crate::packet::{Mac, PortIndex};
+use crate::tables::{RouteTarget, RoutedSegment, Segment, SegmentKind};
+
+/// Completes the forwarding of a routed packet.
+pub(super) fn encap(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget) -> ControlFlow<Verdict, Verdict> {
+    let SegmentKind::Routed(routed) = &segment.kind else {
+        return walk.drop(Stage::Encap, DropReason::NoRoute);
+    };
+    match target {
+        RouteTarget::Port { port, mac } => leave(walk, routed, *port, *mac),
+        RouteTarget::Tunnel { peer, mac } => tunnel(walk, segment, routed, *peer, *mac),
+        RouteTarget::Unreachable => walk.drop(Stage::Encap, DropReason::Unreachable),
+    }
+}
+
+fn leave(walk: &mut Walk<'_>, routed: &RoutedSegment, port: PortIndex, mac: Mac) -> ControlFlow<Verdict, Verdict> {
+    let Some(entry) = walk.tables.ports.get(port) else {
+        return walk.drop(Stage::Encap, DropReason::PortDown);
+    };
+    let macs = MacPair { destination: mac, source: routed.gateway_mac };
+    let rewrite = Rewrite {
+        decapsulate: walk.arrival.tunnel.is_some(),
+        pop_tags: 0,
+        route: Some(macs),
+        push_tag: None,
+        encapsulate: None,
+        mtu: entry.mtu,
+    };
+    walk.dependencies.egress = port;
+    fits(walk, rewrite.mtu)?;
+    walk.note(Stage::Encap, Reason::Leaves(entry.name.clone()));
+    ControlFlow::Continue(Verdict::Forward(Forward { egress: port, rewrite, translation: Translation::NONE }))
+}
+
+fn tunnel(
+    walk: &mut Walk<'_>,
+    segment: &Segment,
+    routed: &RoutedSegment,
+    peer: IpAddr,
+    mac: Mac,
+) -> ControlFlow<Verdict, Verdict> {
+    walk.dependencies.egress_peer = Some(peer);
+    let Some((egress, rewrite)) = tunnel_rewrite(walk, segment, peer) else {
+        return walk.drop(Stage::Encap, DropReason::NeighbourUnresolved);
+    };
+    let macs = MacPair { destination: mac, source: routed.tunnel_mac };
+    let rewrite = Rewrite { route: Some(macs), ..rewrite };
+    walk.dependencies.egress = egress;
+    fits(walk, rewrite.mtu)?;
+    let name = walk.tables.tunnels.peer(peer).map_or_else(|| peer.to_string().into(), |peer| peer.name.clone());
+    walk.note(Stage::Encap, Reason::Encapsulated(segment.vni, name));
+    ControlFlow::Continue(Verdict::Forward(Forward { egress, rewrite, translation: Translation::NONE }))
+}
+
+/// The outer headers towards `peer`; `None` if the peer is unknown or its first hop not resolved yet.
+pub(super) fn tunnel_rewrite(walk: &Walk<'_>, segment: &Segment, peer: IpAddr) -> Option<(PortIndex, Rewrite)> {
+    let entry = walk.tables.tunnels.peer(peer)?;
+    let hop = entry.next_hop?;
+    let encapsulation = Encapsulation {
+        macs: MacPair { destination: hop.destination_mac, source: hop.source_mac },
+        source: entry.source,
+        destination: entry.address,
+        udp_port: walk.tables.tunnels.udp_port,
+        vni: segment.vni,
+    };
+    let rewrite = Rewrite {
+        decapsulate: false,
+        pop_tags: 0,
+        route: None,
+        push_tag: None,
+        encapsulate: Some(encapsulation),
+        // The outer IP packet holds the outer IP, UDP and VXLAN headers and the inner Ethernet header: as much as
+        // the encapsulation adds in all, since the inner Ethernet header takes the place of the outer one.
+        mtu: entry.mtu.saturating_sub(encapsulation.bytes() as u32),
+    };
+    Some((hop.port, rewrite))
+}
+
+fn fits(walk: &mut Walk<'_>, mtu: u32) -> ControlFlow<Verdict> {
+    if walk.arrival.network_bytes() <= mtu {
+        return ControlFlow::Continue(());
+    }
+    walk.reject(Stage::Encap, DropReason::PacketTooBig, Rejection::TooBig { mtu })
+}

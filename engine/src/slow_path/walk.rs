@@ -1,0 +1,94 @@
+//! The state of one walk: what the stages read, and what they have found so far.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::ControlFlow;
+
+use super::decision::{Decision, Dependencies, Lesson, Reason, Rejection, Stage, Trail, Verdict};
+use super::{Arrival, Reply};
+use crate::clock::Time;
+use crate::drop_reason::DropReason;
+use crate::packet::parse::flag;
+use crate::packet::{Mac, Network};
+use crate::state::State;
+use crate::tables::{SegmentIndex, Snapshot};
+
+/// One packet's walk through the stages.
+pub(super) struct Walk<'a> {
+    pub(super) tables: &'a Snapshot,
+    pub(super) state: &'a State,
+    pub(super) arrival: &'a Arrival<'a>,
+    pub(super) now: Time,
+    pub(super) dependencies: Dependencies,
+    pub(super) lesson: Option<Lesson>,
+    trail: Trail,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(tables: &'a Snapshot, state: &'a State, arrival: &'a Arrival<'a>, now: Time) -> Self {
+        let dependencies = Dependencies {
+            ingress: arrival.port,
+            egress: arrival.port,
+            segment: SegmentIndex::default(),
+            source: arrival.headers.source_address(),
+            destination: arrival.headers.destination_address(),
+            ingress_peer: arrival.tunnel.map(|tunnel| tunnel.peer),
+            egress_peer: None,
+            source_mac: Mac::ZERO,
+            destination_mac: Mac::ZERO,
+        };
+        Self { tables, state, arrival, now, dependencies, lesson: None, trail: Trail::default() }
+    }
+
+    /// Notes why a stage did what it did.
+    pub(super) fn note(&mut self, stage: Stage, reason: Reason) {
+        self.trail.push(stage, reason);
+    }
+
+    /// Ends the walk with a drop.
+    pub(super) fn drop<T>(&mut self, stage: Stage, reason: DropReason) -> ControlFlow<Verdict, T> {
+        self.note(stage, Reason::Dropped(reason));
+        ControlFlow::Break(Verdict::Drop(reason))
+    }
+
+    /// Ends the walk with an answer.
+    pub(super) fn answer<T>(&mut self, reply: Reply) -> ControlFlow<Verdict, T> {
+        self.note(Stage::Reply, Reason::Answered(reply));
+        ControlFlow::Break(Verdict::Reply(reply))
+    }
+
+    /// Ends the walk with a drop that the sender is told of, unless the packet is one that nobody may be told of
+    /// (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)): an ICMP error, a later fragment, a group or unspecified
+    /// address.
+    pub(super) fn reject<T>(
+        &mut self,
+        stage: Stage,
+        reason: DropReason,
+        rejection: Rejection,
+    ) -> ControlFlow<Verdict, T> {
+        if !may_be_told(self.arrival) {
+            return self.drop(stage, reason);
+        }
+        self.note(stage, Reason::Rejected(reason, rejection));
+        ControlFlow::Break(Verdict::Reject(reason, rejection))
+    }
+
+    pub(super) fn into_decision(self, verdict: Verdict) -> Decision {
+        let cacheable = matches!(verdict, Verdict::Forward(_))
+            && !self.arrival.headers.has(flag::UNCACHEABLE)
+            && matches!(self.arrival.headers.network, Network::Ipv4 | Network::Ipv6);
+        Decision { verdict, lesson: self.lesson, trail: self.trail, dependencies: self.dependencies, cacheable }
+    }
+}
+
+fn may_be_told(arrival: &Arrival<'_>) -> bool {
+    let headers = arrival.headers;
+    let sender = headers.source_address();
+    let single_sender = match sender {
+        IpAddr::V4(address) => !address.is_multicast() && address != Ipv4Addr::BROADCAST && !address.is_loopback(),
+        IpAddr::V6(address) => !address.is_multicast() && !address.is_loopback(),
+    };
+    single_sender
+        && !sender.is_unspecified()
+        && !headers.has(flag::ICMP_ERROR | flag::LATER_FRAGMENT | flag::GROUP_MAC)
+        && !headers.destination_address().is_multicast()
+}

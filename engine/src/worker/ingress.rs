@@ -1,0 +1,213 @@
+//! What a received packet is: parsed, and if it came through a tunnel, unwrapped and its peer known.
+//!
+//! The hot half of admission. The peer and VNI of a tunnelled frame are looked up in the tables once and remembered
+//! in a small direct-mapped memo, which a publish empties; each such pair has a number that is part of the flow key,
+//! so that a frame of one peer never hits a flow of another. Numbers are given once and never again, at most
+//! `limits::TUNNEL_INGRESSES` of them; beyond that, frames of further pairs take the slow path.
+
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+use crate::drop_reason::DropReason;
+use crate::edit::Rewrite;
+use crate::limits;
+use crate::packet::copy_and_checksum::Kernel;
+use crate::packet::parse::{self, flag, protocol};
+use crate::packet::wire::{self, udp};
+use crate::packet::{FrameMemory, Gso, Headers, Network, Packet, checksum};
+use crate::slow_path::{Arrival, Tunnelled};
+use crate::tables::{PortRole, Snapshot, Vni};
+
+/// Bit that tells a tunnel ingress number from a port number in a flow key.
+const TUNNEL: u32 = 1 << 31;
+/// The number of pairs that got none: never cached.
+const UNNUMBERED: u32 = u32::MAX;
+const MEMO_SLOTS: usize = 256;
+
+/// What reading a packet gave.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reading {
+    /// A frame to look up.
+    Frame(FrameReading),
+    /// To be dropped.
+    Refused(DropReason),
+}
+
+/// A packet read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FrameReading {
+    /// Headers of the innermost frame.
+    pub(super) headers: Headers,
+    /// Bytes before the innermost frame.
+    pub(super) inner_offset: usize,
+    /// DSCP and ECN of the outer header.
+    pub(super) outer_traffic_class: u8,
+    /// What the flow key says of where it came from.
+    pub(super) ingress: u32,
+    /// The tunnel it came out of.
+    pub(super) tunnel: Option<Tunnelled>,
+}
+
+impl FrameReading {
+    /// Whether the flow cache may serve it.
+    #[inline]
+    pub(super) fn cacheable(&self) -> bool {
+        matches!(self.headers.network, Network::Ipv4 | Network::Ipv6)
+            && !self.headers.has(flag::UNCACHEABLE)
+            && self.ingress != UNNUMBERED
+    }
+
+    /// Whether a cached rewrite may be applied: hops are left and the packet fits. Otherwise the slow path tells why.
+    #[inline]
+    pub(super) fn fits(&self, rewrite: &Rewrite, gso: Option<Gso>) -> bool {
+        (rewrite.route.is_none() || self.headers.ttl > 1) && self.headers.network_bytes(gso) <= rewrite.mtu
+    }
+
+    /// The packet as the stages see it; `head` is the packet's head with all outer headers.
+    pub(super) fn arrival<'a>(&'a self, head: &'a [u8], packet: &Packet) -> Arrival<'a> {
+        Arrival {
+            port: packet.ingress,
+            tunnel: self.tunnel,
+            frame: head.get(self.inner_offset..).unwrap_or_default(),
+            headers: &self.headers,
+            gso: packet.gso,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Absent,
+    Local,
+    Uplink,
+}
+
+/// The hot half of admission.
+#[derive(Debug)]
+pub(super) struct IngressTable {
+    roles: Box<[Role]>,
+    memo: Box<[Option<(Tunnelled, u32)>]>,
+    numbers: HashMap<Tunnelled, u32>,
+}
+
+impl IngressTable {
+    pub(super) fn new() -> Self {
+        Self {
+            roles: vec![Role::Absent; limits::PORTS].into_boxed_slice(),
+            memo: vec![None; MEMO_SLOTS].into_boxed_slice(),
+            numbers: HashMap::with_capacity(limits::TUNNEL_INGRESSES),
+        }
+    }
+
+    /// Takes new tables up.
+    pub(super) fn refresh(&mut self, tables: &Snapshot) {
+        self.memo.fill(None);
+        self.roles.fill(Role::Absent);
+        for port in tables.ports.iter() {
+            if let Some(role) = self.roles.get_mut(port.index.0 as usize) {
+                *role = if matches!(port.role, PortRole::Uplink(_)) { Role::Uplink } else { Role::Local };
+            }
+        }
+    }
+
+    /// Reads one packet.
+    #[inline]
+    pub(super) fn read(&mut self, tables: &Snapshot, memory: &FrameMemory, packet: &Packet) -> Reading {
+        let role = self.roles.get(packet.ingress.0 as usize).copied().unwrap_or(Role::Absent);
+        let read = match role {
+            Role::Absent => Err(DropReason::PortUnknown),
+            Role::Local => read_local(memory, packet),
+            Role::Uplink => self.read_uplink(tables, memory, packet),
+        };
+        match read {
+            Ok(frame) => Reading::Frame(frame),
+            Err(reason) => Reading::Refused(reason),
+        }
+    }
+
+    fn read_uplink(
+        &mut self,
+        tables: &Snapshot,
+        memory: &FrameMemory,
+        packet: &Packet,
+    ) -> Result<FrameReading, DropReason> {
+        let head = memory.head(packet);
+        let outer = parse::parse(head, packet.length())?;
+        let for_tunnel = outer.protocol == protocol::UDP
+            && outer.ports[1] == tables.tunnels.udp_port
+            && !outer.has(flag::FRAGMENT)
+            && outer.vlan_tags == 0
+            && tables.tunnels.is_local(outer.destination_address());
+        if !for_tunnel {
+            return Err(DropReason::NotForUs);
+        }
+        let (vni, inner_offset) = parse::parse_vxlan(head, &outer)?;
+        let vni = Vni::new(vni).ok_or(DropReason::VxlanFlags)?;
+        let tunnel = Tunnelled { peer: outer.source_address(), vni };
+        let ingress = self.number(tables, tunnel)?;
+        verify_outer(memory, packet, &outer)?;
+        let end = (usize::from(outer.network_offset) + outer.network_length as usize).min(packet.length());
+        let inner = head.get(inner_offset..).unwrap_or_default();
+        let headers = parse::parse(inner, end.saturating_sub(inner_offset))?;
+        let outer_traffic_class = outer.traffic_class;
+        Ok(FrameReading { headers, inner_offset, outer_traffic_class, ingress, tunnel: Some(tunnel) })
+    }
+
+    /// The number of a peer and VNI, both known to the tables.
+    #[inline]
+    fn number(&mut self, tables: &Snapshot, tunnel: Tunnelled) -> Result<u32, DropReason> {
+        let slot = memo_slot(&tunnel);
+        if let Some((known, number)) = self.memo[slot]
+            && known == tunnel
+        {
+            return Ok(number);
+        }
+        tables.tunnels.peer(tunnel.peer).ok_or(DropReason::VxlanUnknownPeer)?;
+        tables.segments.by_vni(tunnel.vni).ok_or(DropReason::VxlanUnknownVni)?;
+        let next = TUNNEL | self.numbers.len() as u32;
+        let number = match self.numbers.get(&tunnel) {
+            Some(number) => *number,
+            None if self.numbers.len() >= limits::TUNNEL_INGRESSES => UNNUMBERED,
+            None => *self.numbers.entry(tunnel).insert(next).get(),
+        };
+        self.memo[slot] = Some((tunnel, number));
+        Ok(number)
+    }
+}
+
+fn memo_slot(tunnel: &Tunnelled) -> usize {
+    let address = match tunnel.peer {
+        IpAddr::V4(address) => u64::from(address.to_bits()),
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64 ^ address.to_bits() as u64,
+    };
+    let mixed = (address ^ u64::from(tunnel.vni.number()) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 56) as usize % MEMO_SLOTS
+}
+
+#[inline]
+fn read_local(memory: &FrameMemory, packet: &Packet) -> Result<FrameReading, DropReason> {
+    let headers = parse::parse(memory.head(packet), packet.length())?;
+    let ingress = u32::from(packet.ingress.0);
+    Ok(FrameReading { headers, inner_offset: 0, outer_traffic_class: 0, ingress, tunnel: None })
+}
+
+/// A zero outer checksum is usual over IPv4 and forbidden over IPv6 (RFC 7348 section 5); any other must be right.
+fn verify_outer(memory: &FrameMemory, packet: &Packet, outer: &Headers) -> Result<(), DropReason> {
+    let offset = usize::from(outer.transport_offset);
+    let head = memory.head(packet);
+    let field = wire::read_u16(head, offset + udp::CHECKSUM).ok_or(DropReason::VxlanTruncated)?;
+    if field == 0 {
+        return if outer.network == Network::Ipv4 { Ok(()) } else { Err(DropReason::VxlanChecksum) };
+    }
+    let length = usize::from(wire::read_u16(head, offset + udp::LENGTH).ok_or(DropReason::VxlanTruncated)?);
+    let pseudo = match outer.network {
+        Network::Ipv6 => checksum::pseudo_header_v6(&outer.source, &outer.destination, protocol::UDP, length as u32),
+        _ => {
+            let four = |bytes: &[u8; 16]| [bytes[0], bytes[1], bytes[2], bytes[3]];
+            checksum::pseudo_header_v4(four(&outer.source), four(&outer.destination), protocol::UDP, length as u32)
+        }
+    };
+    let sum = checksum::sum_from(Kernel::detect(), memory, packet, offset).sum();
+    if checksum::fold(u64::from(pseudo) + u64::from(sum)) == 0xffff { Ok(()) } else { Err(DropReason::VxlanChecksum) }
+}

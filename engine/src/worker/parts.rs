@@ -1,0 +1,94 @@
+//! Putting a worker together from what the switch prepared.
+
+use std::io;
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender};
+
+use super::ingress::IngressTable;
+use super::originate::IcmpBudget;
+use super::{Command, Ports, Sleeper, Worker};
+use crate::clock::Clock;
+use crate::counters::WorkerCounters;
+use crate::flow_cache::{FlowCache, FlowCacheLayout, HashKey, LookupBatch};
+use crate::limits::VECTOR_PACKETS;
+use crate::packet::FrameMemory;
+use crate::port::af_xdp::Umem;
+use crate::state::State;
+use crate::tables::Subscription;
+use crate::transmit::{LaneReceiver, LaneSender, Transmit};
+
+/// What a worker is built from.
+pub struct Parts {
+    /// Where it gets the time.
+    pub clock: Clock,
+    /// Where it gets its tables.
+    pub subscription: Subscription,
+    /// What all workers learn.
+    pub state: Arc<State>,
+    /// Its frames.
+    pub memory: FrameMemory,
+    /// Entries of its flow cache.
+    pub flows: FlowCacheLayout,
+    /// Key of the flow hash.
+    pub hash_key: HashKey,
+    /// Lanes to the other workers, by their number.
+    pub lane_senders: Vec<Option<LaneSender>>,
+    /// Lanes from the other workers.
+    pub lane_receivers: Vec<LaneReceiver>,
+    /// What the control plane asks of it.
+    pub commands: Receiver<Command>,
+    /// Where to tell the other workers of a station that moved.
+    pub others: Vec<Sender<Command>>,
+    /// How it sleeps.
+    pub sleeper: Sleeper,
+    /// Where it counts.
+    pub counters: Arc<WorkerCounters>,
+}
+
+impl Worker {
+    /// Builds a worker; all its memory is there afterwards.
+    ///
+    /// # Errors
+    /// The kernel refused epoll.
+    pub fn new(parts: Parts) -> io::Result<Self> {
+        let mut subscription = parts.subscription;
+        let tables = Arc::clone(subscription.refresh());
+        let ports = Ports::new(parts.lane_senders)?;
+        ports.watch_wake_up(parts.sleeper.descriptor())?;
+        let now = parts.clock.now();
+        let mut worker = Self {
+            now,
+            clock: parts.clock,
+            subscription,
+            tables,
+            state: parts.state,
+            umem: Umem::new(&parts.memory),
+            memory: parts.memory,
+            ports,
+            ingress: IngressTable::new(),
+            cache: FlowCache::new(parts.flows, parts.hash_key),
+            batch: LookupBatch::new(),
+            vector: Vec::with_capacity(VECTOR_PACKETS),
+            readings: Vec::with_capacity(VECTOR_PACKETS),
+            misses: Vec::with_capacity(VECTOR_PACKETS),
+            transmit: Transmit::default(),
+            lanes: parts.lane_receivers,
+            icmp_budget: IcmpBudget::new(now),
+            commands: parts.commands,
+            others: parts.others,
+            sleeper: parts.sleeper,
+            counters: parts.counters,
+            stopping: false,
+        };
+        for lane in &mut worker.lanes {
+            lane.supply(&mut worker.memory);
+        }
+        Ok(worker)
+    }
+
+    /// The UMEM on this worker's frames.
+    pub(crate) fn umem(&self) -> &Umem {
+        &self.umem
+    }
+}

@@ -1,0 +1,241 @@
+//! The ports of one worker: their queues, what waits for them, and which of them to poll.
+//!
+//! Queues that are polled for the price of a load (AF_XDP rings, queues in memory) are polled every turn. Queues that
+//! cost a system call (TAPs) are polled when epoll named them or when they delivered in the turn before; epoll itself
+//! is asked when no such queue is hot, and every 16th turn.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll;
+
+use crate::counters::WorkerCounters;
+use crate::limits;
+use crate::packet::{FrameMemory, Packet, PortIndex};
+use crate::port::{Capabilities, PortQueue};
+use crate::transmit::LaneSender;
+
+/// Turns between two looks at epoll while some queue is hot.
+const EPOLL_TURNS: u32 = 16;
+/// Events taken from epoll at once.
+const EPOLL_EVENTS: usize = 64;
+/// What epoll says for the worker's own wake-up descriptor.
+pub(super) const WAKE_UP: u64 = u64::MAX;
+
+#[derive(Default)]
+struct Slot {
+    queue: Option<Box<dyn PortQueue>>,
+    lane: Option<usize>,
+    capabilities: Option<Capabilities>,
+    pending: Vec<Packet>,
+    active: bool,
+    hot: bool,
+}
+
+/// The ports of one worker.
+pub struct Ports {
+    slots: Box<[Slot]>,
+    cheap: Vec<PortIndex>,
+    hot: Vec<PortIndex>,
+    ready: Vec<PortIndex>,
+    lanes: Vec<Option<LaneSender>>,
+    epoll: OwnedFd,
+    turns: u32,
+}
+
+impl std::fmt::Debug for Ports {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Ports").field("cheap", &self.cheap).field("hot", &self.hot).finish_non_exhaustive()
+    }
+}
+
+impl Ports {
+    /// No ports yet; `lanes[n]` leads to worker `n`, where there is one.
+    ///
+    /// # Errors
+    /// What the kernel said to epoll_create.
+    pub fn new(lanes: Vec<Option<LaneSender>>) -> io::Result<Self> {
+        Ok(Self {
+            slots: (0..limits::PORTS).map(|_| Slot::default()).collect(),
+            cheap: Vec::with_capacity(limits::PORTS),
+            hot: Vec::with_capacity(limits::PORTS),
+            ready: Vec::with_capacity(limits::PORTS),
+            lanes,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            turns: 0,
+        })
+    }
+
+    /// Watches a descriptor that only ends the worker's sleep.
+    pub(super) fn watch_wake_up(&self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, descriptor, epoll::EventData::new_u64(WAKE_UP), epoll::EventFlags::IN)?)
+    }
+
+    /// Adds this worker's queue of a port.
+    ///
+    /// # Errors
+    /// The port number is out of range or taken, or epoll refused its descriptor; the queue is given back.
+    pub fn attach(&mut self, queue: Box<dyn PortQueue>) -> Result<(), (Box<dyn PortQueue>, io::Error)> {
+        let port = queue.port();
+        let Some(slot) = self.slots.get_mut(port.0 as usize).filter(|slot| slot.capabilities.is_none()) else {
+            return Err((queue, io::Error::other("the port number is taken or out of range")));
+        };
+        if let Some(descriptor) = queue.readable_descriptor() {
+            let data = epoll::EventData::new_u64(u64::from(port.0));
+            if let Err(error) = epoll::add(&self.epoll, descriptor, data, epoll::EventFlags::IN) {
+                return Err((queue, error.into()));
+            }
+        }
+        if queue.is_cheap_to_poll() {
+            self.cheap.push(port);
+        }
+        slot.capabilities = Some(queue.capabilities());
+        slot.pending.reserve_exact(limits::TRANSMIT_QUEUE_PACKETS);
+        slot.queue = Some(queue);
+        Ok(())
+    }
+
+    /// Notes that another worker owns the port's queue.
+    pub fn attach_by_lane(&mut self, port: PortIndex, capabilities: Capabilities, worker: usize) {
+        if let Some(slot) = self.slots.get_mut(port.0 as usize) {
+            slot.capabilities = Some(capabilities);
+            slot.lane = Some(worker);
+        }
+    }
+
+    /// Takes the port away; its queue, if this worker had it, and what waited for it are the caller's to close.
+    pub fn detach(&mut self, port: PortIndex) -> (Option<Box<dyn PortQueue>>, Vec<Packet>) {
+        let Some(slot) = self.slots.get_mut(port.0 as usize) else { return (None, Vec::new()) };
+        let taken = std::mem::take(slot);
+        slot.active = taken.active;
+        self.cheap.retain(|other| *other != port);
+        self.hot.retain(|other| *other != port);
+        self.ready.retain(|other| *other != port);
+        if let Some(descriptor) = taken.queue.as_ref().and_then(|queue| queue.readable_descriptor()) {
+            // A descriptor that is gone already has left epoll by itself.
+            let _ = epoll::delete(&self.epoll, descriptor);
+        }
+        (taken.queue, taken.pending)
+    }
+
+    /// All queues this worker owns.
+    pub fn queues(&self) -> impl Iterator<Item = &dyn PortQueue> {
+        self.slots.iter().filter_map(|slot| slot.queue.as_deref()).map(|queue| queue as &dyn PortQueue)
+    }
+
+    /// Numbers of all ports this worker knows, owned or by lane.
+    pub fn numbers(&self) -> impl Iterator<Item = PortIndex> {
+        let known = self.slots.iter().enumerate().filter(|(_, slot)| slot.capabilities.is_some());
+        known.map(|(number, _)| PortIndex(number as u16))
+    }
+
+    /// Lists the queues to poll in this turn.
+    pub(super) fn poll_ready(&mut self) {
+        self.ready.extend_from_slice(&self.cheap);
+        self.ready.extend_from_slice(&self.hot);
+        self.turns = self.turns.wrapping_add(1);
+        if self.hot.is_empty() || self.turns.is_multiple_of(EPOLL_TURNS) {
+            self.wait(Some(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
+        }
+    }
+
+    /// Waits for a readable queue or a wake-up and lists the readable ones for the next turn.
+    pub(super) fn wait(&mut self, timeout: Option<rustix::event::Timespec>) {
+        let mut room = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; EPOLL_EVENTS];
+        // An interrupted wait is one that found nothing.
+        let Ok((events, _)) = epoll::wait(&self.epoll, &mut room, timeout.as_ref()) else { return };
+        for event in events {
+            let data = event.data.u64();
+            let port = PortIndex(data as u16);
+            if data != WAKE_UP && !self.ready.contains(&port) {
+                self.ready.push(port);
+            }
+        }
+    }
+
+    /// The next queue to poll.
+    pub(super) fn next_ready(&mut self) -> Option<PortIndex> {
+        self.ready.pop()
+    }
+
+    /// Receives from the port's queue into `vector` and counts.
+    pub(super) fn receive(
+        &mut self,
+        port: PortIndex,
+        memory: &mut FrameMemory,
+        vector: &mut Vec<Packet>,
+        counters: &WorkerCounters,
+    ) -> usize {
+        let Some(slot) = self.slots.get_mut(port.0 as usize) else { return 0 };
+        let Some(queue) = slot.queue.as_mut() else { return 0 };
+        let received = queue.receive(memory, vector);
+        let hot = received > 0 && !queue.is_cheap_to_poll();
+        if hot != slot.hot {
+            slot.hot = hot;
+            if hot { self.hot.push(port) } else { self.hot.retain(|other| *other != port) }
+        }
+        if received > 0 {
+            let bytes: usize = vector.iter().map(Packet::length).sum();
+            counters.port(port.0 as usize).received_frames.add(received as u64);
+            counters.port(port.0 as usize).received_bytes.add(bytes as u64);
+        }
+        received
+    }
+
+    /// Whether every cheap queue agrees to be slept on.
+    pub(super) fn prepare_to_sleep(&mut self) -> bool {
+        let slots = &mut self.slots;
+        self.cheap.iter().all(|port| slots[port.0 as usize].queue.as_mut().is_none_or(|queue| queue.prepare_to_sleep()))
+    }
+
+    /// What the port's queue takes; `None` for a port this node does not have.
+    #[inline]
+    pub(crate) fn capabilities(&self, port: PortIndex) -> Option<Capabilities> {
+        self.slots.get(port.0 as usize)?.capabilities
+    }
+
+    /// The worker whose lane leads to the port's queue, if it is not this one's own.
+    #[inline]
+    pub(crate) fn lane(&self, port: PortIndex) -> Option<usize> {
+        self.slots.get(port.0 as usize)?.lane
+    }
+
+    pub(crate) fn lane_sender(&mut self, worker: usize) -> Option<&mut LaneSender> {
+        self.lanes.get_mut(worker)?.as_mut()
+    }
+
+    /// Packets that wait for the port.
+    #[inline]
+    pub(crate) fn pending(&mut self, port: PortIndex) -> Option<&mut Vec<Packet>> {
+        let slot = self.slots.get_mut(port.0 as usize)?;
+        slot.queue.is_some().then_some(&mut slot.pending)
+    }
+
+    pub(crate) fn pending_length(&self, port: PortIndex) -> usize {
+        self.slots.get(port.0 as usize).map_or(0, |slot| slot.pending.len())
+    }
+
+    /// Marks the port as one to flush; true if it was not marked before.
+    #[inline]
+    pub(crate) fn activate(&mut self, port: PortIndex) -> bool {
+        self.slots.get_mut(port.0 as usize).is_some_and(|slot| !std::mem::replace(&mut slot.active, true))
+    }
+
+    pub(crate) fn deactivate(&mut self, port: PortIndex) {
+        if let Some(slot) = self.slots.get_mut(port.0 as usize) {
+            slot.active = false;
+        }
+    }
+
+    /// The port's queue and what waits for it.
+    pub(crate) fn output(&mut self, port: PortIndex) -> Option<(&mut dyn PortQueue, &mut Vec<Packet>, Capabilities)> {
+        let slot = self.slots.get_mut(port.0 as usize)?;
+        Some((slot.queue.as_mut()?.as_mut(), &mut slot.pending, slot.capabilities?))
+    }
+
+    /// The descriptor of epoll itself, readable when a queue is.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
