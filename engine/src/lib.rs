@@ -7,6 +7,7 @@ pub mod clock;
 pub mod counters;
 pub mod drop_reason;
 pub mod edit;
+pub mod flow_cache;
 pub mod limits;
 pub mod packet;
 pub mod port;
