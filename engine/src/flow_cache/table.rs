@@ -1,0 +1,261 @@
+//! The flows of one address family: buckets of tags, hot entries, cold entries, and the staged lookup over them.
+//!
+//! ```text
+//!  hash -> bucket (64 B: tags, slots) -> hot entry (64 or 128 B: key, action, counts)
+//!                                        cold entry (same slot: dependencies, home bucket)
+//! ```
+//! A flow lives in its home bucket or, if that is full, in the next one. There is a bucket for every four entries,
+//! so a full table fills half the places; of 10,000 inserts about one finds both buckets full. Fixed size.
+
+use super::batch::{Lane, NOT_LOOKED_UP};
+use super::bucket::{Bucket, NO_SLOT, prefetch, tag};
+use super::entry::{Cold, Entry};
+use super::eviction::Hand;
+use super::hash::HashKey;
+use super::huge_array::HugeArray;
+use super::key::FlowKey;
+use super::rewrites::Rewrites;
+use crate::slow_path::decision::{Dependencies, Forward};
+
+/// Entries for each bucket of eight places.
+const ENTRIES_PER_BUCKET: usize = 4;
+const FEWEST_ENTRIES: usize = 8;
+
+/// What an insert did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// The flow has an entry of its own now.
+    New,
+    /// The flow had one already; it does now what the decision says.
+    Replaced,
+    /// The flow has an entry now, and another flow gave way for it.
+    Evicting,
+    /// No room: every flow that could give way is in use, or there are too many rewrites. The slow path goes on
+    /// serving this flow.
+    Full,
+    /// Packets of this kind are never cached.
+    Uncacheable,
+}
+
+/// See the module.
+pub(super) struct Table<K: FlowKey> {
+    pub(super) buckets: HugeArray<Bucket>,
+    pub(super) entries: HugeArray<Entry<K>>,
+    pub(super) cold: HugeArray<Cold>,
+    free: Vec<u32>,
+    /// Slots from here on were never used.
+    pub(super) high_water: usize,
+    /// Counts inserts and removals, so that a batch knows whether what it found still holds.
+    epoch: u64,
+    pub(super) hand: Hand,
+}
+
+impl<K: FlowKey> Table<K> {
+    /// An empty table of `capacity` flows, at least eight.
+    pub(super) fn new(capacity: usize) -> Self {
+        let capacity = capacity.clamp(FEWEST_ENTRIES, NO_SLOT as usize / 2);
+        let buckets = (capacity / ENTRIES_PER_BUCKET).next_power_of_two();
+        Self {
+            buckets: HugeArray::filled(buckets, Bucket::EMPTY),
+            entries: HugeArray::filled(capacity, Entry::FREE),
+            cold: HugeArray::filled(capacity, Cold::FREE),
+            free: (0..capacity as u32).rev().collect(),
+            high_water: 0,
+            epoch: NOT_LOOKED_UP + 1,
+            hand: Hand::default(),
+        }
+    }
+
+    /// Flows in the table.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Flows it can hold.
+    pub(super) fn capacity(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[inline]
+    pub(super) fn home(&self, hash: u64) -> usize {
+        hash as usize & (self.buckets.len() - 1)
+    }
+
+    #[inline]
+    pub(super) fn neighbour(&self, home: usize) -> usize {
+        (home + 1) & (self.buckets.len() - 1)
+    }
+
+    /// Looks up all packets of `lane` in stages, so that the memory accesses of one stage overlap.
+    pub(super) fn lookup(&self, hash_key: &HashKey, lane: &mut Lane<K>) {
+        let count = lane.count;
+        hash_key.hash_all(&lane.keys[..count], &mut lane.hashes[..count]);
+        for hash in &lane.hashes[..count] {
+            prefetch(&self.buckets[self.home(*hash)]);
+        }
+        for item in 0..count {
+            let slot = if lane.cacheable[item] { self.candidate(lane.hashes[item]) } else { NO_SLOT };
+            lane.slots[item] = slot;
+            if let Some(entry) = self.entries.get(slot as usize) {
+                prefetch(&entry.key);
+                if size_of::<Entry<K>>() > 64 {
+                    prefetch(&entry.packets);
+                }
+            }
+        }
+        for item in 0..count {
+            let slot = lane.slots[item];
+            if slot != NO_SLOT && self.entries[slot as usize].key != lane.keys[item] {
+                lane.slots[item] = self.find(&lane.keys[item], lane.hashes[item]);
+            }
+        }
+        lane.epoch = self.epoch;
+    }
+
+    /// The first slot whose tag says it may be the flow's. Without one the flow is not in the table.
+    #[inline]
+    fn candidate(&self, hash: u64) -> u32 {
+        let home = self.home(hash);
+        let bucket = &self.buckets[home];
+        let mask = bucket.matches(tag(hash));
+        if mask != 0 {
+            return bucket.slot(mask.trailing_zeros() as usize);
+        }
+        if bucket.overflowed == 0 {
+            return NO_SLOT;
+        }
+        let bucket = &self.buckets[self.neighbour(home)];
+        let mask = bucket.matches(tag(hash));
+        if mask == 0 { NO_SLOT } else { bucket.slot(mask.trailing_zeros() as usize) }
+    }
+
+    /// The flow's slot, or [`NO_SLOT`]: all tags that match are tried.
+    pub(super) fn find(&self, key: &K, hash: u64) -> u32 {
+        let home = self.home(hash);
+        let overflowed = self.buckets[home].overflowed != 0;
+        let neighbour = overflowed.then(|| self.neighbour(home));
+        for at in [Some(home), neighbour].into_iter().flatten() {
+            let bucket = &self.buckets[at];
+            let mut mask = bucket.matches(tag(hash));
+            while mask != 0 {
+                let slot = bucket.slot(mask.trailing_zeros() as usize);
+                if self.entries[slot as usize].key == *key {
+                    return slot;
+                }
+                mask &= mask - 1;
+            }
+        }
+        NO_SLOT
+    }
+
+    /// The slot of the lane's `item` at this moment: as the lookup found it, unless the table changed since.
+    #[inline]
+    pub(super) fn locate(&self, lane: &Lane<K>, item: usize) -> u32 {
+        if lane.epoch == self.epoch {
+            lane.slots[item]
+        } else if lane.epoch != NOT_LOOKED_UP && lane.cacheable[item] {
+            self.find(&lane.keys[item], lane.hashes[item])
+        } else {
+            NO_SLOT
+        }
+    }
+
+    /// Writes the decision for the lane's `item`.
+    pub(super) fn insert(
+        &mut self,
+        lane: &Lane<K>,
+        item: usize,
+        decision: (&Forward, &Dependencies),
+        now_ms: u32,
+        rewrites: &mut Rewrites,
+    ) -> Inserted {
+        if !lane.cacheable[item] || lane.epoch == NOT_LOOKED_UP {
+            return Inserted::Uncacheable;
+        }
+        let (forward, dependencies) = decision;
+        let Some(rewrite) = rewrites.acquire(&forward.rewrite) else { return Inserted::Full };
+        let (key, hash) = (&lane.keys[item], lane.hashes[item]);
+        let known = self.locate(lane, item);
+        if known != NO_SLOT {
+            let entry = &mut self.entries[known as usize];
+            rewrites.release(entry.rewrite);
+            entry.set_action(forward, rewrite);
+            entry.last_seen_ms = now_ms;
+            self.cold[known as usize].dependencies = *dependencies;
+            return Inserted::Replaced;
+        }
+        let used = self.len();
+        if !self.make_room(hash, now_ms, rewrites) {
+            rewrites.release(rewrite);
+            return Inserted::Full;
+        }
+        let evicted = self.len() < used;
+        let Some(slot) = self.place(hash) else {
+            rewrites.release(rewrite);
+            return Inserted::Full;
+        };
+        self.entries[slot as usize] = Entry::new(*key, forward, rewrite, now_ms);
+        self.cold[slot as usize] = Cold { dependencies: *dependencies, home: self.home(hash) as u32 };
+        if evicted { Inserted::Evicting } else { Inserted::New }
+    }
+
+    /// Whether a slot is free.
+    pub(super) fn has_free_slot(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Takes a free slot and writes its tag, in the home bucket or the next.
+    fn place(&mut self, hash: u64) -> Option<u32> {
+        let slot = *self.free.last()?;
+        let home = self.home(hash);
+        let neighbour = self.neighbour(home);
+        if !self.buckets[home].put(tag(hash), slot) {
+            if !self.buckets[neighbour].put(tag(hash), slot) {
+                return None;
+            }
+            self.buckets[home].overflowed += 1;
+        }
+        self.free.pop();
+        self.high_water = self.high_water.max(slot as usize + 1);
+        self.epoch += 1;
+        Some(slot)
+    }
+
+    /// Takes the flow at `slot` out of the table.
+    pub(super) fn remove(&mut self, slot: u32, rewrites: &mut Rewrites) {
+        let cold = self.cold[slot as usize];
+        if !cold.in_use() {
+            return;
+        }
+        let home = cold.home as usize;
+        if !self.buckets[home].take(slot) {
+            let neighbour = self.neighbour(home);
+            let taken = self.buckets[neighbour].take(slot);
+            debug_assert!(taken, "slot {slot} has no tag");
+            self.buckets[home].overflowed -= 1;
+        }
+        rewrites.release(self.entries[slot as usize].rewrite);
+        self.entries[slot as usize] = Entry::FREE;
+        self.cold[slot as usize] = Cold::FREE;
+        self.free.push(slot);
+        self.epoch += 1;
+    }
+
+    /// Removes the flows in `slots` that are affected; returns how many.
+    pub(super) fn sweep(
+        &mut self,
+        slots: std::ops::Range<usize>,
+        rewrites: &mut Rewrites,
+        affected: impl Fn(&Dependencies) -> bool,
+    ) -> usize {
+        let mut removed = 0;
+        for slot in slots {
+            let cold = &self.cold[slot];
+            if cold.in_use() && affected(&cold.dependencies) {
+                self.remove(slot as u32, rewrites);
+                removed += 1;
+            }
+        }
+        removed
+    }
+}

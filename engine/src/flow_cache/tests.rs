@@ -1,0 +1,525 @@
+//! The cache against a plain map: every operation in any order, on tables so small that flows collide.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use proptest::prelude::*;
+
+use super::*;
+use crate::edit::{MacPair, Rewrite};
+use crate::packet::Mac;
+use crate::packet::parse::{Network, flag, protocol};
+use crate::tables::{Change, ChangeSet, SegmentIndex};
+
+const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+
+/// Flow number `number`: even ones IPv4, odd ones IPv6; every third UDP, the rest TCP.
+fn headers(number: u32) -> Headers {
+    let mut headers = Headers {
+        network: if number.is_multiple_of(2) { Network::Ipv4 } else { Network::Ipv6 },
+        protocol: if number.is_multiple_of(3) { protocol::UDP } else { protocol::TCP },
+        ports: [number as u16, (number >> 16) as u16],
+        ..Headers::EMPTY
+    };
+    (headers.source[0], headers.destination[0]) = (10, 10);
+    headers.destination[1] = number as u8;
+    headers
+}
+
+fn number_of(view: &FlowView) -> u32 {
+    u32::from(view.key.ports[0]) | u32::from(view.key.ports[1]) << 16
+}
+
+fn forward(choice: u32) -> Forward {
+    let macs = MacPair { destination: Mac([2, 0, 0, 0, 1, choice as u8]), source: Mac([2, 0, 0, 0, 2, 0]) };
+    let mut address = [0; 16];
+    address[..4].copy_from_slice(&[192, 0, 2, choice as u8]);
+    Forward {
+        egress: PortIndex(choice as u16),
+        rewrite: Rewrite {
+            decapsulate: false,
+            pop_tags: 0,
+            route: Some(macs),
+            push_tag: None,
+            encapsulate: None,
+            mtu: 1500 + choice % 3,
+        },
+        translation: match choice % 4 {
+            0 => Translation::NONE,
+            1 => Translation { source: Some((address, 1)), destination: None },
+            2 => Translation { source: None, destination: Some((address, 2)) },
+            _ => Translation { source: Some((address, 3)), destination: Some((address, 4)) },
+        },
+    }
+}
+
+fn dependencies(number: u32, choice: u32) -> Dependencies {
+    let headers = headers(number);
+    Dependencies {
+        ingress: PortIndex((number % 5) as u16),
+        egress: PortIndex(choice as u16),
+        segment: SegmentIndex((number % 3) as u16),
+        source: headers.source_address(),
+        destination: headers.destination_address(),
+        ingress_peer: number.is_multiple_of(7).then_some(peer(number % 4)),
+        egress_peer: (choice % 5 == 1).then_some(peer(choice % 4)),
+        source_mac: Mac::ZERO,
+        destination_mac: Mac::ZERO,
+    }
+}
+
+fn peer(number: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, number as u8))
+}
+
+fn batch_of(numbers: &[u32]) -> LookupBatch {
+    let mut batch = LookupBatch::new();
+    for (at, number) in numbers.iter().enumerate() {
+        assert!(batch.push(at, &headers(*number), &MACS, 1));
+    }
+    batch
+}
+
+fn cache(capacity: usize, key: HashKey) -> FlowCache {
+    FlowCache::new(FlowCacheLayout { ipv4: capacity, ipv6: capacity }, key)
+}
+
+/// Looks up one flow and inserts it if it is not there; says what the insert did.
+fn meet(cache: &mut FlowCache, number: u32, choice: u32, now_ms: u32) -> Option<Inserted> {
+    let mut batch = batch_of(&[number]);
+    cache.lookup(&mut batch);
+    if cache.take_hit(&batch, 0, 100, now_ms).is_some() {
+        return None;
+    }
+    Some(cache.insert(&batch, 0, &forward(choice), &dependencies(number, choice), now_ms))
+}
+
+fn flows(cache: &FlowCache, now_ms: u32) -> HashMap<u32, FlowView> {
+    let mut found = HashMap::new();
+    let mut from = Some(0);
+    while let Some(at) = from {
+        from = cache.for_each(at, 5, now_ms, |view| {
+            assert!(found.insert(number_of(view), *view).is_none(), "shown twice");
+        });
+    }
+    assert_eq!(found.len(), cache.len());
+    found
+}
+
+/// What a plain map knows of a flow.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    choice: u32,
+    packets: u32,
+    bytes: u64,
+    seen_ms: u32,
+    /// Sweeps begun when it was decided: only later ones have to find it.
+    sweeps: usize,
+}
+
+/// The cache and a map that must agree.
+struct Pair {
+    cache: FlowCache,
+    known: HashMap<u32, Known>,
+    now_ms: u32,
+    /// Changes of the sweeps under way, each with its sweep's number.
+    changes: Vec<(usize, Change)>,
+    sweeps: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Vector(Vec<(u32, u32)>),
+    Replace(u32, u32),
+    Pass(u32),
+    Age(usize),
+    Sweep(Vec<Change>),
+    SweepOn(usize),
+}
+
+impl Pair {
+    fn new(capacity: usize, key: HashKey) -> Self {
+        // Close to the wrap of the 32-bit clock, so that many runs cross it.
+        Self {
+            cache: cache(capacity, key),
+            known: HashMap::new(),
+            now_ms: u32::MAX - 9_000,
+            changes: Vec::new(),
+            sweeps: 0,
+        }
+    }
+
+    fn run(&mut self, step: Step) {
+        match step {
+            Step::Vector(packets) => self.vector(&packets),
+            Step::Replace(number, choice) => {
+                let mut batch = batch_of(&[number]);
+                self.cache.lookup(&mut batch);
+                assert_eq!(batch.found(0), self.known.contains_key(&number));
+                self.insert(&batch, 0, number, choice);
+            }
+            Step::Pass(milliseconds) => self.now_ms = self.now_ms.wrapping_add(milliseconds),
+            Step::Age(entries) => self.age(entries),
+            Step::Sweep(changes) => {
+                self.changes.extend(changes.iter().map(|change| (self.sweeps, *change)));
+                self.sweeps += 1;
+                let removed = self.cache.begin_sweep(Arc::new(SweepPlan::new(&ChangeSet { generation: 1, changes })));
+                self.after_sweep(removed);
+            }
+            Step::SweepOn(entries) => {
+                let removed = self.cache.sweep_step(entries);
+                self.after_sweep(removed);
+            }
+        }
+        assert_eq!(self.cache.len(), self.known.len());
+        let rewrites: BTreeSet<_> = self.known.values().map(|known| forward_key(known.choice)).collect();
+        assert_eq!(self.cache.rewrites(), rewrites.len());
+    }
+
+    /// As a worker does it: look up all, then serve or decide each in order.
+    fn vector(&mut self, packets: &[(u32, u32)]) {
+        let numbers: Vec<u32> = packets.iter().map(|(number, _)| *number).collect();
+        let mut batch = batch_of(&numbers);
+        self.cache.lookup(&mut batch);
+        for (at, number) in numbers.iter().enumerate() {
+            assert_eq!(batch.found(at), self.known.contains_key(number));
+        }
+        for (at, (number, choice)) in packets.iter().enumerate() {
+            let action = self.cache.take_hit(&batch, at, 1000 + at, self.now_ms);
+            let known = self.known.get_mut(number);
+            assert_eq!(action.is_some(), known.is_some(), "flow {number}");
+            if let (Some(action), Some(known)) = (action, known) {
+                let expected = forward(known.choice);
+                assert_eq!(action.egress, expected.egress);
+                assert_eq!(action.rewrite.rewrite, expected.rewrite);
+                assert_eq!(translation_of(*number, action.translation), translation_of(*number, expected.translation));
+                known.packets += 1;
+                known.bytes += 1000 + at as u64;
+                known.seen_ms = self.now_ms;
+            } else {
+                self.insert(&batch, at, *number, *choice);
+            }
+        }
+    }
+
+    fn insert(&mut self, batch: &LookupBatch, at: usize, number: u32, choice: u32) {
+        let inserted = self.cache.insert(batch, at, &forward(choice), &dependencies(number, choice), self.now_ms);
+        let fresh = Known { choice, packets: 0, bytes: 0, seen_ms: self.now_ms, sweeps: self.sweeps };
+        match inserted {
+            Inserted::Replaced => {
+                let known = self.known.get_mut(&number).expect("replaced an entry that was not there");
+                (known.choice, known.seen_ms, known.sweeps) = (choice, self.now_ms, self.sweeps);
+            }
+            Inserted::New => assert!(self.known.insert(number, fresh).is_none()),
+            Inserted::Evicting => {
+                assert!(self.known.insert(number, fresh).is_none());
+                self.check_victim(number);
+            }
+            Inserted::Full => self.check_full(number),
+            Inserted::Uncacheable => panic!("flow {number} is cacheable"),
+        }
+    }
+
+    /// Exactly one flow of the same family went, and it was one that may give way.
+    fn check_victim(&mut self, newcomer: u32) {
+        let shown = flows(&self.cache, self.now_ms);
+        let gone: Vec<u32> = self.known.keys().filter(|number| !shown.contains_key(number)).copied().collect();
+        assert_eq!(gone.len(), 1, "{gone:?} went for {newcomer}");
+        let victim = self.known.remove(&gone[0]).expect("known");
+        assert_eq!(gone[0] % 2, newcomer % 2);
+        assert!(victim.packets == 0 || self.now_ms.wrapping_sub(victim.seen_ms) >= limits::FLOW_RECENT_MS);
+    }
+
+    /// A refusal needs at least as many flows in use as one look examines.
+    fn check_full(&self, number: u32) {
+        let busy =
+            |known: &&Known| known.packets > 0 && self.now_ms.wrapping_sub(known.seen_ms) < limits::FLOW_RECENT_MS;
+        let family = self.known.iter().filter(|(other, _)| *other % 2 == number % 2).map(|(_, known)| known);
+        assert!(family.filter(busy).count() >= 8, "refused beside few busy flows");
+    }
+
+    fn expired(&self, known: &Known) -> bool {
+        self.now_ms.wrapping_sub(known.seen_ms) >= limits::FLOW_IDLE_TCP_MS
+    }
+
+    fn age(&mut self, entries: usize) {
+        let before = self.known.clone();
+        let removed = self.cache.age_step(entries, self.now_ms);
+        let shown = flows(&self.cache, self.now_ms);
+        self.known.retain(|number, _| shown.contains_key(number));
+        assert_eq!(before.len() - self.known.len(), removed);
+        for (number, known) in &before {
+            assert!(self.known.contains_key(number) || self.expired(known), "flow {number} aged out too early");
+        }
+    }
+
+    fn after_sweep(&mut self, removed: usize) {
+        let before = self.known.clone();
+        let shown = flows(&self.cache, self.now_ms);
+        self.known.retain(|number, _| shown.contains_key(number));
+        assert_eq!(before.len() - self.known.len(), removed);
+        for (number, known) in &before {
+            let dependencies = dependencies(*number, known.choice);
+            let affected = |from: usize| {
+                self.changes.iter().any(|(sweep, change)| *sweep >= from && dependencies.affected_by(change))
+            };
+            let kept = self.known.contains_key(number);
+            assert!(kept || affected(0), "flow {number} was swept for nothing");
+            let stale = kept && affected(known.sweeps);
+            assert!(!stale || self.cache.sweeping(), "flow {number} outlived its sweep");
+        }
+        if !self.cache.sweeping() {
+            self.changes.clear();
+        }
+    }
+
+    /// At the end: what is shown is what is known, and when all flows are gone no rewrite is left.
+    fn finish(mut self) {
+        let shown = flows(&self.cache, self.now_ms);
+        for (number, known) in &self.known {
+            let view = &shown[number];
+            assert_eq!((view.packets, view.bytes), (known.packets, known.bytes));
+            assert_eq!(view.idle_ms, self.now_ms.wrapping_sub(known.seen_ms));
+            assert_eq!(view.key.protocol, headers(*number).protocol);
+        }
+        let changes = (0..3).map(|segment| Change::Segment(SegmentIndex(segment))).collect();
+        self.run(Step::Sweep(changes));
+        self.run(Step::SweepOn(usize::MAX));
+        assert_eq!((self.cache.len(), self.cache.rewrites(), self.cache.sweeping()), (0, 0, false));
+        assert!(self.cache.ipv4.buckets.iter().chain(&*self.cache.ipv6.buckets).all(|bucket| bucket.overflowed == 0));
+    }
+}
+
+fn forward_key(choice: u32) -> (u8, u32) {
+    (choice as u8, choice % 3)
+}
+
+/// What of a translation an entry of this flow's family keeps.
+fn translation_of(number: u32, translation: Translation) -> Translation {
+    let keep = |part: Option<([u8; 16], u16)>| {
+        part.map(|(address, port)| {
+            let mut kept = [0; 16];
+            let bytes = if number.is_multiple_of(2) { 4 } else { 16 };
+            kept[..bytes].copy_from_slice(&address[..bytes]);
+            (kept, port)
+        })
+    };
+    Translation { source: keep(translation.source), destination: keep(translation.destination) }
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let network = (any::<bool>(), any::<u8>(), 0u8..=17).prop_map(|(wide, byte, length)| {
+        let mut octets = [0u8; 16];
+        (octets[0], octets[1]) = (10, byte);
+        let address = if wide { IpAddr::V6(Ipv6Addr::from(octets)) } else { IpAddr::V4(Ipv4Addr::new(10, byte, 0, 0)) };
+        IpNet::new_assert(address, length.max(8)).trunc()
+    });
+    prop_oneof![
+        2 => (0u16..40).prop_map(|port| Change::Port(PortIndex(port))),
+        1 => (0u16..8).prop_map(|segment| Change::Segment(SegmentIndex(segment))),
+        6 => (0u16..4, network).prop_map(|(segment, network)| Change::Prefix(SegmentIndex(segment), network)),
+        2 => (0u32..6).prop_map(|number| Change::Peer(peer(number))),
+        1 => Just(Change::Tunnels),
+    ]
+}
+
+fn step(flows: u32) -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => prop::collection::vec((0..flows, 0u32..30), 1..64).prop_map(Step::Vector),
+        2 => (0..flows, 0u32..30).prop_map(|(number, choice)| Step::Replace(number, choice)),
+        4 => prop_oneof![0u32..50, 900u32..2000, 5_000u32..12_000].prop_map(Step::Pass),
+        4 => (1usize..80).prop_map(Step::Age),
+        1 => prop::collection::vec(change(), 0..4).prop_map(Step::Sweep),
+        1 => prop::collection::vec(change(), 9..20).prop_map(Step::Sweep),
+        4 => (1usize..40).prop_map(Step::SweepStep),
+    ]
+}
+
+fn key(seed: u64, aes: bool) -> HashKey {
+    let key = HashKey::from_seed(seed);
+    if aes { key } else { key.without_aes() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn agrees_with_a_map(
+        steps in prop::collection::vec(step(120), 1..60), seed in any::<u64>(), aes in any::<bool>(),
+    ) {
+        let mut pair = Pair::new(32, key(seed, aes));
+        steps.into_iter().for_each(|step| pair.run(step));
+        pair.finish();
+    }
+
+    #[test]
+    fn a_table_of_two_buckets_agrees_with_a_map(
+        steps in prop::collection::vec(step(40), 1..40), seed in any::<u64>(), aes in any::<bool>(),
+    ) {
+        let mut pair = Pair::new(8, key(seed, aes));
+        steps.into_iter().for_each(|step| pair.run(step));
+        pair.finish();
+    }
+
+    #[test]
+    fn an_indexed_plan_is_a_linear_filter(changes in prop::collection::vec(change(), 9..80)) {
+        let plan = SweepPlan::new(&ChangeSet { generation: 1, changes: changes.clone() });
+        for number in 0..300 {
+            let dependencies = dependencies(number, number / 9);
+            let linear = changes.iter().any(|change| dependencies.affected_by(change));
+            prop_assert_eq!(plan.affects(&dependencies), linear, "{:?}", dependencies);
+        }
+    }
+}
+
+#[test]
+fn prefixes_at_the_ends_of_the_address_space_are_covered() {
+    let networks = ["0.0.0.0/0", "255.255.255.255/32", "::/0", "ffff::/16", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32"];
+    for network in networks {
+        let network: IpNet = network.parse().expect("network");
+        let mut changes = vec![Change::Prefix(SegmentIndex(1), network)];
+        changes.extend((100..120).map(|port| Change::Port(PortIndex(port))));
+        let plan = SweepPlan::new(&ChangeSet { generation: 1, changes });
+        for address in
+            ["0.0.0.0", "255.255.255.255", "::", "ffff::1", "10.1.2.3", "10.1.2.4", "11.0.0.0", "9.255.255.255"]
+        {
+            let destination: IpAddr = address.parse().expect("address");
+            let flow =
+                Dependencies { source: destination, destination, segment: SegmentIndex(1), ..dependencies(5, 0) };
+            let flow = Dependencies { ingress_peer: None, egress_peer: None, ..flow };
+            assert_eq!(plan.affects(&flow), network.contains(&destination), "{network} {destination}");
+            assert!(!plan.affects(&Dependencies { segment: SegmentIndex(2), ..flow }));
+        }
+    }
+}
+
+#[test]
+fn established_flows_survive_a_flood_and_return_no_rewrite_too_many() {
+    let mut cache = cache(1024, HashKey::from_seed(3));
+    let established: Vec<u32> = (0..600).map(|number| 2 * number).collect();
+    for round in 0..3 {
+        for number in &established {
+            meet(&mut cache, *number, 1, round);
+        }
+    }
+    let mut outcomes = HashMap::new();
+    for number in 0..50_000u32 {
+        let outcome = meet(&mut cache, 10_000 + 2 * number, 2, 100 + number / 100);
+        *outcomes.entry(format!("{outcome:?}")).or_insert(0) += 1;
+    }
+    assert!(established.iter().all(|number| meet(&mut cache, *number, 1, 700).is_none()), "{outcomes:?}");
+    assert_eq!(cache.len(), 1024);
+    assert!(outcomes["Some(Evicting)"] > 40_000 && cache.rewrites() == 2, "{outcomes:?}");
+}
+
+#[test]
+fn a_cache_full_of_flows_in_use_refuses_and_serves_and_opens_when_they_fall_silent() {
+    let mut cache = cache(256, HashKey::from_seed(4));
+    let numbers: Vec<u32> = (0..256).map(|number| 2 * number).collect();
+    for now in 0..2 {
+        numbers.iter().for_each(|number| {
+            meet(&mut cache, *number, 1, now);
+        });
+    }
+    assert_eq!(cache.ipv4.len(), 256);
+    assert_eq!(meet(&mut cache, 9_000, 2, 500), Some(Inserted::Full));
+    assert_eq!(numbers.iter().filter(|number| meet(&mut cache, **number, 1, 600).is_none()).count(), 256);
+    assert_eq!(meet(&mut cache, 9_000, 2, 600 + limits::FLOW_RECENT_MS - 1), Some(Inserted::Full));
+    assert_eq!(meet(&mut cache, 9_000, 2, 600 + limits::FLOW_RECENT_MS), Some(Inserted::Evicting));
+    assert_eq!((cache.ipv4.len(), cache.rewrites()), (256, 2));
+}
+
+#[test]
+fn equal_tags_in_one_bucket_are_told_apart() {
+    let key = HashKey::from_seed(5);
+    let mut cache = cache(8, key);
+    let mut by_tag: HashMap<(u16, usize), Vec<u32>> = HashMap::new();
+    for number in (0..12_000).step_by(2) {
+        let hash = cache.flow_hash(&headers(number), &MACS, 1);
+        by_tag.entry((bucket::tag(hash), cache.ipv4.home(hash))).or_default().push(number);
+    }
+    let twins: Vec<Vec<u32>> = by_tag.into_values().filter(|numbers| numbers.len() > 1).collect();
+    assert!(twins.len() > 20);
+    for pair in twins {
+        cache = self::cache(8, key);
+        for (choice, number) in pair.iter().enumerate() {
+            assert_eq!(meet(&mut cache, *number, choice as u32, 0), Some(Inserted::New));
+        }
+        let mut batch = batch_of(&pair);
+        cache.lookup(&mut batch);
+        for choice in 0..pair.len() {
+            let action = cache.take_hit(&batch, choice, 60, 0).expect("hit");
+            assert_eq!(action.egress, PortIndex(choice as u16));
+        }
+    }
+}
+
+#[test]
+fn the_second_packet_of_a_new_flow_in_one_vector_hits() {
+    let mut cache = cache(64, HashKey::from_seed(6));
+    let mut batch = batch_of(&[2, 2, 2]);
+    cache.lookup(&mut batch);
+    assert!(cache.take_hit(&batch, 0, 60, 0).is_none());
+    assert_eq!(cache.insert(&batch, 0, &forward(1), &dependencies(2, 1), 0), Inserted::New);
+    assert_eq!(cache.take_hit(&batch, 1, 60, 0).map(|action| action.egress), Some(PortIndex(1)));
+    assert_eq!(cache.insert(&batch, 2, &forward(2), &dependencies(2, 2), 0), Inserted::Replaced);
+    assert_eq!(cache.take_hit(&batch, 2, 60, 0).map(|action| action.egress), Some(PortIndex(2)));
+    assert_eq!((cache.len(), cache.rewrites()), (1, 1));
+}
+
+#[test]
+fn uncacheable_packets_have_their_flows_hash_and_nothing_else() {
+    let mut cache = cache(64, HashKey::from_seed(7));
+    assert_eq!(meet(&mut cache, 2, 1, 0), Some(Inserted::New));
+    let syn = Headers { flags: flag::TCP_CONTROL, ..headers(2) };
+    let arp = Headers { network: Network::Arp, ..Headers::EMPTY };
+    let mut batch = batch_of(&[2]);
+    assert!(batch.push(1, &syn, &MACS, 1) && !batch.push(2, &arp, &MACS, 1));
+    assert!(!batch.push(limits::VECTOR_PACKETS, &syn, &MACS, 1) && !batch.push(1, &syn, &MACS, 1));
+    assert_eq!(cache.insert(&batch, 0, &forward(1), &dependencies(2, 1), 0), Inserted::Uncacheable, "not looked up");
+    cache.lookup(&mut batch);
+    assert_eq!((batch.found(0), batch.found(1), batch.found(2), batch.found(99)), (true, false, false, false));
+    assert_eq!((batch.hash(1), batch.hash(2)), (batch.hash(0), 0));
+    assert_eq!(batch.hash(0), cache.flow_hash(&headers(2), &MACS, 1));
+    assert_eq!(cache.insert(&batch, 1, &forward(2), &dependencies(2, 2), 0), Inserted::Uncacheable);
+    meet(&mut cache, 4, 1, 0);
+    assert!(cache.take_hit(&batch, 1, 60, 0).is_none() && cache.take_hit(&batch, 2, 60, 0).is_none());
+}
+
+#[test]
+fn ageing_removes_the_silent_ones_across_the_wrap_and_rests_between_revolutions() {
+    let mut cache = cache(64, HashKey::from_seed(8));
+    let start = u32::MAX - 5_000;
+    (0..40).for_each(|number| {
+        meet(&mut cache, number, 1, start);
+    });
+    let later = start.wrapping_add(limits::FLOW_IDLE_TCP_MS - 1);
+    assert!((0..20).all(|number| meet(&mut cache, number, 1, later).is_none()));
+    assert_eq!(cache.age_step(1_000, later), 0);
+    assert_eq!(cache.age_step(1_000, later.wrapping_add(1)), 0, "the hand rests");
+    assert_eq!(cache.age_step(1_000, later.wrapping_add(limits::AGEING_REVOLUTION_MS)), 20);
+    assert_eq!(cache.len(), 20);
+}
+
+#[test]
+fn more_sweeps_than_may_run_at_once_are_finished_at_once() {
+    let mut cache = cache(64, HashKey::from_seed(9));
+    (0..60).for_each(|number| {
+        meet(&mut cache, number, 1, 0);
+    });
+    let plan = |port| {
+        let changes = vec![Change::Port(PortIndex(port))];
+        Arc::new(SweepPlan::new(&ChangeSet { generation: u64::from(port), changes }))
+    };
+    let mut removed = 0;
+    for port in 1000..1000 + limits::SWEEPS as u16 {
+        removed += cache.begin_sweep(plan(port));
+    }
+    assert_eq!(removed, 0);
+    removed = cache.begin_sweep(plan(1));
+    assert_eq!((removed, cache.sweeping()), (0, true));
+    assert_eq!(cache.begin_sweep(Arc::new(SweepPlan::new(&ChangeSet::default()))), 0);
+    assert_eq!(cache.sweep_step(usize::MAX), 60, "all leave by port 1");
+    assert!(!cache.sweeping() && cache.is_empty());
+}
