@@ -123,7 +123,7 @@ fn fragment_header(
     }
     // A first fragment must hold the whole TCP header, so one that begins inside it can only mean to overwrite it.
     let overwrites = offset != 0 && offset < tcp::HEADER_BYTES && headers.protocol == super::protocol::TCP;
-    if data == 0 || (more && data % 8 != 0) || before + offset + data > LONGEST_PACKET || overwrites {
+    if data == 0 || (more && !data.is_multiple_of(8)) || before + offset + data > LONGEST_PACKET || overwrites {
         return Err(DropReason::FragmentMalformed);
     }
     Ok(())
