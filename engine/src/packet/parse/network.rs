@@ -101,9 +101,10 @@ fn sum_is_right(sum: u64) -> bool {
 /// The scope flag of a pair of IPv4 addresses: multicast or limited broadcast destination, or link-local.
 #[inline]
 fn ipv4_scope(source: [u8; 4], destination: [u8; 4]) -> u16 {
-    let link_local = |address: [u8; 4]| address[0] == 169 && address[1] == 254;
-    let group = destination[0] & 0xf0 == 0xe0 || destination == [0xff; 4];
-    if group || link_local(source) || link_local(destination) { flag::LINK_SCOPE } else { 0 }
+    let (source, destination) = (u32::from_be_bytes(source), u32::from_be_bytes(destination));
+    let group = destination >> 28 == 0xe || destination == u32::MAX;
+    let link_local = source >> 16 == 0xa9fe || destination >> 16 == 0xa9fe;
+    u16::from(group | link_local) * flag::LINK_SCOPE
 }
 
 /// The rules for a fragment of either family (RFC 791 section 3.2, RFC 8200 section 4.5, RFC 3128).

@@ -69,7 +69,7 @@ pub enum Error {
     },
     /// Destination unreachable for another cause.
     Unreachable {
-        /// See [`unreachable`].
+        /// See [`mod@unreachable`].
         code: u8,
     },
 }
