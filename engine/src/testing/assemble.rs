@@ -76,7 +76,7 @@ impl FrameBuilder {
         let header_length = 20 + self.options.len();
         let length = self.ip_length.unwrap_or((header_length + segment.len()) as u16);
         let (offset, more) = self.fragment.unwrap_or((0, false));
-        let fragment = u16::from(self.dont_fragment) << 14 | u16::from(more) << 13 | offset / 8;
+        let fragment = u16::from(self.dont_fragment) << 14 | u16::from(more) << 13 | (offset / 8);
         let mut header = vec![0x40 | (header_length / 4) as u8, self.traffic_class];
         header.extend_from_slice(&length.to_be_bytes());
         header.extend_from_slice(&(self.identification as u16).to_be_bytes());

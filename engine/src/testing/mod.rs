@@ -5,6 +5,7 @@
 //! - [`checksums_valid`] checks every checksum of a frame.
 //! - [`node::Node`] is a switch built by the production constructor, on memory ports.
 //! - [`valid_packets`] is one valid frame of every kind, for prefix and mutation tests.
+//! - [`Mutator`] damages them, from a seed.
 //!
 //! `describe` and `checksums_valid` stand on etherparse, the builder on its own few lines: nothing here calls the
 //! engine's parser, builders or checksums, so that a fault there cannot hide itself. Never part of forwarding.
@@ -16,12 +17,14 @@ mod decode;
 mod describe;
 mod frame;
 pub mod node;
+mod mutate;
 mod packets;
 mod verify;
 
 pub use checksum::{crc32c, internet_checksum};
 pub use describe::describe;
 pub use frame::{FrameBuilder, ToAddress, ToMac, frame};
+pub use mutate::Mutator;
 pub use packets::{fragments, gso_units, valid_packets};
 pub use verify::checksums_valid;
 

@@ -76,7 +76,9 @@ fn sctp(ip: &Ip<'_>) -> Result<(), String> {
 
 fn icmp(ip: &Ip<'_>) -> Result<(), String> {
     let icmp = Icmpv4Slice::from_slice(ip.payload).map_err(text)?;
-    compare("icmp", icmp.checksum(), icmp.icmp_type().calc_checksum(icmp.payload()))
+    let right = icmp.icmp_type().calc_checksum(icmp.payload());
+    // Zero may be written as all ones: a receiver sums up the same.
+    if icmp.checksum() == 0xffff && right == 0 { Ok(()) } else { compare("icmp", icmp.checksum(), right) }
 }
 
 fn icmpv6(ip: &Ip<'_>) -> Result<(), String> {

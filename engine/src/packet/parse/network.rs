@@ -103,9 +103,10 @@ fn sum_is_right(sum: u64) -> bool {
 /// The scope flag of a pair of IPv4 addresses: multicast or limited broadcast destination, or link-local.
 #[inline]
 fn ipv4_scope(source: [u8; 4], destination: [u8; 4]) -> u16 {
-    let link_local = |address: [u8; 4]| address[0] == 169 && address[1] == 254;
-    let group = destination[0] & 0xf0 == 0xe0 || destination == [0xff; 4];
-    if group || link_local(source) || link_local(destination) { flag::LINK_SCOPE } else { 0 }
+    let (source, destination) = (u32::from_be_bytes(source), u32::from_be_bytes(destination));
+    let group = destination >> 28 == 0xe || destination == u32::MAX;
+    let link_local = source >> 16 == 0xa9fe || destination >> 16 == 0xa9fe;
+    u16::from(group | link_local) * flag::LINK_SCOPE
 }
 
 /// The rules for a fragment of either family (RFC 791 section 3.2, RFC 8200 section 4.5, RFC 3128).
@@ -125,7 +126,7 @@ fn fragment_header(
     }
     // A first fragment must hold the whole TCP header, so one that begins inside it can only mean to overwrite it.
     let overwrites = offset != 0 && offset < tcp::HEADER_BYTES && headers.protocol == super::protocol::TCP;
-    if data == 0 || (more && data % 8 != 0) || before + offset + data > LONGEST_PACKET || overwrites {
+    if data == 0 || (more && !data.is_multiple_of(8)) || before + offset + data > LONGEST_PACKET || overwrites {
         return Err(DropReason::FragmentMalformed);
     }
     Ok(())

@@ -69,7 +69,7 @@ pub enum Error {
     },
     /// Destination unreachable for another cause.
     Unreachable {
-        /// See [`unreachable`].
+        /// See [`mod@unreachable`].
         code: u8,
     },
 }
@@ -173,7 +173,13 @@ pub fn echo_reply_in_place(frame: &mut [u8], request: &Headers, mac: Mac, ttl: u
     if !asks {
         return None;
     }
-    set_type(frame.get_mut(usize::from(request.transport_offset)..)?, kind::ECHO_REPLY)?;
+    let message = frame.get_mut(usize::from(request.transport_offset)..)?;
+    set_type(message, kind::ECHO_REPLY)?;
+    // A reply of nothing but zeros sums to zero, for which zero is the wrong checksum and all ones is right. Of any
+    // other message that would be zero, all ones is right as well.
+    if read_u16(message, CHECKSUM)? == 0 {
+        write_u16(message, CHECKSUM, 0xffff)?;
+    }
     let header = frame.get_mut(usize::from(request.network_offset)..)?;
     ipv4::swap_addresses(header)?;
     ipv4::set_ttl(header, ttl)?;

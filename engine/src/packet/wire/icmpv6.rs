@@ -63,7 +63,7 @@ pub enum Error {
     },
     /// Destination unreachable.
     Unreachable {
-        /// See [`unreachable`].
+        /// See [`mod@unreachable`].
         code: u8,
     },
 }
