@@ -10,6 +10,7 @@ use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, GsoKind, Mac, Pack
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::tap::{TapDevice, TapQueue};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::time::ClockId;
 
 use super::GATEWAY;
 
@@ -28,6 +29,8 @@ pub(crate) struct Crossed {
     pub(crate) queues: HashMap<(u16, u16), [Vec<usize>; 2]>,
     /// Packets in all.
     pub(crate) packets: u64,
+    /// Share of the time that the forwarder's thread really had its core.
+    pub(crate) on_core: f64,
 }
 
 /// A running forwarder.
@@ -65,6 +68,7 @@ fn run(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>, until: &Ato
         queues
     });
     let mut crossed = Crossed::default();
+    let started = (seconds(ClockId::Monotonic), seconds(ClockId::ThreadCPUTime));
     let mut vector: Vec<Packet> = Vec::with_capacity(64);
     while !until.load(Ordering::Relaxed) {
         let mut moved = 0;
@@ -86,6 +90,7 @@ fn run(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>, until: &Ato
             sleep(&sides);
         }
     }
+    crossed.on_core = (seconds(ClockId::ThreadCPUTime) - started.1) / (seconds(ClockId::Monotonic) - started.0);
     assert_eq!((memory.free_heads(), memory.free_bigs()), (LAYOUT.head_frames, LAYOUT.big_buffers), "frames leaked");
     let sent: u64 = (0..2).map(|port| counters.port(port).sent_frames.get()).sum();
     let refused: u64 = (0..2).map(|port| counters.port(port).dropped_frames.get()).sum();
@@ -119,6 +124,11 @@ fn observe(crossed: &mut Crossed, memory: &FrameMemory, packet: &Packet, side: u
 fn sleep(sides: &[Vec<TapQueue>; 2]) {
     let mut polled: Vec<PollFd<'_>> = sides.iter().flatten().map(|queue| PollFd::new(queue, PollFlags::IN)).collect();
     let _ = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
+}
+
+fn seconds(clock: ClockId) -> f64 {
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Binds the calling thread to one core.
