@@ -278,3 +278,32 @@ fn every_flow_stays_on_its_queue_whichever_queue_answers() {
     assert!(flows_of.iter().all(|flows| *flows >= 4), "{flows_of:?}");
     all_frames_are_back(&memory);
 }
+
+#[test]
+fn a_checksum_outside_the_head_never_becomes_a_packet() {
+    if !can_run() {
+        return;
+    }
+    let (namespace, mut queues) = tap(1);
+    let mut memory = memory();
+    let frame = udp_frame(POD, SWITCH, [705, 706], &[7; 6000], true);
+    // Partial checksum at 5000 + 6, and 5500 bytes of "headers": the pod's kernel lets it pass.
+    let header =
+        |start: u16| [[1, 0].as_slice(), &5500u16.to_ne_bytes(), &[0; 2], &start.to_ne_bytes(), &[6, 0]].concat();
+    namespace.inject("eth0", &header(5000), &frame);
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut vector = Vec::new();
+    while queues[0].malformed() == 0 && Instant::now() < until {
+        queues[0].receive(&mut memory, &mut vector);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!((queues[0].malformed(), queues[0].kernel_drops(), vector.len()), (1, 1, 0));
+    all_frames_are_back(&memory);
+
+    // The same with the checksum where UDP has it passes, so it was the header.
+    namespace.inject("eth0", &header(34), &frame);
+    let (_, packet) = receive(&mut memory, &mut queues, |m, p| is_udp_to(m, p, 706)).expect("arrives");
+    assert!(packet.is_chained() && packet.checksum != Checksum::Complete);
+    memory.release(packet);
+    assert_eq!(queues[0].malformed(), 1);
+}

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use millrace_engine::port::namespace::{NamespaceHandle, in_new_namespace};
@@ -100,6 +100,32 @@ impl PodNamespace {
         socket
     }
 
+    /// Sends `frame` from inside with a virtio-net header of its own, as any process with a raw socket can.
+    pub(crate) fn inject(&self, name: &str, header: &[u8], frame: &[u8]) {
+        self.inside(|any| {
+            let index = rustix::net::netdevice::name_to_index(any, name)?;
+            // SAFETY: socket(2) touches no memory of ours.
+            let raw = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0) };
+            if raw < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: the kernel has just given us this descriptor.
+            let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+            set_option(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+            // SAFETY: an address of zeros is a valid one.
+            let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_protocol = 0x0800u16.to_be();
+            address.sll_ifindex = index as libc::c_int;
+            let bytes = [header, frame].concat();
+            let length = size_of::<libc::sockaddr_ll>() as u32;
+            let (start, count) = (bytes.as_ptr().cast(), bytes.len());
+            // SAFETY: bytes and address live until the call returns, with their lengths given.
+            let sent = unsafe { libc::sendto(raw, start, count, 0, (&raw const address).cast(), length) };
+            if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        });
+    }
+
     fn inside(&self, act: impl FnOnce(&OwnedFd) -> io::Result<()> + Send) {
         let outcome = self.handle.enter(|| {
             let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
@@ -111,17 +137,14 @@ impl PodNamespace {
 
 /// Makes the socket send units of datagrams of `size` bytes.
 pub(crate) fn set_udp_segment(socket: &UdpSocket, size: libc::c_int) {
+    set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size).expect("option");
+}
+
+fn set_option(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let (start, length) = ((&raw const value).cast(), size_of::<libc::c_int>() as u32);
     // SAFETY: the option's value lives until the call returns, with its length given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            libc::UDP_SEGMENT,
-            (&raw const size).cast(),
-            size_of::<libc::c_int>() as u32,
-        )
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, start, length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// An Ethernet frame with a UDP datagram to the pod. `partial` leaves the sum of the pseudo header in the checksum
