@@ -173,6 +173,23 @@ fn both_directions_of_a_flow_meet_one_queue_and_flows_spread() {
 }
 
 #[test]
+fn what_a_full_ring_loses_is_counted_by_the_pods_link() {
+    if !support::can_run() {
+        return;
+    }
+    let (pod, device) = Pod::create(1, 1);
+    let statistics = || Netlink::open_in(pod.handle()).and_then(|mut netlink| netlink.link_statistics("eth0"));
+    assert_eq!(statistics().expect("statistics").transmit_dropped, 0);
+    let socket = udp(&pod, pod.addresses[0]);
+    for _ in 0..2000 {
+        socket.send_to(b"nobody reads", (Ipv4Addr::new(10, 1, 0, 9), 9)).expect("sent");
+    }
+    let after = statistics().expect("statistics");
+    assert!(after.transmit_dropped >= 900 && after.transmit_dropped <= 1100, "{after:?}");
+    drop(device);
+}
+
+#[test]
 fn errors_name_what_was_attempted() {
     if !support::can_run() {
         return;
@@ -215,7 +232,10 @@ fn throughput_between_two_taps() {
     println!("round trip: median {median:.1} us, p99 {worst:.1} us");
     let crossed = forwarder.stop();
     println!("longest unit {} bytes, {} packets", crossed.longest, crossed.packets);
-    println!("the forwarder had its core {:.0} % of the time; below 85 the figures mean little", crossed.on_core * 100.0);
+    println!(
+        "the forwarder had its core {:.0} % of the time; below 85 the figures mean little",
+        crossed.on_core * 100.0
+    );
 }
 
 mod measure {
