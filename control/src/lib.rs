@@ -1,3 +1,5 @@
 //! The control plane of Millrace.
 
+#![forbid(unsafe_code)]
+
 pub mod kernel;

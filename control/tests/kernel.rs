@@ -173,6 +173,23 @@ fn both_directions_of_a_flow_meet_one_queue_and_flows_spread() {
 }
 
 #[test]
+fn what_a_full_ring_loses_is_counted_by_the_pods_link() {
+    if !support::can_run() {
+        return;
+    }
+    let (pod, device) = Pod::create(1, 1);
+    let statistics = || Netlink::open_in(pod.handle()).and_then(|mut netlink| netlink.link_statistics("eth0"));
+    assert_eq!(statistics().expect("statistics").transmit_dropped, 0);
+    let socket = udp(&pod, pod.addresses[0]);
+    for _ in 0..2000 {
+        socket.send_to(b"nobody reads", (Ipv4Addr::new(10, 1, 0, 9), 9)).expect("sent");
+    }
+    let after = statistics().expect("statistics");
+    assert!(after.transmit_dropped >= 900 && after.transmit_dropped <= 1100, "{after:?}");
+    drop(device);
+}
+
+#[test]
 fn errors_name_what_was_attempted() {
     if !support::can_run() {
         return;
@@ -186,4 +203,118 @@ fn errors_name_what_was_attempted() {
     assert!(refused.to_string().starts_with("cannot create veth pair eth0 and eth8: File exists"), "{refused}");
     assert!(matches!(refused, KernelError::Refused { .. }));
     assert!(!netlink.delete_link("eth7").expect("nothing to delete"));
+}
+
+/// How fast two TAPs are behind one thread; for a release build on a quiet machine, so not part of a normal run:
+/// `cargo test --release -p millrace-control --test kernel -- --ignored --nocapture throughput`.
+#[test]
+#[ignore = "a measurement: takes ten seconds and wants a release build"]
+fn throughput_between_two_taps() {
+    if !support::can_run() {
+        return;
+    }
+    support::forwarder::pin(0); // and with it every thread that is started here
+    let (pods, devices) = two_pods(1);
+    let forwarder = Forwarder::start(devices, [pods[0].mac, pods[1].mac], Some(1));
+    for version in 0..2 {
+        for _ in 0..3 {
+            let gigabits = measure::tcp_gigabits(&pods, version, Duration::from_secs(1));
+            println!("tcp over IPv{} {gigabits:.1} Gbit/s", [4, 6][version]);
+            assert!(gigabits > 1.0, "units do not stay whole");
+        }
+    }
+    for _ in 0..3 {
+        let (sent, received) = measure::small_packets(&pods, Duration::from_secs(1));
+        println!("60-byte frames: sent {sent:.0} k/s, received {received:.0} k/s");
+        assert!(received > 10.0);
+    }
+    let (median, worst) = measure::round_trips(&pods, 5000);
+    println!("round trip: median {median:.1} us, p99 {worst:.1} us");
+    let crossed = forwarder.stop();
+    println!("longest unit {} bytes, {} packets", crossed.longest, crossed.packets);
+    println!(
+        "the forwarder had its core {:.0} % of the time; below 85 the figures mean little",
+        crossed.on_core * 100.0
+    );
+}
+
+mod measure {
+    use std::time::Instant;
+
+    use super::*;
+
+    pub(super) fn tcp_gigabits(pods: &[Pod; 2], version: usize, time: Duration) -> f64 {
+        let address = pods[1].addresses[version];
+        let listener = pods[1].inside(|| TcpListener::bind((address, 0))).expect("listener");
+        let target = listener.local_addr().expect("address");
+        let mut client = pods[0].inside(|| TcpStream::connect_timeout(&target, TIMEOUT)).expect("connection");
+        let (mut server, _) = listener.accept().expect("accepted");
+        let start = Instant::now();
+        let received = std::thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                let (mut buffer, mut total) = (vec![0; 1 << 18], 0);
+                while let Ok(length @ 1..) = server.read(&mut buffer) {
+                    total += length;
+                }
+                total
+            });
+            let data = vec![0x5a; 1 << 18];
+            while start.elapsed() < time {
+                client.write_all(&data).expect("sent");
+            }
+            drop(client);
+            reader.join().expect("reader")
+        });
+        received as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9
+    }
+
+    pub(super) fn small_packets(pods: &[Pod; 2], time: Duration) -> (f64, f64) {
+        let [client, server] = [0, 1].map(|pod| udp(&pods[pod], pods[pod].addresses[0]));
+        client.connect(server.local_addr().expect("address")).expect("connected");
+        server.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let (mut buffer, mut count) = ([0; 64], 0u64);
+                while server.recv(&mut buffer).is_ok() {
+                    count += 1;
+                }
+                count
+            });
+            let mut sent = 0u64;
+            while start.elapsed() < time {
+                for _ in 0..64 {
+                    sent += u64::from(client.send(&[0; 18]).is_ok());
+                }
+            }
+            let seconds = start.elapsed().as_secs_f64();
+            (sent as f64 / seconds / 1e3, reader.join().expect("reader") as f64 / seconds / 1e3)
+        })
+    }
+
+    pub(super) fn round_trips(pods: &[Pod; 2], rounds: usize) -> (f64, f64) {
+        let [client, server] = [0, 1].map(|pod| udp(&pods[pod], pods[pod].addresses[0]));
+        client.connect(server.local_addr().expect("address")).expect("connected");
+        server.connect(client.local_addr().expect("address")).expect("connected");
+        let mut times: Vec<f64> = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut buffer = [0; 32];
+                for _ in 0..rounds {
+                    let length = server.recv(&mut buffer).expect("request");
+                    server.send(&buffer[..length]).expect("reply");
+                }
+            });
+            let mut buffer = [0; 32];
+            (0..rounds)
+                .map(|_| {
+                    let start = Instant::now();
+                    client.send(&[1; 18]).expect("request");
+                    client.recv(&mut buffer).expect("reply");
+                    start.elapsed().as_secs_f64() * 1e6
+                })
+                .collect()
+        });
+        times.sort_by(f64::total_cmp);
+        (times[rounds / 2], times[rounds * 99 / 100])
+    }
 }

@@ -21,7 +21,7 @@ pub mod virtual_links;
 
 use std::io;
 
-pub use links::{Link, LinkChange};
+pub use links::{Link, LinkChange, LinkStatistics};
 pub use millrace_engine::port::namespace::{NamespaceError, NamespaceHandle};
 pub use monitor::{Change, Monitor};
 pub use namespace::Namespace;

@@ -1,7 +1,6 @@
 //! Two TAPs, one thread: what comes out of one goes into the other, addressed to its pod.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -11,6 +10,7 @@ use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, GsoKind, Mac, Pack
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::tap::{TapDevice, TapQueue};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::time::ClockId;
 
 use super::GATEWAY;
 
@@ -18,28 +18,30 @@ const LAYOUT: FrameMemoryLayout = FrameMemoryLayout { head_frames: 4096, big_buf
 
 /// What crossed.
 #[derive(Default)]
-pub struct Crossed {
+pub(crate) struct Crossed {
     /// Longest packet in bytes.
-    pub longest: usize,
+    pub(crate) longest: usize,
     /// Units of segments, by kind: TCP over IPv4, TCP over IPv6, UDP.
-    pub units: [u64; 3],
+    pub(crate) units: [u64; 3],
     /// Packets whose checksum was partial.
-    pub partial: u64,
+    pub(crate) partial: u64,
     /// For each UDP flow over IPv4 (lower and higher port), the queues its packets came out of, by side.
-    pub queues: HashMap<(u16, u16), [Vec<usize>; 2]>,
+    pub(crate) queues: HashMap<(u16, u16), [Vec<usize>; 2]>,
     /// Packets in all.
-    pub packets: u64,
+    pub(crate) packets: u64,
+    /// Share of the time that the forwarder's thread really had its core.
+    pub(crate) on_core: f64,
 }
 
 /// A running forwarder.
-pub struct Forwarder {
+pub(crate) struct Forwarder {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Crossed>,
 }
 
 impl Forwarder {
     /// Connects the two devices; `macs` are those of the pods behind them. With `core`, polls without sleeping there.
-    pub fn start(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>) -> Forwarder {
+    pub(crate) fn start(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>) -> Forwarder {
         let stop = Arc::new(AtomicBool::new(false));
         let until = Arc::clone(&stop);
         let thread = std::thread::spawn(move || run(devices, macs, core, &until));
@@ -47,7 +49,7 @@ impl Forwarder {
     }
 
     /// Ends it, closes the queues and returns what crossed.
-    pub fn stop(self) -> Crossed {
+    pub(crate) fn stop(self) -> Crossed {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("forwarder")
     }
@@ -66,6 +68,7 @@ fn run(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>, until: &Ato
         queues
     });
     let mut crossed = Crossed::default();
+    let started = (seconds(ClockId::Monotonic), seconds(ClockId::ThreadCPUTime));
     let mut vector: Vec<Packet> = Vec::with_capacity(64);
     while !until.load(Ordering::Relaxed) {
         let mut moved = 0;
@@ -87,6 +90,7 @@ fn run(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>, until: &Ato
             sleep(&sides);
         }
     }
+    crossed.on_core = (seconds(ClockId::ThreadCPUTime) - started.1) / (seconds(ClockId::Monotonic) - started.0);
     assert_eq!((memory.free_heads(), memory.free_bigs()), (LAYOUT.head_frames, LAYOUT.big_buffers), "frames leaked");
     let sent: u64 = (0..2).map(|port| counters.port(port).sent_frames.get()).sum();
     let refused: u64 = (0..2).map(|port| counters.port(port).dropped_frames.get()).sum();
@@ -118,23 +122,17 @@ fn observe(crossed: &mut Crossed, memory: &FrameMemory, packet: &Packet, side: u
 }
 
 fn sleep(sides: &[Vec<TapQueue>; 2]) {
-    let descriptors: Vec<_> = sides.iter().flatten().filter_map(|queue| queue.readable_descriptor()).collect();
-    let mut polled: Vec<PollFd<'_>> = descriptors
-        .iter()
-        // The queues outlive this call, and they own their descriptors.
-        .map(|descriptor| PollFd::from_borrowed_fd(borrow(*descriptor), PollFlags::IN))
-        .collect();
+    let mut polled: Vec<PollFd<'_>> = sides.iter().flatten().map(|queue| PollFd::new(queue, PollFlags::IN)).collect();
     let _ = rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 5_000_000 }));
 }
 
-#[allow(unsafe_code)]
-fn borrow<'a>(descriptor: i32) -> BorrowedFd<'a> {
-    // SAFETY: the caller's queue owns the descriptor and outlives the borrow.
-    unsafe { BorrowedFd::borrow_raw(descriptor) }
+fn seconds(clock: ClockId) -> f64 {
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Binds the calling thread to one core.
-pub fn pin(core: usize) {
+pub(crate) fn pin(core: usize) {
     let mut set = rustix::thread::CpuSet::new();
     set.set(core);
     rustix::thread::sched_setaffinity(None, &set).expect("affinity");

@@ -1,6 +1,6 @@
 //! Two pods and the smallest thing that can connect them: what the kernel and TAP tests share.
 
-pub mod forwarder;
+pub(crate) mod forwarder;
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,10 +10,10 @@ use millrace_engine::packet::Mac;
 use millrace_engine::port::tap::TapDevice;
 
 /// MAC address of the gateway that the pods send to.
-pub const GATEWAY: Mac = Mac([0x02, 0, 0x5e, 0, 0, 0xfe]);
+pub(crate) const GATEWAY: Mac = Mac([0x02, 0, 0x5e, 0, 0, 0xfe]);
 
 /// Whether the test can run; says why not otherwise.
-pub fn can_run() -> bool {
+pub(crate) fn can_run() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
         eprintln!("not run: needs root to make network namespaces");
@@ -22,24 +22,24 @@ pub fn can_run() -> bool {
 }
 
 /// A name no other process and no other test uses.
-pub fn unique(word: &str) -> String {
+pub(crate) fn unique(word: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("millrace-test-{}-{}-{word}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A pod: a namespace with an `eth0` that is a TAP.
-pub struct Pod {
+pub(crate) struct Pod {
     /// Its namespace; deleted with the pod.
-    pub namespace: Namespace,
+    pub(crate) namespace: Namespace,
     /// Its IPv4 and IPv6 address.
-    pub addresses: [IpAddr; 2],
+    pub(crate) addresses: [IpAddr; 2],
     /// Its MAC address.
-    pub mac: Mac,
+    pub(crate) mac: Mac,
 }
 
 impl Pod {
     /// Makes pod `number` with a TAP of `queues` queues.
-    pub fn create(number: u8, queues: usize) -> (Pod, TapDevice) {
+    pub(crate) fn create(number: u8, queues: usize) -> (Pod, TapDevice) {
         let namespace = Namespace::create_named(&unique(&format!("pod{number}"))).expect("namespace");
         let device = TapDevice::create_in_namespace(namespace.handle(), "eth0", queues).expect("tap");
         let pod = Pod {
@@ -52,18 +52,18 @@ impl Pod {
     }
 
     /// Sets up its interface; may be repeated.
-    pub fn configure(&self) {
+    pub(crate) fn configure(&self) {
         let interface = PodInterface::new(self.addresses.to_vec(), self.mac, GATEWAY, 1500);
         configure_pod_interface(self.namespace.handle(), "eth0", &interface).expect("pod interface");
     }
 
     /// Its namespace.
-    pub fn handle(&self) -> &NamespaceHandle {
+    pub(crate) fn handle(&self) -> &NamespaceHandle {
         self.namespace.handle()
     }
 
     /// Runs `act` inside the pod.
-    pub fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn inside<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         self.handle().enter(act).expect("entered")
     }
 }

@@ -332,7 +332,7 @@ fn step(flows: u32) -> impl Strategy<Value = Step> {
         4 => (1usize..80).prop_map(Step::Age),
         1 => prop::collection::vec(change(), 0..4).prop_map(Step::Sweep),
         1 => prop::collection::vec(change(), 9..20).prop_map(Step::Sweep),
-        4 => (1usize..40).prop_map(Step::SweepStep),
+        4 => (1usize..40).prop_map(Step::SweepOn),
     ]
 }
 

@@ -18,7 +18,7 @@ pub mod vnet_header;
 pub use device::{Offloads, TapDevice, TapError};
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
@@ -139,6 +139,12 @@ impl TapQueue {
                 Err(_) => return Sent::Refused, // EIO: interface down; EINVAL: the kernel disbelieves the header
             }
         }
+    }
+}
+
+impl AsFd for TapQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
