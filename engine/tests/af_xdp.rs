@@ -9,10 +9,7 @@
 #[path = "support/namespaces.rs"]
 mod namespaces;
 
-use std::collections::HashSet;
-use std::io::Read;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::process::{Command, Stdio};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,8 +18,8 @@ use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Packet, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
-    AfXdpOptions, AfXdpQueue, AttachMode, AttachPreference, MultiBuffer, OpenError, RingSizes, Steering, SteeringError,
-    Umem, VxlanRules, set_transmit_checksum,
+    AfXdpOptions, AfXdpQueue, AttachMode, AttachPreference, OpenError, RingSizes, Steering, SteeringError, Umem,
+    set_transmit_checksum,
 };
 use namespaces::{End, Namespace, add_address, add_neighbour, have_root, make_veth, set_up};
 
@@ -293,7 +290,7 @@ fn a_queue_opens_again_at_once_and_sharing_outlives_the_first_socket() {
     network.switch.run(|| {
         let mut memory = memory(HEADS);
         let umem = Umem::new(&memory);
-        let mut open = |port, name| Side::open(port, name, &umem, AttachPreference::Native);
+        let open = |port, name| Side::open(port, name, &umem, AttachPreference::Native);
         let mut first = open(PORT_A, "a0");
         let mut second = open(PORT_B, "b0");
         assert!(!first.queue.shares_umem() && second.queue.shares_umem());
