@@ -8,165 +8,22 @@
 
 #[path = "support/namespaces.rs"]
 mod namespaces;
+#[path = "support/af_xdp_wire.rs"]
+mod wire;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millrace_engine::counters::WorkerCounters;
 use millrace_engine::drop_reason::DropReason;
-use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Packet, PortIndex};
+use millrace_engine::packet::{FrameMemory, Packet};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
     AfXdpOptions, AfXdpQueue, AttachMode, AttachPreference, OpenError, RingSizes, Steering, SteeringError, Umem,
-    set_transmit_checksum,
 };
-use namespaces::{End, Namespace, add_address, add_neighbour, have_root, make_veth, set_up};
-
-const HEADS: usize = 16_384;
-const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
-const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
-const PORT_A: PortIndex = PortIndex(1);
-const PORT_B: PortIndex = PortIndex(2);
-
-fn mac(number: u8) -> [u8; 6] {
-    [2, 0, 0, 0, 0, number]
-}
-
-fn memory(head_frames: usize) -> FrameMemory {
-    FrameMemory::new(FrameMemoryLayout { head_frames, big_buffers: 4 }).expect("memory")
-}
-
-/// Two hosts with the switch's namespace between them.
-struct Network {
-    switch: Namespace,
-    a: Namespace,
-    b: Namespace,
-}
-
-impl Network {
-    fn new(mtu: u32) -> Self {
-        let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
-        switch.run(|| {
-            for (near, far, number, host) in [("a0", "a1", 0xa0, &a), ("b0", "b1", 0xb0, &b)] {
-                let near_end = End { name: near, mac: mac(number), mtu };
-                make_veth(&near_end, &End { name: far, mac: mac(number + 1), mtu }, host);
-                set_up(near, true);
-            }
-        });
-        for (host, name, own, other, other_mac) in [(&a, "a1", A, B, mac(0xb1)), (&b, "b1", B, A, mac(0xa1))] {
-            host.run(|| {
-                set_up(name, true);
-                add_address(name, own, 24);
-                add_neighbour(name, other, other_mac);
-                set_transmit_checksum(name, false).expect("checksum off");
-            });
-        }
-        Self { switch, a, b }
-    }
-}
-
-/// One queue with its steering, every frame taken.
-struct Side {
-    steering: Steering,
-    queue: AfXdpQueue,
-}
-
-impl Side {
-    fn open(port: PortIndex, interface: &str, umem: &Umem, preference: AttachPreference) -> Self {
-        let mut steering = Steering::everything(interface, preference).expect("steering");
-        let options = AfXdpOptions::new(port, interface, 0, steering.mode());
-        let queue = AfXdpQueue::open(options, umem).expect("queue");
-        steering.insert_socket(0, queue.socket().expect("socket")).expect("insert");
-        Self { steering, queue }
-    }
-}
-
-/// The switch of these tests: what comes in on one side leaves on the other.
-struct Wire {
-    memory: FrameMemory,
-    umem: Umem,
-    sides: [Side; 2],
-    counters: WorkerCounters,
-    received: u64,
-    waiting: [Vec<Packet>; 2],
-}
-
-impl Wire {
-    fn open(preference: AttachPreference) -> Self {
-        let memory = memory(HEADS);
-        let umem = Umem::new(&memory);
-        let sides = [Side::open(PORT_A, "a0", &umem, preference), Side::open(PORT_B, "b0", &umem, preference)];
-        Self {
-            memory,
-            umem,
-            sides,
-            counters: WorkerCounters::default(),
-            received: 0,
-            waiting: [Vec::with_capacity(64), Vec::with_capacity(64)],
-        }
-    }
-
-    /// One turn; how many packets came in.
-    fn turn(&mut self) -> usize {
-        let mut moved = 0;
-        for from in [0, 1] {
-            let vector = &mut self.waiting[from];
-            moved += self.sides[from].queue.receive(&mut self.memory, vector);
-            if !vector.is_empty() {
-                let to = &mut self.sides[1 - from].queue;
-                to.transmit(&mut self.memory, vector, &self.counters);
-                to.flush(&mut self.memory);
-            }
-        }
-        self.received += moved as u64;
-        moved
-    }
-
-    fn run_until(&mut self, done: &AtomicBool) {
-        while !done.load(Ordering::Relaxed) {
-            if self.turn() == 0 {
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    fn sent(&self) -> u64 {
-        [PORT_A, PORT_B].iter().map(|port| self.counters.port(port.0 as usize).sent_frames.get()).sum()
-    }
-
-    /// Closes both queues; every frame must be back.
-    fn close(mut self) {
-        for vector in &mut self.waiting {
-            for packet in vector.drain(..) {
-                self.memory.release(packet);
-            }
-        }
-        for side in &mut self.sides {
-            side.queue.close(&mut self.memory);
-            assert_eq!(side.queue.lent_frames(), 0);
-        }
-        assert_eq!((self.memory.free_heads(), self.memory.free_bigs()), (self.memory.layout().head_frames, 4));
-        assert_eq!(self.umem.quarantined_frames(), 0);
-    }
-}
-
-/// Waits for another thread of the test, which may have failed.
-fn wait_for(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn socket(address: IpAddr, port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind(SocketAddr::new(address, port)).expect("bind");
-    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
-    // The default holds fewer than a hundred datagrams of an AF_XDP sender, and the test counts all.
-    rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 64 << 20).expect("receive buffer");
-    socket
-}
+use namespaces::{have_root, set_up};
+use wire::{A, B, HEADS, Network, PORT_A, PORT_B, Side, Wire, mac, memory, socket, wait_for};
 
 /// Sends `count` datagrams from `a` to `b`, never more than 200 ahead of the receiver, who answers the last of each
 /// hundred. Returns how many arrived, each checked.
