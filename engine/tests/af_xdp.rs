@@ -12,6 +12,7 @@ mod namespaces;
 mod wire;
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -191,6 +192,39 @@ fn frames_of_a_queue_that_was_only_dropped_come_back() {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!((memory.free_heads(), umem.quarantined_frames()), (HEADS, 0));
+    });
+}
+
+#[test]
+fn a_worker_that_sleeps_is_woken_by_the_first_packet() {
+    if !have_root("a_worker_that_sleeps_is_woken_by_the_first_packet") {
+        return;
+    }
+    let network = Network::new(1500);
+    network.switch.run(|| {
+        let mut memory = memory(HEADS);
+        let umem = Umem::new(&memory);
+        let mut side = Side::open(PORT_A, "a0", &umem, AttachPreference::Native);
+        assert_eq!(receive(&mut side, &mut memory, 0), 0);
+        assert_eq!(side.queue.readable_descriptor(), side.queue.socket().map(|socket| socket.as_raw_fd()));
+        let readable = |side: &Side, milliseconds: i64| {
+            let socket = side.queue.socket().expect("socket");
+            let mut wanted = [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::IN)];
+            let patience = rustix::event::Timespec { tv_sec: 0, tv_nsec: milliseconds * 1_000_000 };
+            rustix::event::poll(&mut wanted, Some(&patience)).expect("poll") == 1
+        };
+        for _ in 0..20 {
+            assert!(side.queue.prepare_to_sleep() && !readable(&side, 5));
+            std::thread::scope(|scope| {
+                network.a.spawn(scope, || {
+                    socket(A, 9001).send_to(b"wake up", SocketAddr::new(B, 9000)).expect("send");
+                });
+                assert!(readable(&side, 900), "woken");
+            });
+            assert_eq!(receive(&mut side, &mut memory, 1), 1);
+        }
+        side.queue.close(&mut memory);
+        assert_eq!((side.queue.readable_descriptor(), memory.free_heads()), (None, HEADS));
     });
 }
 
