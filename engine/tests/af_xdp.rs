@@ -196,6 +196,50 @@ fn frames_of_a_queue_that_was_only_dropped_come_back() {
 }
 
 #[test]
+fn two_workers_with_memories_of_their_own_share_an_interface() {
+    if !have_root("two_workers_with_memories_of_their_own_share_an_interface") {
+        return;
+    }
+    let network = Network::with_queues(1500, 2);
+    network.switch.run(|| {
+        let mut steering = Steering::everything("a0", AttachPreference::Native).expect("steering");
+        let mut workers: Vec<(FrameMemory, AfXdpQueue, usize)> = (0..2)
+            .map(|queue| {
+                let memory = memory(HEADS);
+                let options = AfXdpOptions::new(PORT_A, "a0", queue, steering.mode());
+                let opened = AfXdpQueue::open(options, &Umem::new(&memory)).expect("queue");
+                steering.insert_socket(queue, opened.socket().expect("socket")).expect("insert");
+                (memory, opened, 0)
+            })
+            .collect();
+        let mut vector = Vec::with_capacity(64);
+        let mut turn = |workers: &mut Vec<(FrameMemory, AfXdpQueue, usize)>| {
+            for (memory, queue, count) in workers.iter_mut() {
+                *count += queue.receive(memory, &mut vector);
+                vector.drain(..).for_each(|packet| memory.release(packet));
+            }
+            workers.iter().map(|worker| worker.2).sum::<usize>()
+        };
+        assert_eq!(turn(&mut workers), 0);
+        network.a.run(|| {
+            for flow in 0..32 {
+                let socket = socket(A, 10_000 + flow);
+                (0..10).for_each(|_| assert_eq!(socket.send_to(b"hello", SocketAddr::new(B, 9000)).expect("send"), 5));
+            }
+        });
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while turn(&mut workers) < 320 && Instant::now() < deadline {}
+        assert_eq!(workers.iter().map(|worker| worker.2).sum::<usize>(), 320);
+        for (number, (memory, queue, count)) in workers.iter_mut().enumerate() {
+            assert!(*count > 0 && *count % 10 == 0, "flows stay on their queue: {count}");
+            assert_eq!(queue.describe().mode, format!("native copy need_wakeup queue {number}"));
+            queue.close(memory);
+            assert_eq!(memory.free_heads(), HEADS);
+        }
+    });
+}
+
+#[test]
 fn a_worker_that_sleeps_is_woken_by_the_first_packet() {
     if !have_root("a_worker_that_sleeps_is_woken_by_the_first_packet") {
         return;

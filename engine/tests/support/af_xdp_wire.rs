@@ -17,7 +17,7 @@ use millrace_engine::port::af_xdp::{
     AfXdpOptions, AfXdpQueue, AttachPreference, Steering, Umem, set_transmit_checksum,
 };
 
-use crate::namespaces::{End, Namespace, add_address, add_neighbour, make_veth, set_up};
+use crate::namespaces::{End, Namespace, add_address, add_neighbour, make_veth_with_queues, set_up};
 
 pub(crate) const HEADS: usize = 16_384;
 pub(crate) const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
@@ -42,11 +42,16 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn new(mtu: u32) -> Self {
+        Self::with_queues(mtu, 1)
+    }
+
+    /// Interfaces with several queues in each direction.
+    pub(crate) fn with_queues(mtu: u32, queues: u32) -> Self {
         let (switch, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
         switch.run(|| {
             for (near, far, number, host) in [("a0", "a1", 0xa0, &a), ("b0", "b1", 0xb0, &b)] {
                 let near_end = End { name: near, mac: mac(number), mtu };
-                make_veth(&near_end, &End { name: far, mac: mac(number + 1), mtu }, host);
+                make_veth_with_queues(&near_end, &End { name: far, mac: mac(number + 1), mtu }, host, queues);
                 set_up(near, true);
             }
         });
