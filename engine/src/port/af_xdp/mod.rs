@@ -4,8 +4,8 @@
 //!  steering.bpf.c --redirect--> receive ring --> worker --> transmit ring --> interface
 //!                               fill ring    <-- free frames <-- completion ring
 //! ```
-//! One socket per queue per worker ([`socket`]), all of a worker on one UMEM ([`umem`]): a frame received here and
-//! sent there is never copied in user space. [`steering`] decides what gets here at all. Native before generic,
+//! One socket per queue per worker (`socket.rs`), all of a worker on one UMEM (`umem.rs`): a frame received here and
+//! sent there is never copied in user space. [`Steering`] decides what gets here at all. Native before generic,
 //! zero-copy before copy; the mode is read back and shown.
 //!
 //! Opening runs off the packet threads and needs no frame memory: the first `receive` fills the fill ring. All
