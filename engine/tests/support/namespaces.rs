@@ -68,15 +68,20 @@ pub(crate) struct End<'a> {
 
 /// Makes a veth pair: `near` in the calling thread's namespace, `far` in `namespace`. Both are down.
 pub(crate) fn make_veth(near: &End<'_>, far: &End<'_>, namespace: &Namespace) {
+    make_veth_with_queues(near, far, namespace, 1);
+}
+
+/// As [`make_veth`], with several queues in each direction.
+pub(crate) fn make_veth_with_queues(near: &End<'_>, far: &End<'_>, namespace: &Namespace, queues: u32) {
     let mut request = Request::link(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, 0, 0);
-    request.end(near);
+    request.end(near, queues);
     request.nested(libc::IFLA_LINKINFO, |info| {
         info.attribute(libc::IFLA_INFO_KIND, b"veth");
         info.nested(libc::IFLA_INFO_DATA, |data| {
             const VETH_INFO_PEER: u16 = 1;
             data.nested(VETH_INFO_PEER, |peer| {
                 peer.bytes.extend_from_slice(&[0; 16]); // struct ifinfomsg
-                peer.end(far);
+                peer.end(far, queues);
                 peer.attribute(libc::IFLA_NET_NS_FD, &(namespace.0.as_raw_fd() as u32).to_ne_bytes());
             });
         });
@@ -177,10 +182,12 @@ impl Request {
         self.bytes[at..at + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
-    fn end(&mut self, end: &End<'_>) {
+    fn end(&mut self, end: &End<'_>, queues: u32) {
         self.attribute(libc::IFLA_IFNAME, &text(end.name));
         self.attribute(libc::IFLA_ADDRESS, &end.mac);
         self.attribute(libc::IFLA_MTU, &end.mtu.to_ne_bytes());
+        self.attribute(libc::IFLA_NUM_TX_QUEUES, &queues.to_ne_bytes());
+        self.attribute(libc::IFLA_NUM_RX_QUEUES, &queues.to_ne_bytes());
     }
 
     fn send(mut self, what: &str) {

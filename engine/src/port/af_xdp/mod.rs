@@ -4,14 +4,15 @@
 //!  steering.bpf.c --redirect--> receive ring --> worker --> transmit ring --> interface
 //!                               fill ring    <-- free frames <-- completion ring
 //! ```
-//! One socket per queue per worker ([`socket`]), all of a worker on one UMEM ([`umem`]): a frame received here and
-//! sent there is never copied in user space. [`steering`] decides what gets here at all. Native before generic,
+//! One socket per queue per worker (`socket.rs`), all of a worker on one UMEM (`umem.rs`): a frame received here and
+//! sent there is never copied in user space. [`Steering`] decides what gets here at all. Native before generic,
 //! zero-copy before copy; the mode is read back and shown.
 //!
 //! Opening runs off the packet threads and needs no frame memory: the first `receive` fills the fill ring. All
 //! other calls belong to the worker that owns the queue. Cost of a turn: no call to receive in copy mode, one call
 //! per 256 packets to send.
 
+mod receive;
 mod rings;
 mod socket;
 mod steering;
@@ -28,7 +29,8 @@ use thiserror::Error;
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::counters::WorkerCounters;
 use crate::limits;
-use crate::packet::{Frame, FrameMemory, Packet, PortIndex};
+use crate::packet::{FrameMemory, Packet, PortIndex};
+use receive::Partial;
 use socket::{Request, Socket};
 use umem::LentFrames;
 
@@ -43,9 +45,6 @@ const BUFFER_BYTES: usize = limits::HEAD_FRAME_BYTES - limits::XDP_HEADROOM_BYTE
 /// Ethernet header, and the tag that the kernel lets a frame have beyond the MTU.
 const ETHERNET_BYTES: usize = 14;
 const TAG_BYTES: usize = 4;
-
-/// Free fill slots that are worth a refill: one vector.
-const REFILL_BATCH: u32 = limits::VECTOR_PACKETS as u32;
 
 /// Descriptors of one sent packet: 17 page fragments and the head in copy mode (`MAX_SKB_FRAGS`); in zero-copy mode
 /// what the least of the common drivers takes.
@@ -145,13 +144,6 @@ fn join(attempts: &[Attempt]) -> String {
     attempts.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// A frame that arrives in several buffers and is not complete yet.
-enum Partial {
-    None,
-    Building(Packet, usize),
-    Discarding,
-}
-
 /// One queue of an interface. See the module's description.
 pub struct AfXdpQueue {
     socket: Option<Socket>,
@@ -207,21 +199,31 @@ impl AfXdpQueue {
             (true, false) => COPY_SEGMENTS,
             (true, true) => ZERO_COPY_SEGMENTS,
         };
-        Ok(Self {
-            socket: Some(socket),
+        let frame_bytes = (mtu + ETHERNET_BYTES).min(segments * BUFFER_BYTES);
+        let mut opened = Self::without_socket(options, umem);
+        opened.socket = Some(socket);
+        (opened.ifindex, opened.frame_bytes) = (ifindex, frame_bytes);
+        (opened.multi_buffer, opened.zero_copy) = (multi_buffer, zero_copy);
+        Ok(opened)
+    }
+
+    /// A queue that holds and moves nothing yet.
+    fn without_socket(options: AfXdpOptions, umem: &Umem) -> Self {
+        Self {
+            socket: None,
             umem: umem.clone(),
-            ifindex,
-            frame_bytes: (mtu + ETHERNET_BYTES).min(segments * BUFFER_BYTES),
-            multi_buffer,
-            zero_copy,
+            options,
+            ifindex: 0,
+            frame_bytes: 0,
+            multi_buffer: false,
+            zero_copy: false,
             receiving: LentFrames::new(umem.frames()),
             sending: LentFrames::new(umem.frames()),
             partial: Partial::None,
             scratch: Vec::with_capacity(2 * limits::CHAIN_SEGMENTS),
             malformed: 0,
             drops_at_close: 0,
-            options,
-        })
+        }
     }
 
     /// The socket, for [`Steering::insert_socket`]; `None` after `close`.
@@ -244,88 +246,6 @@ impl AfXdpQueue {
 
     fn check_memory(&self, memory: &FrameMemory) {
         assert!(self.umem.is_of(memory), "an AF_XDP queue was used with another worker's memory");
-    }
-
-    /// Makes a packet of one received descriptor, or a part of one.
-    #[inline]
-    fn take(&mut self, memory: &mut FrameMemory, descriptor: libc::xdp_desc) -> Option<Packet> {
-        let Some(frame) = self.receiving.reclaim(memory, descriptor.addr) else {
-            self.malformed += 1;
-            return None;
-        };
-        let offset = descriptor.addr as usize % limits::HEAD_FRAME_BYTES;
-        let length = descriptor.len as usize;
-        if offset + length > limits::HEAD_FRAME_BYTES {
-            self.malformed += 1;
-            memory.release_frame(frame);
-            return None;
-        }
-        let continues = descriptor.options & libc::XDP_PKT_CONTD != 0;
-        if !continues && matches!(self.partial, Partial::None) {
-            let mut packet = Packet::new(frame, offset, length);
-            packet.ingress = self.options.port;
-            return Some(packet);
-        }
-        self.take_part(memory, frame, offset..offset + length, continues)
-    }
-
-    /// Adds a buffer to the frame that arrives in several; the frame if this was its last.
-    fn take_part(
-        &mut self,
-        memory: &mut FrameMemory,
-        frame: Frame,
-        range: std::ops::Range<usize>,
-        continues: bool,
-    ) -> Option<Packet> {
-        let (packet, parts) = match std::mem::replace(&mut self.partial, Partial::None) {
-            Partial::None => {
-                let mut packet = Packet::new(frame, range.start, range.len());
-                packet.ingress = self.options.port;
-                (packet, 1)
-            }
-            Partial::Building(mut packet, parts)
-                if parts < limits::CHAIN_SEGMENTS && packet.length() + range.len() <= limits::PACKET_BYTES =>
-            {
-                memory.append(&mut packet, frame, range.start, range.len());
-                (packet, parts + 1)
-            }
-            other => {
-                if let Partial::Building(packet, _) = other {
-                    self.malformed += 1;
-                    memory.release(packet);
-                }
-                memory.release_frame(frame);
-                self.partial = if continues { Partial::Discarding } else { Partial::None };
-                return None;
-            }
-        };
-        if continues {
-            self.partial = Partial::Building(packet, parts);
-            return None;
-        }
-        Some(packet)
-    }
-
-    /// Lends free frames to receive into, a batch at a time.
-    fn refill(&mut self, memory: &mut FrameMemory) {
-        let Some(socket) = &mut self.socket else { return };
-        let room = socket.fill.room(REFILL_BATCH);
-        if room >= REFILL_BATCH {
-            for _ in 0..room {
-                let Some(frame) = memory.allocate_head() else { break };
-                let address = self.receiving.lend(memory, frame);
-                if !socket.fill.push(address) {
-                    if let Some(frame) = self.receiving.reclaim(memory, address) {
-                        memory.release_frame(frame);
-                    }
-                    break;
-                }
-            }
-            socket.fill.publish();
-        }
-        if !self.options.need_wakeup && self.zero_copy || socket.fill.needs_wakeup() {
-            sys::kick_receive(socket.as_fd());
-        }
     }
 
     /// Waits a moment for packets on their way out.
@@ -373,25 +293,7 @@ impl AfXdpQueue {
 impl PortQueue for AfXdpQueue {
     fn receive(&mut self, memory: &mut FrameMemory, vector: &mut Vec<Packet>) -> usize {
         self.check_memory(memory);
-        let (before, mut bytes) = (vector.len(), 0);
-        let waiting = self.socket.as_mut().map_or(0, |socket| socket.receive.available());
-        if waiting > 0 {
-            while vector.len() < limits::VECTOR_PACKETS && bytes < limits::VECTOR_BYTES {
-                let Some(descriptor) = self.socket.as_mut().and_then(|socket| socket.receive.pop()) else { break };
-                if let Some(packet) = self.take(memory, descriptor) {
-                    bytes += packet.length();
-                    vector.push(packet);
-                }
-            }
-            if let Some(socket) = &mut self.socket {
-                socket.receive.release();
-            }
-        }
-        if self.sending.count() > 0 {
-            self.reap(memory);
-        }
-        self.refill(memory);
-        vector.len() - before
+        self.take_vector(memory, vector)
     }
 
     fn transmit(&mut self, memory: &mut FrameMemory, packets: &mut Vec<Packet>, counters: &WorkerCounters) {

@@ -64,6 +64,12 @@ pub struct Attempt {
     pub error: io::Error,
 }
 
+impl Attempt {
+    fn is_busy(&self) -> bool {
+        self.error.raw_os_error() == Some(libc::EBUSY)
+    }
+}
+
 impl fmt::Display for Attempt {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}: {}", self.way, self.step, self.error)?;
@@ -126,7 +132,7 @@ impl Socket {
                 Ok(socket) => return Ok(socket),
                 Err(attempts) => attempts,
             };
-            let busy = attempts.iter().any(|attempt| attempt.error.raw_os_error() == Some(libc::EBUSY));
+            let busy = attempts.last().is_some_and(Attempt::is_busy);
             if !busy || Instant::now() >= deadline {
                 return Err(attempts);
             }
@@ -134,6 +140,8 @@ impl Socket {
         }
     }
 
+    /// Tries each way once. A busy queue ends the round: the next way might find it free a moment later, and the
+    /// queue would have got a worse mode by chance.
     fn open_once(request: &Request, umem: &Umem) -> Result<Self, Vec<Attempt>> {
         let mut attempts = Vec::new();
         let copies = if request.try_zero_copy { &[true, false][..] } else { &[false][..] };
@@ -144,9 +152,15 @@ impl Socket {
                 Some(Err(attempt)) => attempts.push(attempt),
                 None => {}
             }
+            if attempts.last().is_some_and(Attempt::is_busy) {
+                break;
+            }
             match Self::bind(request, umem, mode, None) {
                 Ok(bound) => return Ok(bound.enter(request)),
                 Err(attempt) => attempts.push(attempt),
+            }
+            if attempts.last().is_some_and(Attempt::is_busy) {
+                break;
             }
         }
         Err(attempts)

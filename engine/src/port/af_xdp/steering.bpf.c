@@ -8,7 +8,8 @@
 // so a node whose agent is dead keeps its own network.
 //
 // The program is checked in compiled (steering.bpf.o, made by rebuild-steering.sh), so that a build needs no clang.
-// Only the first 54 + 8 bytes are read; they are in the first buffer of a multi-buffer frame (section "xdp.frags").
+// Only headers up to UDP are read; they are in the first buffer of a multi-buffer frame (section "xdp.frags").
+// A VLAN tag that the device strips is not seen here; such a frame counts as untagged and the engine judges it.
 // Kernel interfaces used: include/uapi/linux/bpf.h (enum numbers below are ABI), kernel 5.18 or later.
 
 typedef unsigned char u8;

@@ -19,7 +19,6 @@
 //! (net/xdp/xsk.c `xsk_destruct`, net/xdp/xsk_buff_pool.c `xp_release_deferred`).
 //!
 //! The lock is taken when queues open and close, never while packets move. Cost: one bit a frame and direction.
-#![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

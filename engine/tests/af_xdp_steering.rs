@@ -1,0 +1,270 @@
+//! Which frames the steering program hands to user space and which it leaves to the kernel, and what remains when the
+//! process dies. Real veth pairs and UDP sockets in namespaces of the test's own; needs root.
+//!
+//! ```text
+//!  namespace A                                switch namespace
+//!  a1 192.0.2.1, .9 (unknown), 2001:db8::1    a0 192.0.2.2 (tunnel), .3 (not), 2001:db8::2 (tunnel)
+//! ```
+//! The switch namespace's kernel has UDP sockets on the same ports: what is passed to it is received there, what is
+//! steered is not.
+
+#[path = "support/namespaces.rs"]
+mod namespaces;
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Packet, PortIndex};
+use millrace_engine::port::PortQueue;
+use millrace_engine::port::af_xdp::{
+    AfXdpOptions, AfXdpQueue, AttachPreference, Steering, SteeringError, Umem, VxlanRules, set_transmit_checksum,
+};
+use namespaces::{End, Namespace, add_address, add_neighbour, have_root, make_veth, set_up};
+
+const VXLAN: u16 = 8472;
+const OTHER: u16 = 4789;
+const HEADS: usize = 8192;
+const HOLD: &str = "MILLRACE_TEST_HOLD_QUEUE";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+struct Network {
+    switch: Namespace,
+    a: Namespace,
+}
+
+impl Network {
+    fn new() -> Self {
+        let (switch, a) = (Namespace::new(), Namespace::new());
+        let (near, far) = ([2, 0, 0, 0, 0, 0xa0], [2, 0, 0, 0, 0, 0xa1]);
+        let ours = ["192.0.2.2", "192.0.2.3", "2001:db8::2", "2001:db8::3"].map(ip);
+        let theirs = ["192.0.2.1", "192.0.2.9", "2001:db8::1", "2001:db8::9"].map(ip);
+        let prefix = |address: IpAddr| if address.is_ipv4() { 24 } else { 64 };
+        switch.run(|| {
+            make_veth(&End { name: "a0", mac: near, mtu: 1500 }, &End { name: "a1", mac: far, mtu: 1500 }, &a);
+            set_up("a0", true);
+            ours.iter().for_each(|address| add_address("a0", *address, prefix(*address)));
+            theirs.iter().for_each(|address| add_neighbour("a0", *address, far));
+        });
+        a.run(|| {
+            set_up("a1", true);
+            set_transmit_checksum("a1", false).expect("checksum off");
+            theirs.iter().for_each(|address| add_address("a1", *address, prefix(*address)));
+            ours.iter().for_each(|address| add_neighbour("a1", *address, near));
+        });
+        Self { switch, a }
+    }
+
+    /// Sends one datagram of `length` from `source` to `target`, with IPv4 options if asked for.
+    fn send(&self, source: &str, target: &str, port: u16, length: usize, options: bool) {
+        self.a.run(|| {
+            let socket = UdpSocket::bind(SocketAddr::new(ip(source), 0)).expect("bind");
+            if options {
+                set_ip_options(&socket);
+            }
+            let sent = socket.send_to(&vec![7; length], SocketAddr::new(ip(target), port)).expect("send");
+            assert_eq!(sent, length);
+        });
+    }
+}
+
+#[allow(unsafe_code)]
+fn set_ip_options(socket: &UdpSocket) {
+    let options = [1u8; 8]; // eight times "no operation"
+    // SAFETY: the pointer is to eight readable bytes that live through the call.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_OPTIONS, options.as_ptr().cast(), 8) };
+    assert_eq!(result, 0, "IP_OPTIONS");
+}
+
+/// The switch's end: an AF_XDP queue, and the kernel's sockets behind it.
+struct Ends {
+    memory: FrameMemory,
+    queue: AfXdpQueue,
+    kernel: Vec<UdpSocket>,
+}
+
+impl Ends {
+    fn open(steering: &mut Steering) -> Self {
+        let memory = FrameMemory::new(FrameMemoryLayout { head_frames: HEADS, big_buffers: 0 }).expect("memory");
+        let options = AfXdpOptions::new(PortIndex(1), "a0", 0, steering.mode());
+        let queue = AfXdpQueue::open(options, &Umem::new(&memory)).expect("queue");
+        steering.insert_socket(0, queue.socket().expect("socket")).expect("insert");
+        let bind = |address: &str, port| {
+            let socket = UdpSocket::bind(SocketAddr::new(ip(address), port)).expect("bind");
+            socket.set_nonblocking(true).expect("nonblocking");
+            socket
+        };
+        let kernel = [VXLAN, OTHER].map(|port| bind("::", port)).into();
+        let mut ends = Self { memory, queue, kernel };
+        assert_eq!(ends.next(Duration::ZERO), None);
+        ends
+    }
+
+    /// Who got the next datagram, with its length: 'x' the queue, 'k' the kernel.
+    fn next(&mut self, patience: Duration) -> Option<(char, usize)> {
+        let deadline = Instant::now() + patience;
+        let mut vector: Vec<Packet> = Vec::with_capacity(64);
+        let mut buffer = [0; 65536];
+        loop {
+            if self.queue.receive(&mut self.memory, &mut vector) > 0 {
+                assert_eq!(vector.len(), 1);
+                let packet = vector.pop().expect("packet");
+                let length = packet.length();
+                self.memory.release(packet);
+                return Some(('x', length));
+            }
+            for socket in &self.kernel {
+                if let Ok((length, _)) = socket.recv_from(&mut buffer) {
+                    return Some(('k', length));
+                }
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn rules() -> VxlanRules {
+    VxlanRules {
+        port: VXLAN,
+        local: HashSet::from(["192.0.2.2", "2001:db8::2"].map(ip)),
+        peers: HashSet::from(["192.0.2.1", "2001:db8::1"].map(ip)),
+    }
+}
+
+#[test]
+fn only_vxlan_from_known_peers_to_our_tunnel_address_is_steered() {
+    if !have_root("only_vxlan_from_known_peers_to_our_tunnel_address_is_steered") {
+        return;
+    }
+    let network = Network::new();
+    for preference in [AttachPreference::Native, AttachPreference::Generic] {
+        network.switch.run(|| {
+            let mut steering = Steering::vxlan("a0", rules(), preference).expect("steering");
+            let mut ends = Ends::open(&mut steering);
+            let mut check = |name: &str, source, target, port, length, options, expected| {
+                network.send(source, target, port, length, options);
+                assert_eq!(ends.next(Duration::from_secs(2)), Some(expected), "{name}");
+            };
+            let (four, six) = (("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2"));
+            check("IPv4", four.0, four.1, VXLAN, 100, false, ('x', 142));
+            check("IPv6", six.0, six.1, VXLAN, 100, false, ('x', 162));
+            check("IPv4 with options", four.0, four.1, VXLAN, 100, true, ('x', 150));
+            check("IPv4, other port", four.0, four.1, OTHER, 100, false, ('k', 100));
+            check("IPv6, other port", six.0, six.1, OTHER, 100, false, ('k', 100));
+            check("IPv4, options, other port", four.0, four.1, OTHER, 100, true, ('k', 100));
+            check("IPv4, unknown peer", "192.0.2.9", four.1, VXLAN, 100, false, ('k', 100));
+            check("IPv6, unknown peer", "2001:db8::9", six.1, VXLAN, 100, false, ('k', 100));
+            check("IPv4, not a tunnel address", four.0, "192.0.2.3", VXLAN, 100, false, ('k', 100));
+            check("IPv6, not a tunnel address", six.0, "2001:db8::3", VXLAN, 100, false, ('k', 100));
+            check("IPv4 in fragments", four.0, four.1, VXLAN, 4000, false, ('k', 4000));
+            check("IPv6 in fragments", six.0, six.1, VXLAN, 4000, false, ('k', 4000));
+            check("shortest", four.0, four.1, VXLAN, 0, false, ('x', 42));
+            assert_eq!(ends.next(Duration::from_millis(20)), None);
+            ends.queue.close(&mut ends.memory);
+            assert_eq!(ends.memory.free_heads(), HEADS);
+        });
+    }
+}
+
+#[test]
+fn steering_follows_its_rules_and_ends_with_its_socket() {
+    if !have_root("steering_follows_its_rules_and_ends_with_its_socket") {
+        return;
+    }
+    let network = Network::new();
+    network.switch.run(|| {
+        let mut steering = Steering::vxlan("a0", VxlanRules::default(), AttachPreference::Native).expect("steering");
+        let mut ends = Ends::open(&mut steering);
+        let goes = |ends: &mut Ends, name: &str, source, port, expected| {
+            network.send(source, "192.0.2.2", port, 100, false);
+            assert_eq!(ends.next(Duration::from_secs(2)).map(|(who, _)| who), Some(expected), "{name}");
+        };
+        goes(&mut ends, "no rules", "192.0.2.1", VXLAN, 'k');
+        steering.set_rules(&rules()).expect("rules");
+        assert_eq!(steering.rules(), &rules());
+        goes(&mut ends, "rules", "192.0.2.1", VXLAN, 'x');
+        steering.set_peers(HashSet::from(["192.0.2.9"].map(ip))).expect("peers");
+        goes(&mut ends, "peer removed", "192.0.2.1", VXLAN, 'k');
+        goes(&mut ends, "peer added", "192.0.2.9", VXLAN, 'x');
+        steering.set_rules(&VxlanRules { port: OTHER, ..rules() }).expect("port");
+        goes(&mut ends, "old port", "192.0.2.1", VXLAN, 'k');
+        goes(&mut ends, "new port", "192.0.2.1", OTHER, 'x');
+        let many = (0..65).map(|number| IpAddr::from([10, 0, 0, number])).collect();
+        let error = steering.set_rules(&VxlanRules { local: many, ..rules() }).expect_err("too many");
+        assert!(matches!(error, SteeringError::TooMany { count: 65, limit: 64, .. }), "{error}");
+        goes(&mut ends, "after a refusal", "192.0.2.1", OTHER, 'x');
+        let many: HashSet<IpAddr> =
+            (0..16_384u32).map(|number| IpAddr::from((0x0a00_0000 + number).to_be_bytes())).collect();
+        steering.set_peers(many).expect("a large cluster");
+        goes(&mut ends, "none of many peers", "192.0.2.1", OTHER, 'k');
+        steering.set_rules(&rules()).expect("rules");
+
+        steering.remove_socket(0).expect("remove");
+        steering.remove_socket(0).expect("remove what is not there");
+        goes(&mut ends, "no socket", "192.0.2.1", VXLAN, 'k');
+        steering.insert_socket(0, ends.queue.socket().expect("socket")).expect("insert");
+        goes(&mut ends, "socket again", "192.0.2.1", VXLAN, 'x');
+        ends.queue.close(&mut ends.memory);
+        goes(&mut ends, "closed socket", "192.0.2.1", VXLAN, 'k');
+        assert!(steering.is_attached());
+        drop(steering);
+        goes(&mut ends, "no program", "192.0.2.1", VXLAN, 'k');
+        assert!(steering_can_attach(), "the program went with its owner");
+    });
+}
+
+fn steering_can_attach() -> bool {
+    Steering::everything("a0", AttachPreference::Native).is_ok_and(|steering| steering.is_attached())
+}
+
+/// Not a test: what [`a_killed_process_leaves_the_interface_to_the_kernel`] starts and kills.
+#[test]
+#[ignore = "started by another test as a process of its own"]
+fn hold_the_queue_until_killed() {
+    if std::env::var_os(HOLD).is_none() {
+        return;
+    }
+    let mut steering = Steering::vxlan("a0", rules(), AttachPreference::Native).expect("steering");
+    let mut ends = Ends::open(&mut steering);
+    println!("\nholding");
+    ends.next(Duration::from_secs(30));
+}
+
+#[test]
+fn a_killed_process_leaves_the_interface_to_the_kernel() {
+    if !have_root("a_killed_process_leaves_the_interface_to_the_kernel") {
+        return;
+    }
+    let network = Network::new();
+    network.switch.run(|| {
+        let mut child = Command::new(std::env::current_exe().expect("own path"))
+            .args(["--ignored", "--exact", "--nocapture", "hold_the_queue_until_killed"])
+            .env(HOLD, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("child");
+        let lines = BufReader::new(child.stdout.take().expect("stdout")).lines();
+        let holding = lines.map_while(Result::ok).any(|line| line == "holding");
+        let occupied = Steering::everything("a0", AttachPreference::Native).err().map(|error| error.to_string());
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        assert!(holding, "the child opened the queue");
+        assert!(occupied.is_some_and(|error| error.contains("another XDP program is attached (native)")));
+        // A successor has the queue and the program within the second for which opening tries.
+        let mut steering = Steering::vxlan("a0", rules(), AttachPreference::Native).expect("steering");
+        let mut ends = Ends::open(&mut steering);
+        network.send("192.0.2.1", "192.0.2.2", VXLAN, 100, false);
+        assert_eq!(ends.next(Duration::from_secs(2)), Some(('x', 142)));
+        ends.queue.close(&mut ends.memory);
+    });
+}
