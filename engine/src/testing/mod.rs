@@ -16,8 +16,8 @@ mod checksum;
 mod decode;
 mod describe;
 mod frame;
-pub mod node;
 mod mutate;
+pub mod node;
 mod packets;
 mod verify;
 

@@ -208,11 +208,6 @@ impl Socket {
         Ok(Self { fill, completion, receive, transmit, descriptor, umem: umem.clone(), mode, shared })
     }
 
-    /// The descriptor's number, for epoll.
-    pub(super) fn number(&self) -> i32 {
-        self.descriptor.as_raw_fd()
-    }
-
     /// Packets lost on the way in: no free frame or too long a packet, and receive ring full. The kernel counts a
     /// packet that found the fill ring empty both as dropped and as fill-ring event, so that event is not added.
     pub(super) fn kernel_drops(&self) -> Option<u64> {
