@@ -6,16 +6,16 @@ use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Gso, GsoKind, Pack
 use millrace_engine::transmit::segmentation::{Layout, OuterLayout};
 
 /// TCP payload of a segment: what fits a 1,500-byte underlay behind VXLAN over IPv4 with timestamps.
-pub const SEGMENT_BYTES: usize = 1398;
+pub(crate) const SEGMENT_BYTES: usize = 1398;
 
 /// Segments of a unit as long as a pod may build.
-pub const SEGMENTS: usize = 44;
+pub(crate) const SEGMENTS: usize = 44;
 
 const TCP_BYTES: usize = 32;
 
 /// The tunnel in front of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tunnel {
+pub(crate) enum Tunnel {
     /// None.
     None,
     /// VXLAN over IPv4.
@@ -34,7 +34,7 @@ impl Tunnel {
     }
 
     /// Where the headers of a unit behind this tunnel lie.
-    pub fn layout(self) -> Layout {
+    pub(crate) fn layout(self) -> Layout {
         let plain =
             Layout { outer: None, network_offset: 14, transport_offset: 34, payload_offset: 34 + TCP_BYTES as u16 };
         let udp_offset = self.bytes().saturating_sub(16) as u16;
@@ -47,12 +47,12 @@ impl Tunnel {
 }
 
 /// Memory for `units` units and the segments of one.
-pub fn memory(units: usize) -> FrameMemory {
+pub(crate) fn memory(units: usize) -> FrameMemory {
     FrameMemory::new(FrameMemoryLayout { head_frames: units + 256, big_buffers: units + 1 }).expect("frame memory")
 }
 
 /// Bytes of a unit behind `tunnel`, from a fixed seed; all segments but the last are full.
-pub fn bytes(tunnel: Tunnel) -> Vec<u8> {
+pub(crate) fn bytes(tunnel: Tunnel) -> Vec<u8> {
     let payload = (SEGMENTS - 1) * SEGMENT_BYTES + SEGMENT_BYTES / 2;
     let inner = ethernet_ipv4(17, 20 + TCP_BYTES + payload, 6);
     let mut unit = match tunnel {
@@ -76,7 +76,7 @@ pub fn bytes(tunnel: Tunnel) -> Vec<u8> {
 }
 
 /// The unit as a packet with its offload metadata.
-pub fn packet(memory: &mut FrameMemory, bytes: &[u8]) -> Packet {
+pub(crate) fn packet(memory: &mut FrameMemory, bytes: &[u8]) -> Packet {
     let mut packet = memory.packet_from(bytes).expect("frames");
     packet.gso = Some(Gso { kind: GsoKind::TcpIpv4, size: SEGMENT_BYTES as u16, ecn: false });
     packet

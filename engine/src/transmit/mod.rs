@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod frames;
 pub mod joining;
+pub mod outer_checksum;
 pub mod segmentation;
 
 /// Offsets into TCP, UDP and IP headers that segmentation and joining both write, and the TCP flags they know.
