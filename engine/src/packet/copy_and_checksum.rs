@@ -3,16 +3,16 @@
 //! Cutting a GSO unit copies every payload byte and needs its checksum. Done in one pass the checksum costs nothing
 //! beside the copy; done in two it costs more than the copy (measured, see `benches/checksum.rs`). Three variants of
 //! the same two functions exist, chosen once by asking the processor; the vector ones are one body, instantiated for
-//! two widths, so what is proved of the one holds for the other but for six intrinsics. Tests prove every variant
+//! two widths, so what is proved of the one holds for the other but for eight intrinsics. Tests prove every variant
 //! that the machine has equal to the plain code over lengths and alignments.
 //!
-//! How the vector body sums: `all` adds 64-bit lanes and may overflow, `high` adds their upper halves. The lower
+//! How the vector body sums: in `all` it adds 64-bit lanes and may overflow, in `high` their upper halves. The lower
 //! halves' sum is `all - (high << 32)` modulo 2^64 and, being far below 2^64, exact. Three instructions a vector.
 //!
 //! Runs on workers; no state.
 #![allow(unsafe_code)]
 
-use super::checksum::{native_sum, native_to_wire};
+use super::checksum::{add_with_carry, native_sum, native_to_wire};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
@@ -110,15 +110,40 @@ impl Kernel {
     }
 }
 
+/// Copies and sums less than the widest vector. Pieces of falling size and no loop: out of a loop the compiler takes the
+/// copy and makes it a call, which costs more than all of this.
+#[inline]
+fn copy_and_sum_tail(target: &mut [u8], source: &[u8]) -> u64 {
+    let mut at = 0;
+    let wide = add_with_carry(copy_piece::<32>(target, source, &mut at), copy_piece::<16>(target, source, &mut at));
+    let word = copy_piece::<8>(target, source, &mut at);
+    let short = copy_piece::<4>(target, source, &mut at)
+        + copy_piece::<2>(target, source, &mut at)
+        + copy_piece::<1>(target, source, &mut at);
+    add_with_carry(add_with_carry(wide, word), short)
+}
+
+/// Copies and sums the `N` bytes from `at`, which moves behind them; nothing if there are fewer.
+#[inline]
+fn copy_piece<const N: usize>(target: &mut [u8], source: &[u8], at: &mut usize) -> u64 {
+    let to = target.get_mut(*at..).and_then(<[u8]>::first_chunk_mut::<N>);
+    let from = source.get(*at..).and_then(<[u8]>::first_chunk::<N>);
+    let (Some(to), Some(from)) = (to, from) else { return 0 };
+    *to = *from;
+    *at += N;
+    native_sum(from)
+}
+
 /// One width of the vector body. Both functions work on pieces of four vectors, then of one, then on a tail of less
 /// than a vector in plain code; all pieces begin at even offsets, so their sums add up.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vector_kernel {
     ($name:ident, $feature:literal, $vector:ident, $bytes:literal,
-     $zero:ident, $load:ident, $store:ident, $add:ident, $shift:ident) => {
+     $zero:ident, $load:ident, $store:ident, $add:ident, $subtract:ident, $shift_right:ident, $shift_left:ident) => {
         mod $name {
-            use std::arch::x86_64::{$add, $load, $shift, $store, $vector, $zero};
+            use std::arch::x86_64::{$add, $load, $shift_left, $shift_right, $store, $subtract, $vector, $zero};
 
+            use super::copy_and_sum_tail;
             use crate::packet::checksum::{add_with_carry, native_sum};
 
             const WIDTH: usize = $bytes;
@@ -154,24 +179,24 @@ macro_rules! vector_kernel {
             #[target_feature(enable = $feature)]
             fn add(sum: &mut Sum, value: $vector) {
                 sum.all = $add(sum.all, value);
-                sum.high = $add(sum.high, $shift::<32>(value));
+                sum.high = $add(sum.high, $shift_right::<32>(value));
             }
 
-            /// The lanes' sum with `tail` added.
+            /// The sum of lower and upper halves in each lane, see the file's header. Far below 2^64: no carry is lost.
             #[inline]
             #[target_feature(enable = $feature)]
-            fn total(sums: [Sum; 2], tail: u64) -> u64 {
-                let mut total = tail;
-                for sum in sums {
-                    // SAFETY: a vector is as many 64-bit integers, and every bit pattern is one.
-                    let all: [u64; LANES] = unsafe { std::mem::transmute(sum.all) };
-                    // SAFETY: as above.
-                    let high: [u64; LANES] = unsafe { std::mem::transmute(sum.high) };
-                    for (all, high) in all.iter().zip(high) {
-                        total = add_with_carry(total, all.wrapping_sub(high << 32) + high);
-                    }
-                }
-                total
+            fn halves(sum: Sum) -> $vector {
+                $add($subtract(sum.all, $shift_left::<32>(sum.high)), sum.high)
+            }
+
+            /// The sum of all lanes. Taken before the tail is, so that no vector waits on the stack meanwhile.
+            #[inline]
+            #[target_feature(enable = $feature)]
+            fn total(even: Sum, odd: Sum) -> u64 {
+                let both = $add(halves(even), halves(odd));
+                // SAFETY: a vector is as many 64-bit integers, and every bit pattern is one.
+                let lanes: [u64; LANES] = unsafe { std::mem::transmute(both) };
+                lanes.iter().sum()
             }
 
             #[target_feature(enable = $feature)]
@@ -188,7 +213,8 @@ macro_rules! vector_kernel {
                 for piece in ones {
                     add(&mut even, read(piece));
                 }
-                total([even, odd], native_sum(tail))
+                let vectors = total(even, odd);
+                add_with_carry(vectors, native_sum(tail))
             }
 
             /// Both slices have one length.
@@ -209,13 +235,16 @@ macro_rules! vector_kernel {
                         write(to, value);
                     }
                 }
-                for (to, from) in target_ones.iter_mut().zip(ones) {
-                    let value = read(from);
-                    add(&mut even, value);
-                    write(to, value);
+                // At most three are left; a loop over a constant is unrolled, see `copy_and_sum_tail`.
+                for number in [0, 1, 2] {
+                    if let (Some(to), Some(from)) = (target_ones.get_mut(number), ones.get(number)) {
+                        let value = read(from);
+                        add(&mut even, value);
+                        write(to, value);
+                    }
                 }
-                target_tail.copy_from_slice(tail);
-                total([even, odd], native_sum(tail))
+                let vectors = total(even, odd);
+                add_with_carry(vectors, copy_and_sum_tail(target_tail, tail))
             }
         }
     };
@@ -231,7 +260,9 @@ vector_kernel!(
     _mm256_loadu_si256,
     _mm256_storeu_si256,
     _mm256_add_epi64,
-    _mm256_srli_epi64
+    _mm256_sub_epi64,
+    _mm256_srli_epi64,
+    _mm256_slli_epi64
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -244,7 +275,9 @@ vector_kernel!(
     _mm512_loadu_si512,
     _mm512_storeu_si512,
     _mm512_add_epi64,
-    _mm512_srli_epi64
+    _mm512_sub_epi64,
+    _mm512_srli_epi64,
+    _mm512_slli_epi64
 );
 
 #[cfg(test)]

@@ -12,18 +12,16 @@ pub(crate) mod field;
 mod frames;
 pub mod joining;
 mod lane;
+pub mod outer_checksum;
 pub mod segmentation;
 
 pub use lane::{LaneReceiver, LaneSender, lane};
 pub use segmentation::{Layout, OuterLayout};
 
-use std::net::Ipv6Addr;
-
 use crate::counters::{Event, WorkerCounters};
 use crate::drop_reason::DropReason;
 use crate::limits;
 use crate::packet::copy_and_checksum::Kernel;
-use crate::packet::wire::{self, ipv6, udp};
 use crate::packet::{Checksum, FrameMemory, Packet, PortIndex, checksum};
 use crate::port::Capabilities;
 use crate::worker::Ports;
@@ -211,28 +209,9 @@ fn complete(
         outlet.counters.event(Event::ChecksumsCompleted).add(1);
     }
     match layout.outer {
-        Some(outer) if outer.is_ipv6 => complete_outer_ipv6(kernel, outlet.memory, packet, &outer),
+        Some(outer) if outer.is_ipv6 => outer_checksum::write(kernel, outlet.memory, packet, &outer),
         _ => Ok(()),
     }
-}
-
-fn complete_outer_ipv6(
-    kernel: Kernel,
-    memory: &FrameMemory,
-    packet: &mut Packet,
-    outer: &OuterLayout,
-) -> Result<(), DropReason> {
-    let udp_offset = usize::from(outer.udp_offset);
-    let length = packet.length() - udp_offset;
-    let sum = checksum::sum_from(kernel, memory, packet, udp_offset).sum();
-    let head = memory.head_mut(packet);
-    let header = head.get(usize::from(outer.network_offset)..).unwrap_or_default();
-    let address = |at| wire::read_array::<16>(header, at).map(Ipv6Addr::from).ok_or(DropReason::Oversized);
-    let (source, destination) = (address(ipv6::SOURCE)?.octets(), address(ipv6::DESTINATION)?.octets());
-    let pseudo = checksum::pseudo_header_v6(&source, &destination, 17, length as u32);
-    let total = checksum::fold(u64::from(sum) + u64::from(pseudo));
-    let field = udp::checksum_field(!total);
-    wire::write_u16(head, udp_offset + udp::CHECKSUM, field).ok_or(DropReason::Oversized)
 }
 
 fn send_by_lane(outlet: &mut Outlet<'_>, lane: usize, egress: PortIndex, packet: Packet) {

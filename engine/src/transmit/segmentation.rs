@@ -188,10 +188,12 @@ impl Payload<'_> {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The layer-4 header that is repeated. `constant` is the sum of its words that all segments have in common: what was
+/// just written is never read again, since a wide load behind narrow stores would wait for them.
+#[derive(Clone, Copy, Debug)]
 enum Transport {
-    Tcp { sequence: u32 },
-    Udp,
+    Tcp { sequence: u32, offset_and_flags: u16, constant: u32 },
+    Udp { constant: u32 },
 }
 
 /// An IP header that is repeated: where it lies and what its segments have in common.
@@ -203,42 +205,52 @@ struct Network {
     is_ipv6: bool,
     /// The first segment's identification; `None` where all segments keep what the header says.
     identification: Option<u16>,
+    /// Sum of the header's words that all segments have in common.
+    constant: u32,
     /// Sum of the pseudo header with a length of zero.
     pseudo: u32,
 }
 
 impl Network {
     /// `None` if the header is not the IP version it should be, or not all there.
-    fn read(head: &[u8], offset: usize, end: usize, is_ipv6: bool, protocol: u8) -> Option<Self> {
+    fn read(head: &[u8], offset: usize, end: usize, is_ipv6: bool, protocol: u8, may_advance: bool) -> Option<Self> {
         let header = head.get(offset..end)?;
         let first = *header.first()?;
         if is_ipv6 {
             let (source, destination) = header.get(field::IPV6_ADDRESSES..field::IPV6_BYTES)?.split_at(16);
             let pseudo = checksum::pseudo_header_v6(source.first_chunk()?, destination.first_chunk()?, protocol, 0);
-            return (first >> 4 == 6).then_some(Self { offset, end, is_ipv6, identification: None, pseudo });
+            let constant = sum_without(header, &[field::IPV6_LENGTH]);
+            return (first >> 4 == 6).then_some(Self { offset, end, is_ipv6, identification: None, constant, pseudo });
         }
         let (source, destination) = header.get(field::IPV4_ADDRESSES..field::IPV4_BYTES)?.split_at(4);
         let pseudo = checksum::pseudo_header_v4(*source.first_chunk()?, *destination.first_chunk()?, protocol, 0);
-        let identification = Some(read16(header, field::IPV4_IDENTIFICATION));
+        let identification = may_advance.then(|| read16(header, field::IPV4_IDENTIFICATION));
+        let changing = [field::IPV4_LENGTH, field::IPV4_CHECKSUM, field::IPV4_IDENTIFICATION];
+        let constant = sum_without(header, if may_advance { &changing } else { &changing[..2] });
         let sound = first >> 4 == 4 && usize::from(first & 15) * 4 == header.len();
-        sound.then_some(Self { offset, end, is_ipv6, identification, pseudo })
+        sound.then_some(Self { offset, end, is_ipv6, identification, constant, pseudo })
     }
 
-    /// Writes length, identification and header checksum of segment `number`, which ends at `packet_end`.
+    /// Writes length, identification and header checksum of segment `number`, which ends at `packet_end`; returns the
+    /// sum of the header.
     #[inline]
-    fn write(&self, headers: &mut [u8], packet_end: usize, number: usize) {
-        let Some(header) = headers.get_mut(self.offset..self.end) else { return };
+    fn write(&self, headers: &mut [u8], packet_end: usize, number: usize) -> u32 {
         let length = packet_end - self.offset;
+        let Some(header) = headers.get_mut(self.offset..self.end) else { return 0 };
         if self.is_ipv6 {
-            return write16(header, field::IPV6_LENGTH, (length - field::IPV6_BYTES) as u16);
+            let payload = (length - field::IPV6_BYTES) as u16;
+            write16(header, field::IPV6_LENGTH, payload);
+            return self.constant + u32::from(payload);
         }
         write16(header, field::IPV4_LENGTH, length as u16);
+        let mut sum = self.constant + length as u32;
         if let Some(first) = self.identification {
-            write16(header, field::IPV4_IDENTIFICATION, first.wrapping_add(number as u16));
+            let identification = first.wrapping_add(number as u16);
+            write16(header, field::IPV4_IDENTIFICATION, identification);
+            sum += u32::from(identification);
         }
-        write16(header, field::IPV4_CHECKSUM, 0);
-        let sum = checksum::sum(header);
         write16(header, field::IPV4_CHECKSUM, checksum::finish(sum));
+        0xffff
     }
 
     /// Sum of the pseudo header of a layer-4 packet of `length` bytes, which is below 64 KiB.
@@ -248,9 +260,16 @@ impl Network {
     }
 }
 
+/// The sum of `header` without the 16-bit words at `places`.
+fn sum_without(header: &[u8], places: &[usize]) -> u32 {
+    places.iter().fold(checksum::sum(header), |sum, at| sum + u32::from(!read16(header, *at)))
+}
+
 /// A validated unit: every offset lies inside the head, in order.
 struct Unit {
     outer: Option<Network>,
+    /// Sum of what lies between the outer UDP header's first byte and the inner IP header and is the same in all segments.
+    tunnel: u32,
     network: Network,
     transport: Transport,
     payload_offset: usize,
@@ -271,18 +290,19 @@ impl Unit {
             GsoKind::TcpIpv6 => true,
             GsoKind::Udp => head.get(offset)? >> 4 == 6,
         };
-        let network = Network::read(head, offset, start, is_ipv6, number)?;
+        let network = Network::read(head, offset, start, is_ipv6, number, true)?;
         let said = match is_ipv6 {
             true => usize::from(read16(head, offset + field::IPV6_LENGTH)) + field::IPV6_BYTES,
             false => usize::from(read16(head, offset + field::IPV4_LENGTH)),
         };
         let payload = packet.length().checked_sub(end)?;
-        let outer = match layout.outer {
-            None => None,
-            Some(outer) => Some(Self::read_outer(head, outer, offset, start)?),
+        let (outer, tunnel) = match layout.outer {
+            None => (None, 0),
+            Some(outer) => Self::read_outer(head, outer, offset, start).map(|(outer, tunnel)| (Some(outer), tunnel))?,
         };
         let sound = said == packet.length() - offset;
-        sound.then_some(Self { outer, network, transport, payload_offset: end, payload, size: usize::from(gso.size) })
+        let size = usize::from(gso.size);
+        sound.then_some(Self { outer, tunnel, network, transport, payload_offset: end, payload, size })
     }
 
     fn read_transport(header: &[u8], kind: GsoKind) -> Option<(Transport, u8)> {
@@ -290,24 +310,35 @@ impl Unit {
             GsoKind::TcpIpv4 | GsoKind::TcpIpv6 => {
                 let length = usize::from(header.get(field::TCP_DATA_OFFSET)? >> 4) * 4;
                 let sound = length >= field::TCP_BYTES && length == header.len();
-                let sequence = read32(header, field::TCP_SEQUENCE);
-                sound.then_some((Transport::Tcp { sequence }, protocol::TCP))
+                let changing =
+                    [field::TCP_SEQUENCE, field::TCP_SEQUENCE + 2, field::TCP_DATA_OFFSET, field::TCP_CHECKSUM];
+                let transport = Transport::Tcp {
+                    sequence: read32(header, field::TCP_SEQUENCE),
+                    offset_and_flags: read16(header, field::TCP_DATA_OFFSET),
+                    constant: sum_without(header, &changing),
+                };
+                sound.then_some((transport, protocol::TCP))
             }
-            GsoKind::Udp => (header.len() == field::UDP_BYTES).then_some((Transport::Udp, protocol::UDP)),
+            GsoKind::Udp => {
+                let constant = sum_without(header, &[field::UDP_LENGTH, field::UDP_CHECKSUM]);
+                (header.len() == field::UDP_BYTES).then_some((Transport::Udp { constant }, protocol::UDP))
+            }
         }
     }
 
-    /// The tunnel's headers; `next` and `transport` are where the inner network and layer-4 headers begin.
-    fn read_outer(head: &[u8], outer: OuterLayout, next: usize, transport: usize) -> Option<Network> {
+    /// The tunnel's headers and the sum of what all segments have in common in them; `next` and `transport` are where
+    /// the inner network and layer-4 headers begin.
+    fn read_outer(head: &[u8], outer: OuterLayout, next: usize, transport: usize) -> Option<(Network, u32)> {
         let (offset, udp) = (usize::from(outer.network_offset), usize::from(outer.udp_offset));
-        // The checksum is derived from the inner one, whose words must lie as those of the outer one do.
-        if udp + field::UDP_BYTES > next || !(transport - udp).is_multiple_of(2) {
+        // The checksum is derived from the inner ones, whose words must lie as those of the outer one do.
+        let even = (next - udp.min(next)).is_multiple_of(2) && (transport - next).is_multiple_of(2);
+        if udp + field::UDP_BYTES > next || !even {
             return None;
         }
-        let mut network = Network::read(head, offset, udp, outer.is_ipv6, protocol::UDP)?;
         let may_fragment = head.get(offset + field::IPV4_FRAGMENT)? & field::DONT_FRAGMENT == 0;
-        network.identification = network.identification.filter(|_| may_fragment);
-        Some(network)
+        let network = Network::read(head, offset, udp, outer.is_ipv6, protocol::UDP, may_fragment)?;
+        let tunnel = sum_without(head.get(udp..next)?, &[field::UDP_LENGTH, field::UDP_CHECKSUM]);
+        Some((network, tunnel))
     }
 
     /// Appends `count` packets of the right lengths, not yet filled. False if frames ran out.
@@ -326,59 +357,58 @@ impl Unit {
     #[inline]
     fn write_headers(&self, headers: &mut [u8], payload: usize, number: usize, is_last: bool, sum: u32) {
         let end = self.payload_offset + payload;
-        let pseudo = self.network.pseudo(end - self.network.end);
-        self.network.write(headers, end, number);
+        let length = end - self.network.end;
+        let pseudo = self.network.pseudo(length);
+        let network_sum = self.network.write(headers, end, number);
         if let Some(header) = headers.get_mut(self.network.end..) {
             match self.transport {
-                Transport::Tcp { sequence } => {
-                    let advanced = sequence.wrapping_add((number * self.size) as u32);
-                    write_tcp(header, advanced, number == 0, is_last, pseudo + sum);
+                Transport::Tcp { sequence, offset_and_flags, constant } => {
+                    let sequence = sequence.wrapping_add((number * self.size) as u32);
+                    let word = offset_and_flags & !flags_left_out(number == 0, is_last);
+                    write_tcp(header, sequence, word, pseudo + sum + constant);
                 }
-                Transport::Udp => write_udp(header, payload, pseudo + sum),
+                Transport::Udp { constant } => write_udp(header, length as u16, pseudo + sum + constant),
             }
         }
         if let Some(outer) = &self.outer {
-            self.write_outer(outer, headers, end, number, pseudo);
+            // The inner layer-4 packet, its checksum being right, sums to the complement of its pseudo header.
+            let inner = u32::from(checksum::finish(pseudo)) + network_sum;
+            self.write_outer(outer, headers, end, number, inner);
         }
     }
 
-    /// `inner_pseudo` is the sum of the segment's own pseudo header.
+    /// `inner` is the sum of the inner IP packet.
     #[inline]
-    fn write_outer(&self, outer: &Network, headers: &mut [u8], end: usize, number: usize, inner_pseudo: u32) {
+    fn write_outer(&self, outer: &Network, headers: &mut [u8], end: usize, number: usize, inner: u32) {
         outer.write(headers, end, number);
-        let Some(tunnel) = headers.get_mut(outer.end..self.network.end) else { return };
+        let Some(udp) = headers.get_mut(outer.end..) else { return };
         let length = end - outer.end;
-        write16(tunnel, field::UDP_LENGTH, length as u16);
-        write16(tunnel, field::UDP_CHECKSUM, 0);
-        if outer.is_ipv6 {
-            let inner = u32::from(checksum::finish(inner_pseudo));
-            let sum = outer.pseudo(length) + checksum::sum(tunnel) + inner;
-            write16(tunnel, field::UDP_CHECKSUM, checksum::finish_udp(sum));
-        }
+        write16(udp, field::UDP_LENGTH, length as u16);
+        let sum = outer.pseudo(length) + self.tunnel + length as u32 + inner;
+        write16(udp, field::UDP_CHECKSUM, if outer.is_ipv6 { checksum::finish_udp(sum) } else { 0 });
     }
 }
 
-/// `sum` is that of pseudo header and payload.
+/// TCP flags that a segment does not have: CWR is on the first only, PSH and FIN on the last.
 #[inline]
-fn write_tcp(header: &mut [u8], sequence: u32, is_first: bool, is_last: bool, sum: u32) {
+fn flags_left_out(is_first: bool, is_last: bool) -> u16 {
+    u16::from(if is_first { 0 } else { field::CWR }) | u16::from(if is_last { 0 } else { field::PSH | field::FIN })
+}
+
+/// `sum` is that of pseudo header, payload and the words that do not change.
+#[inline]
+fn write_tcp(header: &mut [u8], sequence: u32, offset_and_flags: u16, sum: u32) {
     write32(header, field::TCP_SEQUENCE, sequence);
-    if let Some(flags) = header.get_mut(field::TCP_FLAGS) {
-        let on_first = if is_first { 0 } else { field::CWR };
-        let on_last = if is_last { 0 } else { field::FIN | field::PSH };
-        *flags &= !(on_first | on_last);
-    }
-    write16(header, field::TCP_CHECKSUM, 0);
-    let sum = sum + checksum::sum(header);
+    write16(header, field::TCP_DATA_OFFSET, offset_and_flags);
+    let sum = sum + (sequence >> 16) + (sequence & 0xffff) + u32::from(offset_and_flags);
     write16(header, field::TCP_CHECKSUM, checksum::finish(sum));
 }
 
-/// `sum` is that of pseudo header and payload.
+/// `sum` is that of pseudo header, payload and the words that do not change.
 #[inline]
-fn write_udp(header: &mut [u8], payload: usize, sum: u32) {
-    write16(header, field::UDP_LENGTH, (payload + field::UDP_BYTES) as u16);
-    write16(header, field::UDP_CHECKSUM, 0);
-    let sum = sum + checksum::sum(header);
-    write16(header, field::UDP_CHECKSUM, checksum::finish_udp(sum));
+fn write_udp(header: &mut [u8], length: u16, sum: u32) {
+    write16(header, field::UDP_LENGTH, length);
+    write16(header, field::UDP_CHECKSUM, checksum::finish_udp(sum + u32::from(length)));
 }
 
 #[cfg(test)]
