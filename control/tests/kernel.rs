@@ -7,7 +7,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use millrace_control::kernel::{KernelError, Link, Netlink};
+use ipnet::Ipv4Net;
+use millrace_control::kernel::{KernelError, Link, LinkChange, Namespace, Netlink};
 use millrace_engine::limits;
 use millrace_engine::port::namespace::NamespaceHandle;
 use millrace_engine::port::tap::{TapDevice, TapError};
@@ -216,22 +217,37 @@ fn throughput_between_two_taps() {
     support::forwarder::pin(0); // and with it every thread that is started here
     let (pods, devices) = two_pods(1);
     let forwarder = Forwarder::start(devices, [pods[0].mac, pods[1].mac], Some(1));
+    let ends = |version: usize| [0, 1].map(|pod| (pods[pod].handle(), pods[pod].addresses[version]));
     for version in 0..2 {
         for _ in 0..3 {
-            let gigabits = measure::tcp_gigabits(&pods, version, Duration::from_secs(1));
+            let gigabits = measure::tcp_gigabits(ends(version), Duration::from_secs(1));
             println!("tcp over IPv{} {gigabits:.1} Gbit/s", [4, 6][version]);
             assert!(gigabits > 1.0, "units do not stay whole");
         }
     }
     for _ in 0..3 {
-        let (sent, received) = measure::small_packets(&pods, Duration::from_secs(1));
+        let (sent, received) = measure::small_packets(ends(0), Duration::from_secs(1));
         println!("60-byte frames: sent {sent:.0} k/s, received {received:.0} k/s");
         assert!(received > 10.0);
     }
-    let (median, worst) = measure::round_trips(&pods, 5000);
+    let (median, worst) = measure::round_trips(ends(0), 5000);
     println!("round trip: median {median:.1} us, p99 {worst:.1} us");
     let crossed = forwarder.stop();
     println!("longest unit {} bytes, {} packets", crossed.longest, crossed.packets);
+    drop(pods);
+    let nodes = [(); 2].map(|()| Namespace::create_anonymous().expect("namespace"));
+    let mut netlinks = [0, 1].map(|node| Netlink::open_in(nodes[node].handle()).expect("netlink"));
+    netlinks[0].create_veth(("up0", None), ("up0", Some(nodes[1].handle()))).expect("veth");
+    for (number, netlink) in netlinks.iter_mut().enumerate() {
+        netlink.change_link("up0", &LinkChange::up()).expect("up");
+        let address = Ipv4Addr::new(192, 0, 2, number as u8 + 1);
+        netlink.add_address("up0", Ipv4Net::new_assert(address, 24).into()).expect("address");
+    }
+    let ends = [0, 1].map(|node| (nodes[node].handle(), Ipv4Addr::new(192, 0, 2, node as u8 + 1).into()));
+    let gigabits = measure::tcp_gigabits(ends, Duration::from_secs(1));
+    let (_, small) = measure::small_packets(ends, Duration::from_secs(1));
+    let (median, _) = measure::round_trips(ends, 5000);
+    println!("for comparison, one veth pair and no switch: {gigabits:.1} Gbit/s, {small:.0} k/s, {median:.1} us");
     println!(
         "the forwarder had its core {:.0} % of the time; below 85 the figures mean little",
         crossed.on_core * 100.0
@@ -243,11 +259,21 @@ mod measure {
 
     use super::*;
 
-    pub(super) fn tcp_gigabits(pods: &[Pod; 2], version: usize, time: Duration) -> f64 {
-        let address = pods[1].addresses[version];
-        let listener = pods[1].inside(|| TcpListener::bind((address, 0))).expect("listener");
+    /// A namespace and the address to use in it.
+    pub(super) type End<'a> = (&'a NamespaceHandle, IpAddr);
+
+    fn socket((namespace, address): End<'_>) -> UdpSocket {
+        let socket = namespace.enter(|| UdpSocket::bind((address, 0))).expect("entered").expect("socket");
+        socket.set_read_timeout(Some(TIMEOUT)).expect("timeout");
+        socket
+    }
+
+    pub(super) fn tcp_gigabits(ends: [End<'_>; 2], time: Duration) -> f64 {
+        let [(near, _), (far, address)] = ends;
+        let listener = far.enter(|| TcpListener::bind((address, 0))).expect("entered").expect("listener");
         let target = listener.local_addr().expect("address");
-        let mut client = pods[0].inside(|| TcpStream::connect_timeout(&target, TIMEOUT)).expect("connection");
+        let connect = || TcpStream::connect_timeout(&target, TIMEOUT);
+        let mut client = near.enter(connect).expect("entered").expect("connection");
         let (mut server, _) = listener.accept().expect("accepted");
         let start = Instant::now();
         let received = std::thread::scope(|scope| {
@@ -268,8 +294,8 @@ mod measure {
         received as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9
     }
 
-    pub(super) fn small_packets(pods: &[Pod; 2], time: Duration) -> (f64, f64) {
-        let [client, server] = [0, 1].map(|pod| udp(&pods[pod], pods[pod].addresses[0]));
+    pub(super) fn small_packets(ends: [End<'_>; 2], time: Duration) -> (f64, f64) {
+        let [client, server] = ends.map(socket);
         client.connect(server.local_addr().expect("address")).expect("connected");
         server.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
         let start = Instant::now();
@@ -292,8 +318,8 @@ mod measure {
         })
     }
 
-    pub(super) fn round_trips(pods: &[Pod; 2], rounds: usize) -> (f64, f64) {
-        let [client, server] = [0, 1].map(|pod| udp(&pods[pod], pods[pod].addresses[0]));
+    pub(super) fn round_trips(ends: [End<'_>; 2], rounds: usize) -> (f64, f64) {
+        let [client, server] = ends.map(socket);
         client.connect(server.local_addr().expect("address")).expect("connected");
         server.connect(client.local_addr().expect("address")).expect("connected");
         let mut times: Vec<f64> = std::thread::scope(|scope| {
