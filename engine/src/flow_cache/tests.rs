@@ -332,7 +332,7 @@ fn step(flows: u32) -> impl Strategy<Value = Step> {
         4 => (1usize..80).prop_map(Step::Age),
         1 => prop::collection::vec(change(), 0..4).prop_map(Step::Sweep),
         1 => prop::collection::vec(change(), 9..20).prop_map(Step::Sweep),
-        4 => (1usize..40).prop_map(Step::SweepStep),
+        4 => (1usize..40).prop_map(Step::SweepOn),
     ]
 }
 
@@ -375,7 +375,16 @@ proptest! {
 
 #[test]
 fn prefixes_at_the_ends_of_the_address_space_are_covered() {
-    let networks = ["0.0.0.0/0", "255.255.255.255/32", "::/0", "ffff::/16", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32"];
+    let networks = [
+        "0.0.0.0/0",
+        "255.255.255.255/32",
+        "::/0",
+        "ffff::/16",
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.3/32",
+        "ffff::1/128",
+    ];
     for network in networks {
         let network: IpNet = network.parse().expect("network");
         let mut changes = vec![Change::Prefix(SegmentIndex(1), network)];
