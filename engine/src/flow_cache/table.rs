@@ -174,9 +174,15 @@ impl<K: FlowKey> Table<K> {
             return Inserted::Uncacheable;
         }
         let (forward, dependencies) = decision;
-        let Some(rewrite) = rewrites.acquire(&forward.rewrite) else { return Inserted::Full };
         let (key, hash) = (&lane.keys[item], lane.hashes[item]);
         let known = self.locate(lane, item);
+        let Some(rewrite) = rewrites.acquire(&forward.rewrite) else {
+            // What the entry says is no longer what was decided.
+            if known != NO_SLOT {
+                self.remove(known, rewrites);
+            }
+            return Inserted::Full;
+        };
         if known != NO_SLOT {
             let entry = &mut self.entries[known as usize];
             rewrites.release(entry.rewrite);

@@ -478,6 +478,27 @@ fn the_second_packet_of_a_new_flow_in_one_vector_hits() {
 }
 
 #[test]
+fn a_decision_whose_rewrite_finds_no_room_ends_the_one_before() {
+    let mut cache = cache(16 * limits::REWRITES, HashKey::from_seed(10));
+    let decide = |cache: &mut FlowCache, number: u32, mtu: u32| {
+        let mut batch = batch_of(&[number]);
+        cache.lookup(&mut batch);
+        let rewrite = Rewrite { mtu, ..forward(1).rewrite };
+        cache.insert(&batch, 0, &Forward { rewrite, ..forward(1) }, &dependencies(number, 1), 0)
+    };
+    for number in 0..limits::REWRITES as u32 {
+        assert_eq!(decide(&mut cache, 4 * number, number), Inserted::New);
+        assert_eq!(decide(&mut cache, 4 * number + 2, number), Inserted::New);
+    }
+    assert_eq!(decide(&mut cache, 1, u32::MAX), Inserted::Full);
+    assert_eq!((cache.len(), cache.rewrites()), (2 * limits::REWRITES, limits::REWRITES));
+    assert_eq!(decide(&mut cache, 8, u32::MAX), Inserted::Full);
+    assert_eq!(decide(&mut cache, 8, 3), Inserted::New, "the entry before is gone");
+    assert_eq!(decide(&mut cache, 10, 3), Inserted::Replaced, "and with it the last use of its rewrite");
+    assert_eq!(decide(&mut cache, 8, u32::MAX), Inserted::Replaced);
+}
+
+#[test]
 fn uncacheable_packets_have_their_flows_hash_and_nothing_else() {
     let mut cache = cache(64, HashKey::from_seed(7));
     assert_eq!(meet(&mut cache, 2, 1, 0), Some(Inserted::New));
