@@ -77,6 +77,11 @@ impl<K: FlowKey> Entry<K> {
         }
     }
 
+    /// Marks the entry as no flow's; no tag leads to it any more.
+    pub(super) fn set_free(&mut self) {
+        self.flags = 0;
+    }
+
     /// Whether a flow has this entry.
     #[inline]
     pub(super) fn in_use(&self) -> bool {

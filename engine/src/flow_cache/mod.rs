@@ -8,8 +8,8 @@
 //! A hit reads the bucket's line, the entry's line (two for IPv6) and a shared, hot line of its rewrite; it writes
 //! only the entry's. Beyond the processor's caches that costs about two overlapped memory accesses a packet.
 //!
-//! Entries leave by silence, to make room ([`eviction`]), or because a publish changed what they rest on
-//! ([`sweep`]). None of this is ever needed for correctness of a packet: a flow that is not here goes the slow path.
+//! Entries leave by silence, to make room (`eviction.rs`), or because a publish changed what they rest on
+//! (`sweep.rs`). None of this is ever needed for correctness of a packet: a flow that is not here goes the slow path.
 //!
 //! ```text
 //!  batch.clear(); batch.push(n, ..) for each packet; cache.lookup(&mut batch);

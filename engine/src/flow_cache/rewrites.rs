@@ -5,12 +5,11 @@
 //! flows). Bounded by [`limits::REWRITES`]; a flow whose rewrite finds no room is not cached. Lookup by value runs
 //! on a miss only: chained hashing over two arrays of numbers, which never grows and never rehashes.
 
-use std::hash::BuildHasher;
-
-use hashbrown::DefaultHashBuilder;
+use std::net::IpAddr;
 
 use crate::edit::{CompiledRewrite, Rewrite};
 use crate::limits;
+use crate::packet::Mac;
 
 const NONE: u16 = u16::MAX;
 const HEADS: usize = (2 * limits::REWRITES).next_power_of_two();
@@ -30,7 +29,6 @@ pub(super) struct Rewrites {
     heads: Box<[u16]>,
     free: u16,
     used: usize,
-    hasher: DefaultHashBuilder,
 }
 
 impl Rewrites {
@@ -46,7 +44,6 @@ impl Rewrites {
             heads: vec![NONE; HEADS].into_boxed_slice(),
             free: 0,
             used: 0,
-            hasher: DefaultHashBuilder::default(),
         }
     }
 
@@ -61,13 +58,9 @@ impl Rewrites {
         &self.compiled[number as usize]
     }
 
-    fn head(&self, rewrite: &Rewrite) -> usize {
-        self.hasher.hash_one(rewrite) as usize & (HEADS - 1)
-    }
-
     /// The number of `rewrite`, with one more reference to it; `None` if there is no room for another rewrite.
     pub(super) fn acquire(&mut self, rewrite: &Rewrite) -> Option<u16> {
-        let head = self.head(rewrite);
+        let head = head(rewrite);
         let mut at = self.heads[head];
         while at != NONE {
             if self.compiled[at as usize].rewrite == *rewrite {
@@ -104,7 +97,7 @@ impl Rewrites {
     }
 
     fn unchain(&mut self, number: u16) {
-        let head = self.head(&self.compiled[number as usize].rewrite);
+        let head = head(&self.compiled[number as usize].rewrite);
         if self.heads[head] == number {
             self.heads[head] = self.next[number as usize];
             return;
@@ -119,6 +112,36 @@ impl Rewrites {
             at = after;
         }
     }
+}
+
+/// The chain that `rewrite` belongs to. Of the fields, those that differ between destinations; none of them is
+/// chosen by who sends packets, so no secret is needed.
+fn head(rewrite: &Rewrite) -> usize {
+    let mut hash = u64::from(rewrite.mtu)
+        | u64::from(rewrite.push_tag.unwrap_or(0)) << 32
+        | u64::from(rewrite.pop_tags) << 48
+        | u64::from(rewrite.decapsulate) << 56;
+    if let Some(macs) = &rewrite.route {
+        hash = mix(mix(hash, mac_bits(macs.destination)), mac_bits(macs.source));
+    }
+    if let Some(outer) = &rewrite.encapsulate {
+        let destination = match outer.destination {
+            IpAddr::V4(address) => u64::from(address.to_bits()),
+            IpAddr::V6(address) => mix(address.to_bits() as u64, (address.to_bits() >> 64) as u64),
+        };
+        hash = mix(mix(hash, destination), u64::from(outer.vni.number()));
+    }
+    mix(hash, 0) as usize & (HEADS - 1)
+}
+
+fn mix(hash: u64, word: u64) -> u64 {
+    let product = u128::from(hash ^ 0x9e37_79b9_7f4a_7c15) * u128::from(word ^ 0xbf58_476d_1ce4_e5b9);
+    product as u64 ^ (product >> 64) as u64
+}
+
+fn mac_bits(mac: Mac) -> u64 {
+    let [a, b, c, d, e, f] = mac.0;
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use crate::limits;
 use crate::packet::Mac;
 use crate::slow_path::decision::Dependencies;
-use crate::tables::{Change, ChangeSet, SegmentIndex, address_bits};
+use crate::tables::{Change, ChangeSet, SegmentIndex};
 
 /// A change set made ready for testing many entries against it.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl SweepPlan {
 struct Index {
     ports: NumberSet,
     segments: NumberSet,
-    prefixes: HashMap<(SegmentIndex, bool), Ranges>,
+    prefixes: HashMap<SegmentIndex, Prefixes>,
     peers: HashSet<IpAddr>,
     stations: HashSet<(SegmentIndex, Mac)>,
     tunnels: bool,
@@ -91,13 +91,12 @@ impl Index {
             stations: HashSet::new(),
             tunnels: false,
         };
-        let mut ranges: HashMap<(SegmentIndex, bool), Vec<(u128, u128)>> = HashMap::new();
         for change in changes {
             match change {
                 Change::Port(port) => index.ports.insert(port.0),
                 Change::Segment(segment) => index.segments.insert(segment.0),
                 Change::Prefix(segment, network) => {
-                    ranges.entry((*segment, network.addr().is_ipv6())).or_default().push(range(network));
+                    index.prefixes.entry(*segment).or_default().insert(network);
                 }
                 Change::Peer(peer) => {
                     index.peers.insert(*peer);
@@ -108,7 +107,7 @@ impl Index {
                 Change::Tunnels => index.tunnels = true,
             }
         }
-        index.prefixes = ranges.into_iter().map(|(place, ranges)| (place, Ranges::new(ranges))).collect();
+        index.prefixes.values_mut().for_each(Prefixes::finish);
         index
     }
 
@@ -118,18 +117,9 @@ impl Index {
         self.ports.contains(ingress.0)
             || self.ports.contains(egress.0)
             || self.segments.contains(segment.0)
-            || self.covers(*segment, *destination)
-            || self.covers(*segment, *source)
+            || self.prefixes.get(segment).is_some_and(|set| set.covers(*destination) || set.covers(*source))
             || [source_mac, destination_mac].into_iter().any(|mac| self.stations.contains(&(*segment, *mac)))
             || [ingress_peer, egress_peer].into_iter().flatten().any(|peer| self.tunnels || self.peers.contains(peer))
-    }
-
-    fn covers(&self, segment: SegmentIndex, address: IpAddr) -> bool {
-        !self.prefixes.is_empty()
-            && self
-                .prefixes
-                .get(&(segment, address.is_ipv6()))
-                .is_some_and(|ranges| ranges.covers(address_bits(address)))
     }
 }
 
@@ -151,38 +141,61 @@ impl NumberSet {
     }
 }
 
-/// First and last address of a prefix, as [`address_bits`].
-fn range(network: &IpNet) -> (u128, u128) {
-    let first = address_bits(network.network());
-    let length = u32::from(network.prefix_len());
-    (first, first | u128::MAX.checked_shr(length).unwrap_or(0))
+/// Changed prefixes of one segment.
+#[derive(Clone, Debug, Default)]
+struct Prefixes {
+    ipv4: Ranges<u32>,
+    ipv6: Ranges<u128>,
+}
+
+impl Prefixes {
+    fn insert(&mut self, network: &IpNet) {
+        match network {
+            IpNet::V4(network) => self.ipv4.push(network.network().to_bits(), network.broadcast().to_bits()),
+            IpNet::V6(network) => self.ipv6.push(network.network().to_bits(), network.broadcast().to_bits()),
+        }
+    }
+
+    fn finish(&mut self) {
+        self.ipv4.unite();
+        self.ipv6.unite();
+    }
+
+    fn covers(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.ipv4.covers(address.to_bits()),
+            IpAddr::V6(address) => self.ipv6.covers(address.to_bits()),
+        }
+    }
 }
 
 /// The union of many prefixes as ranges without overlap, in order: any of them covers an address if the last range
-/// that starts at or before it does.
-#[derive(Clone, Debug)]
-struct Ranges {
-    firsts: Vec<u128>,
-    lasts: Vec<u128>,
+/// that starts at or before it does. Two flat arrays; a thousand IPv4 prefixes stay in the first-level cache.
+#[derive(Clone, Debug, Default)]
+struct Ranges<T> {
+    firsts: Vec<T>,
+    lasts: Vec<T>,
 }
 
-impl Ranges {
-    fn new(mut ranges: Vec<(u128, u128)>) -> Self {
-        ranges.sort_unstable();
-        let mut union = Self { firsts: Vec::with_capacity(ranges.len()), lasts: Vec::with_capacity(ranges.len()) };
-        for (first, last) in ranges {
-            match union.lasts.last_mut() {
-                Some(before) if first <= *before => *before = last.max(*before),
-                Some(_) | None => {
-                    union.firsts.push(first);
-                    union.lasts.push(last);
-                }
-            }
-        }
-        union
+impl<T: Ord + Copy> Ranges<T> {
+    /// Adds a range; `unite` follows after the last.
+    fn push(&mut self, first: T, last: T) {
+        self.firsts.push(first);
+        self.lasts.push(last);
     }
 
-    fn covers(&self, address: u128) -> bool {
+    fn unite(&mut self) {
+        let mut ranges: Vec<(T, T)> = self.firsts.drain(..).zip(self.lasts.drain(..)).collect();
+        ranges.sort_unstable();
+        for (first, last) in ranges {
+            match self.lasts.last_mut() {
+                Some(before) if first <= *before => *before = last.max(*before),
+                Some(_) | None => self.push(first, last),
+            }
+        }
+    }
+
+    fn covers(&self, address: T) -> bool {
         let behind = self.firsts.partition_point(|first| *first <= address);
         behind.checked_sub(1).and_then(|at| self.lasts.get(at)).is_some_and(|last| address <= *last)
     }

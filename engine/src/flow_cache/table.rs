@@ -5,7 +5,8 @@
 //!                                        cold entry (same slot: dependencies, home bucket)
 //! ```
 //! A flow lives in its home bucket or, if that is full, in the next one. There is a bucket for every four entries,
-//! so a full table fills half the places; of 10,000 inserts about one finds both buckets full. Fixed size.
+//! so a full table fills half the places or fewer; of 1,000 flows that fill it fewer than one finds both buckets full
+//! and takes the place of another. Fixed size.
 
 use super::batch::{Lane, NOT_LOOKED_UP};
 use super::bucket::{Bucket, NO_SLOT, prefetch, tag};
@@ -173,9 +174,15 @@ impl<K: FlowKey> Table<K> {
             return Inserted::Uncacheable;
         }
         let (forward, dependencies) = decision;
-        let Some(rewrite) = rewrites.acquire(&forward.rewrite) else { return Inserted::Full };
         let (key, hash) = (&lane.keys[item], lane.hashes[item]);
         let known = self.locate(lane, item);
+        let Some(rewrite) = rewrites.acquire(&forward.rewrite) else {
+            // What the entry says is no longer what was decided.
+            if known != NO_SLOT {
+                self.remove(known, rewrites);
+            }
+            return Inserted::Full;
+        };
         if known != NO_SLOT {
             let entry = &mut self.entries[known as usize];
             rewrites.release(entry.rewrite);
@@ -223,11 +230,11 @@ impl<K: FlowKey> Table<K> {
 
     /// Takes the flow at `slot` out of the table.
     pub(super) fn remove(&mut self, slot: u32, rewrites: &mut Rewrites) {
-        let cold = self.cold[slot as usize];
+        let cold = &mut self.cold[slot as usize];
         if !cold.in_use() {
             return;
         }
-        let home = cold.home as usize;
+        let home = std::mem::replace(&mut cold.home, NO_SLOT) as usize;
         if !self.buckets[home].take(slot) {
             let neighbour = self.neighbour(home);
             let taken = self.buckets[neighbour].take(slot);
@@ -235,26 +242,36 @@ impl<K: FlowKey> Table<K> {
             self.buckets[home].overflowed -= 1;
         }
         rewrites.release(self.entries[slot as usize].rewrite);
-        self.entries[slot as usize] = Entry::FREE;
-        self.cold[slot as usize] = Cold::FREE;
+        self.entries[slot as usize].set_free();
         self.free.push(slot);
         self.epoch += 1;
     }
 
-    /// Removes the flows in `slots` that are affected; returns how many.
+    /// Removes the flows in `slots` that are affected; returns how many. In groups: their buckets lie anywhere, so
+    /// all are asked for before the first is changed.
     pub(super) fn sweep(
         &mut self,
         slots: std::ops::Range<usize>,
         rewrites: &mut Rewrites,
         affected: impl Fn(&Dependencies) -> bool,
     ) -> usize {
+        const GROUP: usize = 32;
         let mut removed = 0;
-        for slot in slots {
-            let cold = &self.cold[slot];
-            if cold.in_use() && affected(&cold.dependencies) {
-                self.remove(slot as u32, rewrites);
-                removed += 1;
+        for start in slots.clone().step_by(GROUP) {
+            let mut found = [NO_SLOT; GROUP];
+            let mut count = 0;
+            for slot in start..slots.end.min(start + GROUP) {
+                let cold = &self.cold[slot];
+                if cold.in_use() && affected(&cold.dependencies) {
+                    prefetch(&self.buckets[cold.home as usize]);
+                    found[count] = slot as u32;
+                    count += 1;
+                }
             }
+            for slot in &found[..count] {
+                self.remove(*slot, rewrites);
+            }
+            removed += count;
         }
         removed
     }

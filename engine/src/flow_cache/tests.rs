@@ -375,7 +375,16 @@ proptest! {
 
 #[test]
 fn prefixes_at_the_ends_of_the_address_space_are_covered() {
-    let networks = ["0.0.0.0/0", "255.255.255.255/32", "::/0", "ffff::/16", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32"];
+    let networks = [
+        "0.0.0.0/0",
+        "255.255.255.255/32",
+        "::/0",
+        "ffff::/16",
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.3/32",
+        "ffff::1/128",
+    ];
     for network in networks {
         let network: IpNet = network.parse().expect("network");
         let mut changes = vec![Change::Prefix(SegmentIndex(1), network)];
@@ -466,6 +475,27 @@ fn the_second_packet_of_a_new_flow_in_one_vector_hits() {
     assert_eq!(cache.insert(&batch, 2, &forward(2), &dependencies(2, 2), 0), Inserted::Replaced);
     assert_eq!(cache.take_hit(&batch, 2, 60, 0).map(|action| action.egress), Some(PortIndex(2)));
     assert_eq!((cache.len(), cache.rewrites()), (1, 1));
+}
+
+#[test]
+fn a_decision_whose_rewrite_finds_no_room_ends_the_one_before() {
+    let mut cache = cache(16 * limits::REWRITES, HashKey::from_seed(10));
+    let decide = |cache: &mut FlowCache, number: u32, mtu: u32| {
+        let mut batch = batch_of(&[number]);
+        cache.lookup(&mut batch);
+        let rewrite = Rewrite { mtu, ..forward(1).rewrite };
+        cache.insert(&batch, 0, &Forward { rewrite, ..forward(1) }, &dependencies(number, 1), 0)
+    };
+    for number in 0..limits::REWRITES as u32 {
+        assert_eq!(decide(&mut cache, 4 * number, number), Inserted::New);
+        assert_eq!(decide(&mut cache, 4 * number + 2, number), Inserted::New);
+    }
+    assert_eq!(decide(&mut cache, 1, u32::MAX), Inserted::Full);
+    assert_eq!((cache.len(), cache.rewrites()), (2 * limits::REWRITES, limits::REWRITES));
+    assert_eq!(decide(&mut cache, 8, u32::MAX), Inserted::Full);
+    assert_eq!(decide(&mut cache, 8, 3), Inserted::New, "the entry before is gone");
+    assert_eq!(decide(&mut cache, 10, 3), Inserted::Replaced, "and with it the last use of its rewrite");
+    assert_eq!(decide(&mut cache, 8, u32::MAX), Inserted::Replaced);
 }
 
 #[test]
