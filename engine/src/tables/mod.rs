@@ -17,6 +17,7 @@ pub use ports::{BridgedPort, PodPort, Port, PortRole, PortTable, UplinkPort, Vla
 pub use publish::{Publisher, Subscription};
 pub use segments::{
     BridgedSegment, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni,
+    address_bits,
 };
 pub use tunnels::{NextHop, Peer, Tunnels, Vtep};
 
