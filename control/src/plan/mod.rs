@@ -103,7 +103,7 @@ pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
         gateway_mac: GATEWAY_MAC,
         gateway_addresses: GATEWAY_ADDRESSES.to_vec(),
         tunnel_mac: tunnels::own_mac(own, &local.node),
-        routes: routes::routes(cluster, local, &reach, &mut problems),
+        routes: routes::routes(cluster, local, &ports, &reach, &mut problems),
     };
     let peers = tunnels::peers(local, &ends, &reach);
     let pod_mtu = pod_mtu(local, &ends, &peers);

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use millrace_engine::tables::{Route, RouteTarget};
+use millrace_engine::packet::PortIndex;
+use millrace_engine::tables::{Port, PortRole, Route, RouteTarget};
 
 use super::local::LocalView;
 use super::tunnels::Reach;
@@ -21,11 +22,12 @@ use crate::store::ObjectKey;
 pub(super) fn routes(
     cluster: &Cluster,
     local: &LocalView,
+    ports: &BTreeMap<PortIndex, Port>,
     reach: &Reach<'_>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<IpNet, Route> {
     let mut table = RouteList { routes: BTreeMap::new(), problems };
-    pods(local, &mut table);
+    pods(local, ports, &mut table);
     blocks(cluster, local, reach, &mut table);
     assigned(cluster, local, reach, &mut table);
     let RouteList { routes, problems } = table;
@@ -50,8 +52,10 @@ impl RouteList<'_> {
     }
 }
 
-fn pods(local: &LocalView, table: &mut RouteList<'_>) {
-    for (port, attached) in &local.pods {
+/// Of those pods only that have a port in the plan.
+fn pods(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, table: &mut RouteList<'_>) {
+    let planned = |index: &PortIndex| ports.get(index).is_some_and(|port| matches!(port.role, PortRole::Pod(_)));
+    for (port, attached) in local.pods.iter().filter(|(index, _)| planned(index)) {
         for address in &attached.addresses {
             let target = RouteTarget::Port { port: *port, mac: attached.mac };
             let pod = &attached.pod;

@@ -89,6 +89,15 @@ impl<'de> Deserializer<'de> for &'de Located {
         }
     }
 
+    /// Takes the words that YAML 1.1 has for true and false, where a type asks for one of these.
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
+        match self.text().map(str::to_ascii_lowercase).as_deref() {
+            Some("yes" | "on" | "y" | "true") => visitor.visit_bool(true),
+            Some("no" | "off" | "n" | "false") => visitor.visit_bool(false),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, FieldError> {
         if self.value == Document::Null { visitor.visit_none() } else { visitor.visit_some(self) }
     }
@@ -114,7 +123,7 @@ impl<'de> Deserializer<'de> for &'de Located {
     }
 
     forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
+        i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
         seq tuple tuple_struct map struct identifier ignored_any
     }
 }

@@ -96,6 +96,8 @@ fn parse(text: &str, first_line: u32) -> Result<Located, (u32, String)> {
         },
         emit_comments: false,
         with_snippet: false,
+        // A name may be `n` or `on`; fields that are boolean still take such words (see `fields.rs`).
+        strict_booleans: true,
     };
     let mut located: Located = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let line = error.location().map_or(1, |location| u32::try_from(location.line()).unwrap_or(1)).max(1);

@@ -172,3 +172,14 @@ fn the_last_valid_version_stays_until_the_object_is_valid_again_or_gone() {
     follow(&watch, &mut observed);
     assert_eq!((cidrs(&observed), observed.problems().len()), (vec![], 0));
 }
+
+#[test]
+fn words_for_true_are_taken_where_a_boolean_is_asked_for_and_are_names_elsewhere() {
+    let observed = observe(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: on, namespace: n, labels: {a: yes}}\nspec: {containers: [], hostNetwork: yes}\n",
+    );
+    assert_eq!(observed.problems(), []);
+    let pod = observed.cluster().pods.values().next().expect("pod");
+    assert_eq!((pod.name.to_string().as_str(), pod.host_network), ("n/on", true));
+    assert_eq!(pod.labels["a"], "yes");
+}

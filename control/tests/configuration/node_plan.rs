@@ -157,7 +157,7 @@ fn contradictions_are_told_and_the_first_counts() {
             "IpBlock two: 10.1.0.0/26 belongs to block one of node b already",
             "Node c: has the address 192.0.2.2 of node b",
             "Node d: has the address 192.0.2.1 of node a",
-            "Pod default/web-copy: 10.1.0.7 belongs to pod default/web already",
+            "Pod default/web-copy: 10.1.0.7/32 belongs to pod default/web already",
         ]
     );
     let routes = routes(&planned);
