@@ -16,7 +16,7 @@ use millrace_engine::tables::ChangeSet;
 use crate::cluster::{Cluster, NodeName};
 use crate::compile::CompileError;
 use crate::observe::Observed;
-use crate::plan::{self, AttachedPod, LocalUplink, LocalView, NodePlan, UnderlayPath};
+use crate::plan::{self, AttachedPod, LocalUplink, LocalView, NodePlan, Planned, UnderlayPath};
 use crate::problem::Problem;
 use crate::publish::PublishState;
 use crate::store::Event;
@@ -82,14 +82,15 @@ impl Reconciler {
 
     /// Brings the tables into step with everything taken in.
     pub fn settle(&mut self, now: Instant) -> Settled {
-        let planned = plan::plan(self.observed.cluster(), &self.local);
+        let synced = self.observed.is_synced();
+        let planned = if synced { plan::plan(self.observed.cluster(), &self.local) } else { Planned::default() };
         let mut problems = self.observed.problems();
         problems.extend(planned.problems.into_iter().map(|problem| self.observed.placed(problem)));
         problems.sort_unstable();
         if *self.problems != problems {
             self.problems = Arc::new(problems);
         }
-        let published = if self.observed.is_synced() { self.publish.publish(planned.plan, now) } else { Ok(None) };
+        let published = if synced { self.publish.publish(planned.plan, now) } else { Ok(None) };
         let (changes, error) = match published {
             Ok(changes) => (changes, None),
             Err(error) => (None, Some(error)),
@@ -98,18 +99,34 @@ impl Reconciler {
         Settled { changes, error, plan, problems: Arc::clone(&self.problems) }
     }
 
-    /// Runs until [`Input::Stop`] or until no sender is left. `settled` is called after each batch.
-    pub fn run(&mut self, inputs: &Receiver<Input>, mut settled: impl FnMut(&Reconciler, &Settled)) {
-        while let Ok(first) = inputs.recv() {
-            let mut goes_on = self.take(first);
+    /// Runs until [`Input::Stop`] or until no sender of inputs is left. `settled` is called after each batch.
+    pub fn run(
+        &mut self,
+        events: &Receiver<Event>,
+        inputs: &Receiver<Input>,
+        mut settled: impl FnMut(&Reconciler, &Settled),
+    ) {
+        // A watch that ended leaves the last known objects in force.
+        let ended = channel::never();
+        let mut events = events;
+        let mut goes_on = true;
+        while goes_on {
+            channel::select! {
+                recv(events) -> event => match event {
+                    Ok(event) => self.observed.take(event),
+                    Err(_) => events = &ended,
+                },
+                recv(inputs) -> input => match input {
+                    Ok(input) => goes_on = self.take(input),
+                    Err(_) => return,
+                },
+            }
+            events.try_iter().take(BATCH).for_each(|event| self.observed.take(event));
             for input in inputs.try_iter().take(BATCH) {
                 goes_on &= self.take(input);
             }
             let outcome = self.settle(Instant::now());
             settled(self, &outcome);
-            if !goes_on {
-                return;
-            }
         }
     }
 

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use millrace_engine::packet::Mac;
+use millrace_engine::limits;
+use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{NextHop, Peer, Vtep};
 
 use super::local::LocalView;
@@ -25,7 +26,9 @@ pub(super) fn own_ends(own: Option<&NodeRecord>, local: &LocalView, problems: &m
         problems.push(Problem::new("this node has no object: other nodes cannot know where to send").of(&key));
         return Vec::new();
     };
-    let holder = |address: IpAddr| local.uplinks.iter().find(|(_, uplink)| uplink.addresses.contains(&address));
+    let planned = |port: &PortIndex| usize::from(port.0) < limits::PORTS;
+    let uplinks = || local.uplinks.iter().filter(|(port, _)| planned(port));
+    let holder = |address: IpAddr| uplinks().find(|(_, uplink)| uplink.addresses.contains(&address));
     let ends = [own.ipv4_end, own.ipv6_end].into_iter().flatten();
     let found = ends.filter_map(|end| holder(end.address).map(|(port, _)| Vtep { address: end.address, port: *port }));
     let found: Vec<_> = found.collect();

@@ -80,19 +80,19 @@ pub enum StoreError {
     #[error("{key} does not exist")]
     NotFound {
         /// Which object.
-        key: ObjectKey,
+        key: Box<ObjectKey>,
     },
     /// The object to create is there already.
     #[error("{key} exists already")]
     AlreadyExists {
         /// Which object.
-        key: ObjectKey,
+        key: Box<ObjectKey>,
     },
     /// Somebody else changed the object since it was read.
     #[error("{key} changed meanwhile: expected version {expected}, found {found}")]
     Conflict {
         /// Which object.
-        key: ObjectKey,
+        key: Box<ObjectKey>,
         /// The version the writer had read.
         expected: String,
         /// The version in the store.
@@ -102,7 +102,7 @@ pub enum StoreError {
     #[error("{key} is written in {file}, which is not rewritten: {reason}")]
     NotOurs {
         /// Which object.
-        key: ObjectKey,
+        key: Box<ObjectKey>,
         /// The file.
         file: Arc<str>,
         /// What keeps the file from being rewritten.

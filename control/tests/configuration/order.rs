@@ -148,7 +148,8 @@ fn inputs_that_arrive_together_are_one_publish() {
     sender.send(Input::Store(Event::Synced)).expect("send");
     sender.send(Input::Stop).expect("send");
     let mut publishes = Vec::new();
-    reconciler.run(&receiver, |_, settled| publishes.extend(settled.changes.clone()));
+    let (_events, none) = crossbeam::channel::bounded(1);
+    reconciler.run(&none, &receiver, |_, settled| publishes.extend(settled.changes.clone()));
     assert_eq!(publishes.iter().map(|changes| changes.generation).collect::<Vec<_>>(), [1]);
 }
 
@@ -158,8 +159,37 @@ fn a_problem_found_late_still_names_its_place() {
     for object in objects() {
         reconciler.take(Input::Store(Event::Applied(object)));
     }
+    reconciler.take(Input::Store(Event::Synced));
     reconciler.take(Input::Uplinks(BTreeMap::from([uplink(0, &["192.0.2.1"])])));
     let problems: Vec<String> = reconciler.settle(Instant::now()).problems.iter().map(ToString::to_string).collect();
     let expected = "IpBlock b2-again: 10.1.2.0/26 belongs to block b2 of node n2 already";
     assert!(problems.iter().any(|line| line.starts_with("objects.yaml:") && line.ends_with(expected)), "{problems:#?}");
+}
+
+/// From a file that is saved to tables in force, with the real store and the real loop.
+#[test]
+fn a_saved_file_becomes_tables() {
+    let directory = TestDirectory::new();
+    directory.write("nodes.yaml", &(node("n0", &["192.0.2.1"]) + &node("n1", &["192.0.2.2"])));
+    let watch = directory.watch();
+    let (sender, receiver) = millrace_control::reconcile::inputs();
+    sender.send(Input::Uplinks(BTreeMap::from([uplink(0, &["192.0.2.1"])]))).expect("send");
+    let mut reconciler = Reconciler::new(LocalView::new(node_name("n0")));
+    let mut saved = None;
+    reconciler.run(&watch.events, &receiver, |reconciler, settled| {
+        let Some(changes) = &settled.changes else { return };
+        if changes.generation == 1 && saved.is_none() {
+            directory.write("block.yaml", &block("b", "10.1.0.0/26", "four", "n1"));
+            saved = Some(Instant::now());
+        }
+        let tables = reconciler.publish_state().tables();
+        let segment = tables.segments.get(millrace_control::plan::POD_SEGMENT).expect("segment");
+        if let millrace_engine::tables::SegmentKind::Routed(routed) = &segment.kind
+            && routed.route(address("10.1.0.5")).is_some()
+        {
+            println!("from save to publish: {:?}", saved.map(|at| at.elapsed()));
+            sender.send(Input::Stop).expect("send");
+        }
+    });
+    assert!(saved.is_some_and(|at| at.elapsed().as_secs() < 5));
 }

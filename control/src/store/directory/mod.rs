@@ -53,7 +53,7 @@ struct Shared {
 
 impl Shared {
     /// Reads what changed since the last call and returns the whole.
-    fn scan(&self) -> Result<Scan, StoreError> {
+    fn scan(&self) -> Result<Arc<Scan>, StoreError> {
         // A panic elsewhere cannot leave the cache half changed: entries are replaced whole.
         let mut cache: MutexGuard<'_, Cache> = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.refresh(&self.path)
@@ -87,13 +87,18 @@ impl DirectoryStore {
     /// The object to change, if its version is the expected one and its file is ours alone.
     fn checked(&self, key: &ObjectKey, expected: &str) -> Result<(), StoreError> {
         let scan = self.shared.scan()?;
-        let Some(found) = scan.objects.get(key) else { return Err(StoreError::NotFound { key: key.clone() }) };
+        let Some(found) = scan.objects.get(key) else {
+            return Err(StoreError::NotFound { key: Box::new(key.clone()) });
+        };
         if found.resource_version.as_ref() != expected {
             let (expected, found) = (expected.to_owned(), found.resource_version.to_string());
-            return Err(StoreError::Conflict { key: key.clone(), expected, found });
+            return Err(StoreError::Conflict { key: Box::new(key.clone()), expected, found });
         }
-        let refused =
-            |file: &Arc<str>, reason| StoreError::NotOurs { key: key.clone(), file: Arc::clone(file), reason };
+        let refused = |file: &Arc<str>, reason| StoreError::NotOurs {
+            key: Box::new(key.clone()),
+            file: Arc::clone(file),
+            reason,
+        };
         match &found.origin {
             Some(origin) if origin.file.as_ref() != key.file_name() => {
                 Err(refused(&origin.file, "only files with the name the program gives them are"))
@@ -116,11 +121,12 @@ fn readable(object: &serde_json::Value) -> Result<Object, StoreError> {
 
 impl ObjectStore for DirectoryStore {
     fn get(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError> {
-        Ok(self.shared.scan()?.objects.remove(key))
+        Ok(self.shared.scan()?.objects.get(key).cloned())
     }
 
     fn list(&self, kind: &Kind) -> Result<Vec<Object>, StoreError> {
-        Ok(self.shared.scan()?.objects.into_values().filter(|object| object.key.kind == *kind).collect())
+        let scan = self.shared.scan()?;
+        Ok(scan.objects.values().filter(|object| object.key.kind == *kind).cloned().collect())
     }
 
     fn create(&self, object: &serde_json::Value) -> Result<Object, StoreError> {
@@ -128,7 +134,7 @@ impl ObjectStore for DirectoryStore {
         let text = to_yaml(&object)?;
         let _lock = self.lock()?;
         if self.shared.scan()?.objects.contains_key(&object.key) {
-            return Err(StoreError::AlreadyExists { key: object.key });
+            return Err(StoreError::AlreadyExists { key: Box::new(object.key) });
         }
         create_file(&self.shared.path, &object.key, &text)?;
         Ok(object)

@@ -1,8 +1,9 @@
 //! Reading the directory: which files changed, what they hold, which objects that makes.
 //!
-//! A file is parsed again when its inode, size or times differ, so that a rescan of a quiet directory costs one
-//! `stat` for each file. A file that changed within the last second is read again in any case, since a second change
-//! within one tick of the file system's clock would look the same.
+//! A file is read again when its inode, size or times differ, and parsed again when its bytes differ, so that a rescan
+//! of a quiet directory costs one `stat` for each file and returns the very scan before. A file that changed within
+//! the last second is read again in any case, since a second change within one tick of the file system's clock would
+//! look the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Metadata;
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::problem::Problem;
-use crate::store::yaml::{self, FILE_BYTES};
+use crate::stable_hash::ContentHash;
+use crate::store::yaml::{self, FILE_BYTES, FileContent};
 use crate::store::{Object, ObjectKey, StoreError};
 
 /// Files younger than this are read again at every scan.
@@ -43,12 +45,16 @@ impl Scan {
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     files: BTreeMap<Arc<str>, CachedFile>,
+    /// The scan of these files; `None` once one of them differs.
+    joined: Option<Arc<Scan>>,
 }
 
 #[derive(Debug)]
 struct CachedFile {
     signature: Signature,
     settled: bool,
+    /// Hash of the bytes; `None` if they could not be read.
+    text: Option<u128>,
     objects: Vec<Object>,
     /// Objects the file held before and that may be in the documents that cannot be read.
     last_good: Vec<Object>,
@@ -56,7 +62,7 @@ struct CachedFile {
     documents: usize,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Signature {
     device: u64,
     inode: u64,
@@ -78,19 +84,28 @@ impl From<&Metadata> for Signature {
 }
 
 impl Cache {
-    /// Brings the cache up to date with the directory and joins its files.
-    pub(super) fn refresh(&mut self, directory: &Path) -> Result<Scan, StoreError> {
+    /// Brings the cache up to date with the directory and joins its files; the same scan again if nothing changed.
+    pub(super) fn refresh(&mut self, directory: &Path) -> Result<Arc<Scan>, StoreError> {
         let names = file_names(directory)?;
         let mut extra = Vec::new();
         if names.len() > FILES {
             extra.push(Problem::new(format!("more than {FILES} files; the last ones by name are not read")));
         }
         let names: BTreeSet<_> = names.into_iter().take(FILES).collect();
-        self.files.retain(|name, _| names.contains(name));
+        let gone: Vec<_> = self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget(name));
         for name in names {
             self.refresh_file(directory, &name);
         }
-        Ok(self.join(extra))
+        let joined = self.joined.take().unwrap_or_else(|| Arc::new(self.join(extra)));
+        self.joined = Some(Arc::clone(&joined));
+        Ok(joined)
+    }
+
+    fn forget(&mut self, name: &str) {
+        if self.files.remove(name).is_some() {
+            self.joined = None;
+        }
     }
 
     fn refresh_file(&mut self, directory: &Path, name: &Arc<str>) {
@@ -98,8 +113,8 @@ impl Cache {
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) if metadata.is_file() => metadata,
             // Gone since it was listed, or no file at all.
-            Ok(_) => return drop(self.files.remove(name)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return drop(self.files.remove(name)),
+            Ok(_) => return self.forget(name),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return self.forget(name),
             Err(error) => return self.unreadable(name, format!("cannot be read: {error}")),
         };
         let signature = Signature::from(&metadata);
@@ -110,40 +125,46 @@ impl Cache {
             Ok(text) => text,
             Err(message) => return self.unreadable(name, message),
         };
-        let mut content = yaml::read_objects(name, &text);
-        let before = self.files.remove(name).map(|cached| (cached.objects, cached.last_good));
-        let emptied = content.documents == 0
-            && before.as_ref().is_some_and(|(objects, kept)| !objects.is_empty() || !kept.is_empty());
+        let age = metadata.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
+        let settled = age.is_some_and(|age| age > UNSETTLED);
+        let mut hash = ContentHash::default();
+        hash.update(text.as_bytes());
+        let hash = Some(hash.finish());
+        match self.files.get_mut(name) {
+            Some(cached) if cached.text == hash => (cached.signature, cached.settled) = (signature, settled),
+            _ => {
+                let content = yaml::read_objects(name, &text);
+                self.replace(name, content, (signature, settled, hash));
+            }
+        }
+    }
+
+    /// Puts what a file holds now in the place of what it held.
+    fn replace(&mut self, name: &Arc<str>, mut content: FileContent, read: (Signature, bool, Option<u128>)) {
+        let (objects, kept) =
+            self.files.remove(name).map(|cached| (cached.objects, cached.last_good)).unwrap_or_default();
+        let emptied = content.documents == 0 && content.problems.is_empty() && objects.len() + kept.len() > 0;
         if emptied {
             // What a full disk or a writer between truncating and writing leaves behind.
             content.problems.push(Problem::new("is empty; delete the file to delete its objects").in_file(name, None));
         }
-        let last_good = match before {
-            Some((objects, kept)) if !content.problems.is_empty() => missing_from(&content.objects, objects, kept),
-            _ => Vec::new(),
-        };
-        let age = metadata.modified().ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        let settled = age.is_some_and(|age| age > UNSETTLED);
-        let yaml::FileContent { objects, problems, documents } = content;
-        self.files.insert(Arc::clone(name), CachedFile { signature, settled, objects, last_good, problems, documents });
+        let last_good =
+            if content.problems.is_empty() { Vec::new() } else { missing_from(&content.objects, objects, kept) };
+        let FileContent { objects, problems, documents } = content;
+        let (signature, settled, text) = read;
+        let cached = CachedFile { signature, settled, text, objects, last_good, problems, documents };
+        self.files.insert(Arc::clone(name), cached);
+        self.joined = None;
     }
 
     /// Keeps what the file held and records why it cannot be read now.
     fn unreadable(&mut self, name: &Arc<str>, message: String) {
         let problem = Problem::new(message).in_file(name, None);
-        let (objects, kept) =
-            self.files.remove(name).map(|cached| (cached.objects, cached.last_good)).unwrap_or_default();
-        let signature = Signature { device: 0, inode: 0, size: 0, modified: (0, 0), changed: (0, 0) };
-        let last_good = missing_from(&[], objects, kept);
-        let cached = CachedFile {
-            signature,
-            settled: false,
-            objects: Vec::new(),
-            last_good,
-            problems: vec![problem],
-            documents: 0,
-        };
-        self.files.insert(Arc::clone(name), cached);
+        if self.files.get(name).is_some_and(|cached| cached.text.is_none() && cached.problems == [problem.clone()]) {
+            return;
+        }
+        let content = FileContent { problems: vec![problem], ..FileContent::default() };
+        self.replace(name, content, (Signature::default(), false, None));
     }
 
     /// Readable objects first, so that a last good version never hides one that can be read in another file.

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam::channel::{self, Receiver, RecvTimeoutError, SendError, Sender};
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
@@ -31,16 +31,23 @@ pub(super) fn start(shared: Arc<Shared>, kinds: Vec<Kind>) -> Result<Watch, Stor
     follower.notifications.renew(&path);
     let first = follower.shared.scan()?;
     let thread = std::thread::Builder::new().name("object-watch".to_owned());
-    let spawned = thread.spawn(move || drop(follower.run(first, &stopped)));
+    let spawned = thread.spawn(move || match follower.run(first, &stopped) {
+        Ok(()) | Err(WatchEnded) => {}
+    });
     spawned.map_err(|source| StoreError::Io { action: "start a thread to watch", path, source })?;
     Ok(Watch { events, _running: running })
 }
+
+/// That nobody listens any more.
+struct WatchEnded;
 
 struct Follower {
     shared: Arc<Shared>,
     kinds: Vec<Kind>,
     events: Sender<Event>,
     notifications: Notifications,
+    /// The scan reported last.
+    reported: Arc<Scan>,
     objects: BTreeMap<ObjectKey, Object>,
     problems: Vec<Problem>,
 }
@@ -48,13 +55,14 @@ struct Follower {
 impl Follower {
     fn new(shared: Arc<Shared>, kinds: Vec<Kind>, events: Sender<Event>) -> Self {
         let notifications = Notifications::new();
-        Self { shared, kinds, events, notifications, objects: BTreeMap::new(), problems: Vec::new() }
+        let (reported, objects, problems) = Default::default();
+        Self { shared, kinds, events, notifications, reported, objects, problems }
     }
 
     /// Runs until the watch is dropped: then sending fails, or `stopped` is disconnected.
-    fn run(mut self, first: Scan, stopped: &Receiver<()>) -> Result<(), SendError<Event>> {
+    fn run(mut self, first: Arc<Scan>, stopped: &Receiver<()>) -> Result<(), WatchEnded> {
         self.report(first)?;
-        self.events.send(Event::Synced)?;
+        self.send(Event::Synced)?;
         loop {
             let notified = channel::select! {
                 recv(stopped) -> _ => return Ok(()),
@@ -66,11 +74,20 @@ impl Follower {
             }
             self.notifications.renew(&self.shared.path.clone());
             match self.shared.scan() {
+                Ok(scan) if Arc::ptr_eq(&scan, &self.reported) => {}
                 Ok(scan) => self.report(scan)?,
                 // All objects stay: a directory that is away is no order to tear everything down.
-                Err(error) => self.report_problems(vec![Problem::new(error.to_string())])?,
+                Err(error) => {
+                    self.reported = Arc::default();
+                    self.report_problems(vec![Problem::new(error.to_string())])?;
+                }
             }
         }
+    }
+
+    /// Waits while the watcher is behind.
+    fn send(&self, event: Event) -> Result<(), WatchEnded> {
+        self.events.send(event).map_err(|_| WatchEnded)
     }
 
     fn wait_until_quiet(&self) {
@@ -85,32 +102,33 @@ impl Follower {
         }
     }
 
-    fn report(&mut self, scan: Scan) -> Result<(), SendError<Event>> {
-        let mut problems = scan.problems;
+    fn report(&mut self, scan: Arc<Scan>) -> Result<(), WatchEnded> {
+        let mut problems = scan.problems.clone();
         let mut present = BTreeMap::new();
-        for (key, object) in scan.objects {
+        for (key, object) in &scan.objects {
             if self.kinds.contains(&key.kind) {
-                present.insert(key, object);
+                present.insert(key.clone(), object.clone());
             } else if key.kind.group() == OUR_GROUP {
-                problems.push(self.unknown_kind(&object));
+                problems.push(self.unknown_kind(object));
             }
         }
         problems.sort_unstable();
         for key in self.objects.keys().filter(|key| !present.contains_key(*key)) {
-            self.events.send(Event::Deleted(key.clone()))?;
+            self.send(Event::Deleted(key.clone()))?;
         }
         for (key, object) in &present {
             if self.objects.get(key).is_none_or(|before| differs(before, object)) {
-                self.events.send(Event::Applied(object.clone()))?;
+                self.send(Event::Applied(object.clone()))?;
             }
         }
         self.objects = present;
+        self.reported = scan;
         self.report_problems(problems)
     }
 
-    fn report_problems(&mut self, problems: Vec<Problem>) -> Result<(), SendError<Event>> {
+    fn report_problems(&mut self, problems: Vec<Problem>) -> Result<(), WatchEnded> {
         if self.problems != problems {
-            self.events.send(Event::Problems(problems.clone()))?;
+            self.send(Event::Problems(problems.clone()))?;
             self.problems = problems;
         }
         Ok(())

@@ -55,7 +55,7 @@ pub(super) fn create_file(directory: &Path, key: &ObjectKey, text: &str) -> Resu
         Err(error) => {
             remove_quietly(&temporary);
             Err(match error {
-                Errno::EXIST => StoreError::AlreadyExists { key: key.clone() },
+                Errno::EXIST => StoreError::AlreadyExists { key: Box::new(key.clone()) },
                 error => StoreError::Io { action: "create", path, source: error.into() },
             })
         }
