@@ -90,10 +90,15 @@ impl PortTable {
         entries[at] = Some(Arc::new(port));
     }
 
-    /// Takes the port with this number away.
+    /// Takes the port with this number away. The table keeps no trace of it: equal ports make equal tables.
     pub fn remove(&mut self, index: PortIndex) {
-        if let Some(entry) = Arc::make_mut(&mut self.entries).get_mut(index.0 as usize) {
-            *entry = None;
+        if self.get(index).is_none() {
+            return;
+        }
+        let entries = Arc::make_mut(&mut self.entries);
+        entries[index.0 as usize] = None;
+        while matches!(entries.last(), Some(None)) {
+            entries.pop();
         }
     }
 

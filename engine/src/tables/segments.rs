@@ -196,7 +196,11 @@ impl SegmentTable {
         if self.get(index).is_none() {
             return;
         }
-        Arc::make_mut(&mut self.entries)[index.0 as usize] = None;
+        let entries = Arc::make_mut(&mut self.entries);
+        entries[index.0 as usize] = None;
+        while matches!(entries.last(), Some(None)) {
+            entries.pop();
+        }
         Arc::make_mut(&mut self.by_vni).retain(|(_, at)| *at != index);
     }
 

@@ -1,0 +1,34 @@
+//! The cluster as this program sees it: plain, validated values, free of the types they came from.
+//!
+//! Whoever holds one of these values need not check it again: names are names, blocks have no host bits and lie in
+//! their pools, MAC addresses name one station. All maps are ordered, so everything computed from a cluster comes
+//! out in one order whatever order it came in.
+
+mod addressing;
+mod name;
+mod node;
+mod workload;
+
+use std::collections::BTreeMap;
+
+pub use addressing::{BlockRecord, Cidr, CidrError, PoolError, PoolRecord};
+pub use name::{BlockName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, UplinkName};
+pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkRecord};
+pub use workload::{NamespaceRecord, PodRecord};
+
+/// The present state, of all objects that are valid.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cluster {
+    /// Nodes.
+    pub nodes: BTreeMap<NodeName, NodeRecord>,
+    /// Pods.
+    pub pods: BTreeMap<PodName, PodRecord>,
+    /// Namespaces.
+    pub namespaces: BTreeMap<NamespaceName, NamespaceRecord>,
+    /// Uplinks of all nodes.
+    pub uplinks: BTreeMap<UplinkName, UplinkRecord>,
+    /// Address pools.
+    pub pools: BTreeMap<PoolName, PoolRecord>,
+    /// Blocks claimed out of the pools.
+    pub blocks: BTreeMap<BlockName, BlockRecord>,
+}

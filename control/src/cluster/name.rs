@@ -1,0 +1,103 @@
+//! Names: each sort its own type, checked when made, cheap to clone.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::store;
+
+/// Why a text is not such a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} {reason}")]
+pub struct NameError {
+    /// The text.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: &'static str,
+}
+
+fn checked(name: &str, check: fn(&str) -> Result<(), &'static str>) -> Result<Arc<str>, NameError> {
+    check(name).map(|()| Arc::from(name)).map_err(|reason| NameError { name: name.to_owned(), reason })
+}
+
+macro_rules! names {
+    ($($(#[$documentation:meta])* $name:ident checked by $check:path;)*) => {$(
+        $(#[$documentation])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name, if the text is one.
+            pub fn new(name: &str) -> Result<Self, NameError> {
+                checked(name, $check).map(Self)
+            }
+
+            /// The text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+    )*};
+}
+
+names! {
+    /// Name of a node: a DNS subdomain.
+    NodeName checked by store::dns_subdomain;
+    /// Name of a namespace: a DNS label.
+    NamespaceName checked by store::dns_label;
+    /// Name of an uplink object.
+    UplinkName checked by store::dns_subdomain;
+    /// Name of an address pool.
+    PoolName checked by store::dns_subdomain;
+    /// Name of an address block.
+    BlockName checked by store::dns_subdomain;
+    /// Name of a network interface, as the kernel takes it.
+    InterfaceName checked by interface;
+}
+
+/// `dev_valid_name` in the kernel's net/core/dev.c.
+fn interface(name: &str) -> Result<(), &'static str> {
+    let forbidden = |character: char| character == '/' || character == ':' || character.is_whitespace();
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(forbidden) {
+        return Err("is not an interface name (1 to 15 bytes without '/', ':' and blanks)");
+    }
+    Ok(())
+}
+
+/// A pod's name with its namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodName {
+    namespace: NamespaceName,
+    name: Arc<str>,
+}
+
+impl PodName {
+    /// The name, if both parts are valid.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
+        Ok(Self { namespace: NamespaceName::new(namespace)?, name: checked(name, store::dns_subdomain)? })
+    }
+
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &NamespaceName {
+        &self.namespace
+    }
+
+    /// The name within the namespace.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.namespace, self.name)
+    }
+}

@@ -1,0 +1,191 @@
+//! A plan into the engine's tables.
+//!
+//! Compiling edits a copy of the tables compiled from the plan before: what is equal in both plans stays the very
+//! same memory, so that a publish costs what changed and the change set is found by comparing pointers. The result
+//! is what compiling from nothing gives; a property test holds the two against each other. A plan that contradicts
+//! itself is refused as a whole, since half a table would drop packets nobody can explain.
+
+mod difference;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use millrace_engine::limits;
+use millrace_engine::packet::PortIndex;
+use millrace_engine::tables::lookup::PrefixTree;
+use millrace_engine::tables::{
+    PortRole, PortTable, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Snapshot,
+    Tunnels, Vni, address_bits,
+};
+
+use crate::plan::{NodePlan, SegmentPlan, TunnelPlan};
+use difference::differences;
+
+/// Why a plan is refused. Each is a defect of the planner, not of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CompileError {
+    /// A port's number is beyond the table.
+    #[error("port {name} has the number {number}, beyond the limit of {}", limits::PORTS)]
+    PortBeyondLimit {
+        /// The port.
+        name: Arc<str>,
+        /// Its number.
+        number: u16,
+    },
+    /// A port stands at another number than its own.
+    #[error("port {name} stands at {at:?}")]
+    PortMisplaced {
+        /// The port.
+        name: Arc<str>,
+        /// Where it stands.
+        at: PortIndex,
+    },
+    /// Two segments have one identifier.
+    #[error("segments {first:?} and {second:?} both have the VNI {vni}")]
+    VniTwice {
+        /// One segment.
+        first: SegmentIndex,
+        /// The other.
+        second: SegmentIndex,
+        /// Their identifier.
+        vni: Vni,
+    },
+    /// A pod is in a segment that does not exist.
+    #[error("port {name} is in segment {segment:?}, which does not exist")]
+    NoSegment {
+        /// The port.
+        name: Arc<str>,
+        /// The segment.
+        segment: SegmentIndex,
+    },
+    /// A route leads to a port that does not exist.
+    #[error("route {prefix} ({name}) leads to port {port:?}, which does not exist")]
+    NoPort {
+        /// The route's prefix.
+        prefix: IpNet,
+        /// The route's name.
+        name: Arc<str>,
+        /// The port.
+        port: PortIndex,
+    },
+    /// A route leads to a node without a tunnel.
+    #[error("route {prefix} ({name}) leads to {peer}, which is no peer")]
+    NoPeer {
+        /// The route's prefix.
+        prefix: IpNet,
+        /// The route's name.
+        name: Arc<str>,
+        /// The peer's address.
+        peer: IpAddr,
+    },
+}
+
+/// Compiles `plan`. `previous` is a plan with the tables compiled from it, to be reused where the plans agree.
+/// The generation is left for the publisher to set.
+pub fn compile(plan: &NodePlan, previous: Option<(&NodePlan, &Snapshot)>) -> Result<Snapshot, CompileError> {
+    check(plan)?;
+    let nothing = (NodePlan::default(), Snapshot::default());
+    let (before, tables) = previous.unwrap_or((&nothing.0, &nothing.1));
+    let mut snapshot = tables.clone();
+    ports(before, plan, &mut snapshot.ports);
+    segments(before, plan, &mut snapshot.segments);
+    tunnels(&before.tunnels, &plan.tunnels, &mut snapshot.tunnels);
+    Ok(snapshot)
+}
+
+fn ports(before: &NodePlan, plan: &NodePlan, table: &mut PortTable) {
+    differences(&before.ports, &plan.ports, |index, port| match port {
+        Some(port) => table.insert(port.clone()),
+        None => table.remove(*index),
+    });
+}
+
+fn segments(before: &NodePlan, plan: &NodePlan, table: &mut SegmentTable) {
+    differences(&before.segments, &plan.segments, |index, segment| match segment {
+        Some(segment) => {
+            let base = before.segments.get(index).zip(table.get(*index));
+            let routed = routed_segment(base.map(|(plan, table)| (plan, table.as_ref())), segment);
+            let kind = SegmentKind::Routed(routed);
+            table.insert(Segment { index: *index, name: Arc::clone(&segment.name), vni: segment.vni, kind });
+        }
+        None => table.remove(*index),
+    });
+}
+
+fn routed_segment(previous: Option<(&SegmentPlan, &Segment)>, plan: &SegmentPlan) -> RoutedSegment {
+    let (before, trees) = match previous {
+        Some((before, Segment { kind: SegmentKind::Routed(routed), .. })) => {
+            (Some(before), (routed.routes_ipv4.clone(), routed.routes_ipv6.clone()))
+        }
+        _ => (None, (PrefixTree::new(), PrefixTree::new())),
+    };
+    let mut routed = RoutedSegment {
+        gateway_mac: plan.gateway_mac,
+        gateway_addresses: plan.gateway_addresses.clone(),
+        tunnel_mac: plan.tunnel_mac,
+        routes_ipv4: trees.0,
+        routes_ipv6: trees.1,
+    };
+    let edit = |prefix: &IpNet, route: Option<&Route>| {
+        let address = prefix.addr();
+        let tree = routed.routes_mut(address);
+        match route {
+            Some(route) => drop(tree.insert(address_bits(address), prefix.prefix_len(), route.clone())),
+            None => drop(tree.remove(address_bits(address), prefix.prefix_len())),
+        }
+    };
+    let nothing = std::collections::BTreeMap::new();
+    differences(before.map_or(&nothing, |before| &before.routes), &plan.routes, edit);
+    routed
+}
+
+fn tunnels(before: &TunnelPlan, plan: &TunnelPlan, tunnels: &mut Tunnels) {
+    tunnels.udp_port = plan.udp_port;
+    if *tunnels.local != plan.local {
+        tunnels.local = Arc::new(plan.local.clone());
+    }
+    differences(&before.peers, &plan.peers, |address, peer| match peer {
+        Some(peer) => tunnels.insert_peer(peer.clone()),
+        None => tunnels.remove_peer(*address),
+    });
+}
+
+fn check(plan: &NodePlan) -> Result<(), CompileError> {
+    for (index, port) in &plan.ports {
+        let name = || Arc::clone(&port.name);
+        if usize::from(index.0) >= limits::PORTS {
+            return Err(CompileError::PortBeyondLimit { name: name(), number: index.0 });
+        }
+        if port.index != *index {
+            return Err(CompileError::PortMisplaced { name: name(), at: *index });
+        }
+        if let PortRole::Pod(pod) = &port.role
+            && !plan.segments.contains_key(&pod.segment)
+        {
+            return Err(CompileError::NoSegment { name: name(), segment: pod.segment });
+        }
+    }
+    let mut identifiers = std::collections::BTreeMap::new();
+    for (index, segment) in &plan.segments {
+        if let Some(first) = identifiers.insert(segment.vni, *index) {
+            return Err(CompileError::VniTwice { first, second: *index, vni: segment.vni });
+        }
+        segment.routes.iter().try_for_each(|(prefix, route)| check_route(plan, *prefix, route))?;
+    }
+    Ok(())
+}
+
+fn check_route(plan: &NodePlan, prefix: IpNet, route: &Route) -> Result<(), CompileError> {
+    let name = || Arc::clone(&route.name);
+    match &route.target {
+        RouteTarget::Port { port, .. } if !plan.ports.contains_key(port) => {
+            Err(CompileError::NoPort { prefix, name: name(), port: *port })
+        }
+        RouteTarget::Tunnel { peer, .. } if !plan.tunnels.peers.contains_key(peer) => {
+            Err(CompileError::NoPeer { prefix, name: name(), peer: *peer })
+        }
+        RouteTarget::Port { .. } | RouteTarget::Tunnel { .. } | RouteTarget::Unreachable => Ok(()),
+    }
+}

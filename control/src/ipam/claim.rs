@@ -1,0 +1,146 @@
+//! Claiming a block: one compare-and-swap write on the store decides between nodes.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::IpamError;
+use crate::cluster::{BlockName, Cidr, NodeName, PoolRecord};
+use crate::observe::{self, IP_BLOCK, Record};
+use crate::stable_hash::ContentHash;
+use crate::store::{ObjectStore, StoreError};
+
+/// How often a block may be refused as claimed without being listed before that is an error.
+const UNSEEN: u32 = 16;
+
+/// Finds a block of the pool for this node: one that it owns already and that is not `known`, else a new one.
+/// `None` if all blocks of the pool are claimed.
+pub(super) fn claim(
+    store: &dyn ObjectStore,
+    node: &NodeName,
+    pool: &PoolRecord,
+    known: impl Fn(Cidr) -> bool,
+) -> Result<Option<Cidr>, IpamError> {
+    let mut unseen = 0;
+    loop {
+        let claimed = Claimed::read(store)?;
+        if let Some(own) = claimed.own(node, pool).find(|cidr| !known(*cidr)) {
+            return Ok(Some(own));
+        }
+        let Some(cidr) = claimed.first_free(node, pool) else { return Ok(None) };
+        let name = block_name(cidr);
+        let object = observe::block_object(&name, cidr, pool.name(), node);
+        let failed = |source| IpamError::Store { pool: pool.name().clone(), source };
+        match store.create(&object) {
+            Ok(created) => {
+                if !Claimed::read(store)?.overlaps_another(&name, cidr) {
+                    return Ok(Some(cidr));
+                }
+                // Somebody with another block size took part of it meanwhile. Whoever wrote last sees the other and
+                // steps back; if both see each other, both do, and both look again.
+                match store.delete(&created.key, &created.resource_version) {
+                    Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                    Err(error) => return Err(failed(error)),
+                }
+            }
+            // Another node was faster: look again, the block is in the list now.
+            Err(error) if error.is_race() => {
+                if !Claimed::read(store)?.names.contains(name.as_str()) {
+                    // Given back at once by the other, or there but not readable; nothing gets past the latter.
+                    unseen += 1;
+                    if unseen > UNSEEN {
+                        return Err(failed(error));
+                    }
+                }
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// All claims there are.
+struct Claimed {
+    blocks: Vec<(Cidr, NodeName, String)>,
+    names: BTreeSet<String>,
+}
+
+impl Claimed {
+    fn read(store: &dyn ObjectStore) -> Result<Self, IpamError> {
+        let objects = store.list(&IP_BLOCK).map_err(|source| IpamError::List { source })?;
+        let mut claimed = Self { blocks: Vec::new(), names: BTreeSet::new() };
+        for object in objects {
+            // An object that is not valid still has a name, and the name is what a claim competes for.
+            claimed.names.insert(object.key.name.clone());
+            if let Ok(Some(Record::Block(block))) = observe::read(&object) {
+                claimed.blocks.push((block.cidr, block.node, object.key.name));
+            }
+        }
+        Ok(claimed)
+    }
+
+    fn own<'a>(&'a self, node: &'a NodeName, pool: &'a PoolRecord) -> impl Iterator<Item = Cidr> + 'a {
+        let ours = move |(cidr, owner, _): &&(Cidr, NodeName, String)| owner == node && pool.cidr().contains(*cidr);
+        self.blocks.iter().filter(ours).map(|(cidr, _, _)| *cidr)
+    }
+
+    fn overlaps_another(&self, name: &BlockName, cidr: Cidr) -> bool {
+        self.blocks.iter().any(|(other, _, other_name)| other_name != name.as_str() && other.overlaps(cidr))
+    }
+
+    /// Walks the pool once from the node's preferred place on. Claims larger than a block are passed in one step, so
+    /// the walk takes at most two steps for each claim, however large the pool.
+    fn first_free(&self, node: &NodeName, pool: &PoolRecord) -> Option<Cidr> {
+        let shift = u32::from(pool.cidr().address_bits() - pool.block_length());
+        let count = 1u128 << (pool.block_length() - pool.cidr().length());
+        let start = preferred(node, pool) % count;
+        let mut walked = 0;
+        while walked < count {
+            let index = (start + walked) % count;
+            let first = pool.cidr().address(index << shift)?;
+            let cidr = Cidr::new(IpNet::new(first, pool.block_length()).ok()?).ok()?;
+            match self.obstacle(cidr) {
+                None => return Some(cidr),
+                Some(claimed) => {
+                    let larger = pool.block_length().saturating_sub(claimed.length().max(pool.cidr().length()));
+                    let blocks = 1u128 << larger;
+                    walked += blocks - index % blocks;
+                }
+            }
+        }
+        None
+    }
+
+    /// A claim that keeps this block from being claimed, the largest if there are several.
+    fn obstacle(&self, cidr: Cidr) -> Option<Cidr> {
+        let overlapping = self.blocks.iter().map(|(other, _, _)| *other).filter(|other| other.overlaps(cidr));
+        let named = self.names.contains(block_name(cidr).as_str()).then_some(cidr);
+        overlapping.chain(named).min_by_key(|other| other.length())
+    }
+}
+
+/// Where in the pool a node begins to look.
+fn preferred(node: &NodeName, pool: &PoolRecord) -> u128 {
+    let mut hash = ContentHash::default();
+    hash.update(node.as_str().as_bytes());
+    hash.update(b" ");
+    hash.update(pool.name().as_str().as_bytes());
+    let hash = hash.finish();
+    // The low bits of this hash depend on the last byte most; fold the high half in.
+    hash ^ (hash >> 64) ^ (hash >> 32)
+}
+
+/// The name of a block: its prefix, so that who claims the same block writes the same object.
+#[must_use]
+pub(crate) fn block_name(cidr: Cidr) -> BlockName {
+    let text = match cidr.net() {
+        IpNet::V4(prefix) => {
+            let [a, b, c, d] = prefix.addr().octets();
+            format!("{a}-{b}-{c}-{d}-{}", prefix.prefix_len())
+        }
+        IpNet::V6(prefix) => {
+            let groups = prefix.addr().segments().map(|group| format!("{group:x}")).join("-");
+            format!("{groups}-{}", prefix.prefix_len())
+        }
+    };
+    BlockName::new(&text).unwrap_or_else(|_| unreachable!("digits and dashes make a name"))
+}

@@ -1,0 +1,177 @@
+//! Objects in, validated records out: the only folder that knows Kubernetes types.
+//!
+//! An object that is not valid becomes a problem, and the record of its last valid version stays in the cluster until
+//! the object is valid again or deleted. What the cluster is thus depends on the present objects alone, except where
+//! a present object is invalid: then on its last valid version, and on nothing else.
+
+mod node;
+mod ours;
+mod workload;
+
+use std::collections::BTreeMap;
+
+use crate::cluster::{
+    BlockName, BlockRecord, Cluster, NamespaceName, NamespaceRecord, NodeName, NodeRecord, PodName, PodRecord,
+    PoolName, PoolRecord, UplinkName, UplinkRecord,
+};
+use crate::problem::Problem;
+use crate::store::{Event, FieldError, Kind, Object, ObjectKey, Origin};
+
+pub use ours::{block_object, our_kind};
+
+/// `Node` of the core group.
+pub const NODE: Kind = Kind::new("v1", "Node");
+/// `Pod` of the core group.
+pub const POD: Kind = Kind::new("v1", "Pod");
+/// `Namespace` of the core group.
+pub const NAMESPACE: Kind = Kind::new("v1", "Namespace");
+/// Our `Uplink`.
+pub const UPLINK: Kind = our_kind("Uplink");
+/// Our `IpPool`.
+pub const IP_POOL: Kind = our_kind("IpPool");
+/// Our `IpBlock`.
+pub const IP_BLOCK: Kind = our_kind("IpBlock");
+
+/// All kinds to watch.
+pub const KINDS: [Kind; 6] = [NODE, POD, NAMESPACE, UPLINK, IP_POOL, IP_BLOCK];
+
+/// A valid object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A node.
+    Node(NodeRecord),
+    /// A pod.
+    Pod(PodRecord),
+    /// A namespace.
+    Namespace(NamespaceRecord),
+    /// An uplink.
+    Uplink(UplinkRecord),
+    /// A pool.
+    Pool(PoolRecord),
+    /// A block.
+    Block(BlockRecord),
+}
+
+/// Reads an object; `None` if its kind is none of ours to read.
+pub fn read(object: &Object) -> Result<Option<Record>, FieldError> {
+    let record = match &object.key.kind {
+        kind if *kind == NODE => Record::Node(node::read(object)?),
+        kind if *kind == POD => Record::Pod(workload::pod(object)?),
+        kind if *kind == NAMESPACE => Record::Namespace(workload::namespace(object)?),
+        kind if *kind == UPLINK => Record::Uplink(ours::uplink(object)?),
+        kind if *kind == IP_POOL => Record::Pool(ours::pool(object)?),
+        kind if *kind == IP_BLOCK => Record::Block(ours::block(object)?),
+        _ => return Ok(None),
+    };
+    Ok(Some(record))
+}
+
+/// The cluster as the events so far have it.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    cluster: Cluster,
+    synced: bool,
+    origins: BTreeMap<ObjectKey, Origin>,
+    invalid: BTreeMap<ObjectKey, Problem>,
+    unreadable: Vec<Problem>,
+}
+
+impl Observed {
+    /// Takes one event in.
+    pub fn take(&mut self, event: Event) {
+        match event {
+            Event::Applied(object) => self.apply(&object),
+            Event::Deleted(key) => self.delete(&key),
+            Event::Synced => self.synced = true,
+            Event::Problems(problems) => self.unreadable = problems,
+        }
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Whether all objects that existed at the start are in.
+    #[must_use]
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    /// What is wrong with single objects and files, sorted.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<_> = self.unreadable.iter().chain(self.invalid.values()).cloned().collect();
+        problems.sort_unstable();
+        problems
+    }
+
+    /// The same problem with the place its object was written in, if it has none yet.
+    #[must_use]
+    pub fn placed(&self, problem: Problem) -> Problem {
+        let origin = problem.object.as_ref().filter(|_| problem.file.is_none()).and_then(|key| self.origins.get(key));
+        match origin {
+            Some(origin) => problem.in_file(&origin.file, Some(origin.line)),
+            None => problem,
+        }
+    }
+
+    fn apply(&mut self, object: &Object) {
+        match &object.origin {
+            Some(origin) => drop(self.origins.insert(object.key.clone(), origin.clone())),
+            None => drop(self.origins.remove(&object.key)),
+        }
+        match read(object) {
+            Ok(record) => {
+                self.invalid.remove(&object.key);
+                record.into_iter().for_each(|record| self.insert(record));
+            }
+            Err(error) => {
+                let problem = Problem::new(error.message).of(&object.key).at(error.path);
+                let problem = match &object.origin {
+                    Some(origin) => problem.in_file(&origin.file, error.line.or(Some(origin.line))),
+                    None => problem,
+                };
+                self.invalid.insert(object.key.clone(), problem);
+            }
+        }
+    }
+
+    fn insert(&mut self, record: Record) {
+        let cluster = &mut self.cluster;
+        match record {
+            Record::Node(node) => drop(cluster.nodes.insert(node.name.clone(), node)),
+            Record::Pod(pod) => drop(cluster.pods.insert(pod.name.clone(), pod)),
+            Record::Namespace(namespace) => drop(cluster.namespaces.insert(namespace.name.clone(), namespace)),
+            Record::Uplink(uplink) => drop(cluster.uplinks.insert(uplink.name.clone(), uplink)),
+            Record::Pool(pool) => drop(cluster.pools.insert(pool.name().clone(), pool)),
+            Record::Block(block) => drop(cluster.blocks.insert(block.name.clone(), block)),
+        }
+    }
+
+    fn delete(&mut self, key: &ObjectKey) {
+        self.invalid.remove(key);
+        self.origins.remove(key);
+        let cluster = &mut self.cluster;
+        let name = key.name.as_str();
+        match &key.kind {
+            kind if *kind == NODE => remove(&mut cluster.nodes, NodeName::new(name)),
+            kind if *kind == NAMESPACE => remove(&mut cluster.namespaces, NamespaceName::new(name)),
+            kind if *kind == UPLINK => remove(&mut cluster.uplinks, UplinkName::new(name)),
+            kind if *kind == IP_POOL => remove(&mut cluster.pools, PoolName::new(name)),
+            kind if *kind == IP_BLOCK => remove(&mut cluster.blocks, BlockName::new(name)),
+            kind if *kind == POD => {
+                remove(&mut cluster.pods, PodName::new(key.namespace.as_deref().unwrap_or(""), name));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A name that is none has no record.
+fn remove<Name: Ord, Value, Error>(map: &mut BTreeMap<Name, Value>, name: Result<Name, Error>) {
+    if let Ok(name) = name {
+        map.remove(&name);
+    }
+}

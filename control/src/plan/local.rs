@@ -1,0 +1,88 @@
+//! What is plugged in at this node: facts from the CNI server and from the host's kernel, as of now.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::tables::Tunnels;
+
+use crate::cluster::{InterfaceName, NodeName, PodName};
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalView {
+    /// This node.
+    pub node: NodeName,
+    /// Pods that are plugged in, by the number of their port.
+    pub pods: BTreeMap<PortIndex, AttachedPod>,
+    /// Uplinks in use, by the number of their port.
+    pub uplinks: BTreeMap<PortIndex, LocalUplink>,
+    /// How the host's kernel reaches other nodes, by their address.
+    pub underlay: BTreeMap<IpAddr, UnderlayPath>,
+    /// MTU of pods, if the configuration sets it.
+    pub pod_mtu: Option<u32>,
+    /// UDP destination port of VXLAN.
+    pub vxlan_port: u16,
+}
+
+impl LocalView {
+    /// A node with nothing plugged in.
+    #[must_use]
+    pub fn new(node: NodeName) -> Self {
+        Self {
+            node,
+            pods: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
+            underlay: BTreeMap::new(),
+            pod_mtu: None,
+            vxlan_port: Tunnels::UDP_PORT,
+        }
+    }
+}
+
+/// A pod that the CNI server plugged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedPod {
+    /// The pod.
+    pub pod: PodName,
+    /// The runtime's name for its sandbox.
+    pub container_id: String,
+    /// The interface inside the pod.
+    pub interface: InterfaceName,
+    /// MAC address of that interface.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its MTU.
+    pub mtu: u32,
+}
+
+/// An uplink that is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalUplink {
+    /// The interface.
+    pub interface: InterfaceName,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it has a carrier.
+    pub link_up: bool,
+}
+
+/// How the host's kernel reaches an address of the underlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnderlayPath {
+    /// The uplink it leaves by.
+    pub port: PortIndex,
+    /// The source address the kernel prefers.
+    pub source: IpAddr,
+    /// MAC address of the uplink.
+    pub source_mac: Mac,
+    /// MAC address of the next hop, once resolved.
+    pub next_hop: Option<Mac>,
+    /// Longest packet that gets there.
+    pub mtu: u32,
+}

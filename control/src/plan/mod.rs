@@ -1,0 +1,175 @@
+//! What this node needs: a pure function of the cluster and of what is plugged in here.
+//!
+//! The same inputs give the same plan, whatever came before; nothing is remembered. Where objects contradict each
+//! other (two pods with one address, two blocks of the same addresses) the first in a fixed order counts and the
+//! other is a problem. The plan is in the engine's own terms for single ports, routes and peers, so that `compile/`
+//! has only to put them in place. Cost: one walk over nodes, blocks and attached pods.
+
+mod local;
+mod routes;
+mod tunnels;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use millrace_engine::limits;
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::tables::{self, Peer, PodPort, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep};
+
+pub use local::{AttachedPod, LocalUplink, LocalView, UnderlayPath};
+
+use crate::cluster::{Cluster, NodeName, UplinkRecord};
+use crate::problem::Problem;
+
+/// The segment of all pods without a network of their own.
+pub const POD_SEGMENT: SegmentIndex = SegmentIndex(0);
+
+/// Its VXLAN identifier: flannel's, so that nodes of either can share a cluster.
+pub const POD_VNI: u32 = 1;
+
+/// MAC address that the gateway has at every pod of every node, so that a pod may move without learning a new one.
+pub const GATEWAY_MAC: Mac = Mac([0x02, 0x00, 0x5e, 0x00, 0x01, 0x01]);
+
+/// The gateway's addresses: link-local, so that they cost no block and are the same everywhere.
+pub const GATEWAY_ADDRESSES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)), IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1))];
+
+/// MTU of pods where no uplink bounds it.
+pub const MTU_WITHOUT_UPLINK: u32 = 1500;
+
+/// What this node needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodePlan {
+    /// Its ports.
+    pub ports: BTreeMap<PortIndex, tables::Port>,
+    /// Its segments.
+    pub segments: BTreeMap<SegmentIndex, SegmentPlan>,
+    /// Its tunnels.
+    pub tunnels: TunnelPlan,
+    /// MTU for interfaces of pods that are plugged in from now on.
+    pub pod_mtu: u32,
+}
+
+/// A routed segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentPlan {
+    /// Its name for people.
+    pub name: Arc<str>,
+    /// Its identifier between nodes.
+    pub vni: Vni,
+    /// MAC address of the gateway.
+    pub gateway_mac: Mac,
+    /// Addresses of the gateway.
+    pub gateway_addresses: Vec<IpAddr>,
+    /// MAC address of this node's tunnel end.
+    pub tunnel_mac: Mac,
+    /// Routes of both families.
+    pub routes: BTreeMap<IpNet, Route>,
+}
+
+/// Tunnels to other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelPlan {
+    /// UDP destination port of VXLAN.
+    pub udp_port: u16,
+    /// Our own ends, IPv4 first.
+    pub local: Vec<Vtep>,
+    /// Other nodes, by the address of the tunnel end we use.
+    pub peers: BTreeMap<IpAddr, Peer>,
+}
+
+/// A plan and what could not be planned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Planned {
+    /// The plan.
+    pub plan: NodePlan,
+    /// Contradictions and gaps, sorted.
+    pub problems: Vec<Problem>,
+}
+
+/// Says what this node needs.
+#[must_use]
+pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
+    let mut problems = Vec::new();
+    let own = cluster.nodes.get(&local.node);
+    let ends = tunnels::own_ends(own, local, &mut problems);
+    let reach = tunnels::reach(cluster, &local.node, &ends, &mut problems);
+    let ports = ports(local, &mut problems);
+    let segment = SegmentPlan {
+        name: "pods".into(),
+        vni: Vni::new(POD_VNI).unwrap_or_else(|| unreachable!("the identifier has 24 bits")),
+        gateway_mac: GATEWAY_MAC,
+        gateway_addresses: GATEWAY_ADDRESSES.to_vec(),
+        tunnel_mac: tunnels::own_mac(own, &local.node),
+        routes: routes::routes(cluster, local, &ports, &reach, &mut problems),
+    };
+    let peers = tunnels::peers(local, &ends, &reach);
+    let pod_mtu = pod_mtu(local, &ends, &peers);
+    let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
+    problems.sort_unstable();
+    problems.dedup();
+    Planned { plan: NodePlan { ports, segments: BTreeMap::from([(POD_SEGMENT, segment)]), tunnels, pod_mtu }, problems }
+}
+
+/// The uplinks that this node is to use.
+pub fn wanted_uplinks<'a>(cluster: &'a Cluster, node: &'a NodeName) -> impl Iterator<Item = &'a UplinkRecord> {
+    cluster.uplinks.values().filter(move |uplink| uplink.is_for(node))
+}
+
+/// Addresses of other nodes' tunnel ends to which the underlay path must be followed.
+#[must_use]
+pub fn underlay_destinations(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr> {
+    let ends = tunnels::own_ends(cluster.nodes.get(&local.node), local, &mut Vec::new());
+    tunnels::reach(cluster, &local.node, &ends, &mut Vec::new()).destinations()
+}
+
+fn ports(local: &LocalView, problems: &mut Vec<Problem>) -> BTreeMap<PortIndex, tables::Port> {
+    let uplinks = local.uplinks.iter().map(|(index, uplink)| tables::Port {
+        index: *index,
+        name: uplink.interface.as_str().into(),
+        mtu: uplink.mtu,
+        role: PortRole::Uplink(UplinkPort { mac: uplink.mac }),
+    });
+    let pods = local.pods.iter().map(|(index, pod)| tables::Port {
+        index: *index,
+        name: pod.pod.to_string().into(),
+        mtu: pod.mtu,
+        role: PortRole::Pod(PodPort { segment: POD_SEGMENT, mac: pod.mac, addresses: pod.addresses.clone() }),
+    });
+    let mut ports = BTreeMap::new();
+    for port in uplinks.chain(pods) {
+        if usize::from(port.index.0) >= limits::PORTS {
+            problems.push(Problem::new(format!(
+                "port {} is beyond the {} ports of a switch",
+                port.name,
+                limits::PORTS
+            )));
+        } else if let Some(first) = ports.get(&port.index).map(|first: &tables::Port| Arc::clone(&first.name)) {
+            problems.push(Problem::new(format!("ports {first} and {} have the number {}", port.name, port.index.0)));
+        } else {
+            ports.insert(port.index, port);
+        }
+    }
+    ports
+}
+
+/// What an uplink carries, less the tunnel's headers; 20 bytes more if an IPv6 tunnel is in use.
+fn pod_mtu(local: &LocalView, ends: &[Vtep], peers: &BTreeMap<IpAddr, Peer>) -> u32 {
+    if let Some(configured) = local.pod_mtu {
+        return configured;
+    }
+    let carries = |index: &PortIndex| ends.is_empty() || ends.iter().any(|end| end.port == *index);
+    let uplinks = local.uplinks.iter().filter(|(index, _)| carries(index));
+    let Some(mtu) = uplinks.map(|(_, uplink)| uplink.mtu).min() else { return MTU_WITHOUT_UPLINK };
+    let only_ipv6 = !ends.is_empty() && ends.iter().all(|end| end.address.is_ipv6());
+    let ipv6 = only_ipv6 || peers.keys().any(IpAddr::is_ipv6);
+    mtu.saturating_sub(if ipv6 { TUNNEL_BYTES_IPV6 } else { TUNNEL_BYTES_IPV4 })
+}
+
+/// Bytes around an inner packet: inner Ethernet 14, VXLAN 8, UDP 8, IPv4 20.
+pub const TUNNEL_BYTES_IPV4: u32 = 50;
+
+/// The same over IPv6, whose header has 40.
+pub const TUNNEL_BYTES_IPV6: u32 = 70;

@@ -1,0 +1,127 @@
+//! Which address leads where: pods here, blocks elsewhere.
+//!
+//! A pod here has a route of its own. The blocks of this node lead nowhere, so that an address without a pod is
+//! answered at once instead of travelling. Blocks of other nodes, and prefixes assigned to nodes that are not run by
+//! this program, lead through the tunnel.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+use millrace_engine::packet::PortIndex;
+use millrace_engine::tables::{Port, PortRole, Route, RouteTarget};
+
+use super::local::LocalView;
+use super::tunnels::Reach;
+use crate::cluster::{BlockRecord, Cidr, Cluster, NodeName, NodeRecord};
+use crate::observe::{IP_BLOCK, NODE, POD};
+use crate::problem::Problem;
+use crate::store::ObjectKey;
+
+/// All routes of the pods' segment. Of two for the same prefix the first counts: pods by port number, then blocks by
+/// name, then assigned prefixes by node.
+pub(super) fn routes(
+    cluster: &Cluster,
+    local: &LocalView,
+    ports: &BTreeMap<PortIndex, Port>,
+    reach: &Reach<'_>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<IpNet, Route> {
+    let mut table = RouteList { routes: BTreeMap::new(), problems };
+    pods(local, ports, &mut table);
+    blocks(cluster, local, reach, &mut table);
+    assigned(cluster, local, reach, &mut table);
+    let RouteList { routes, problems } = table;
+    overlapping_blocks(cluster, problems);
+    routes
+}
+
+struct RouteList<'a> {
+    routes: BTreeMap<IpNet, Route>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl RouteList<'_> {
+    fn add(&mut self, prefix: IpNet, name: String, target: RouteTarget, object: impl FnOnce() -> ObjectKey) {
+        match self.routes.get(&prefix) {
+            Some(first) => {
+                let message = format!("{prefix} belongs to {} already", first.name);
+                self.problems.push(Problem::new(message).of(&object()));
+            }
+            None => drop(self.routes.insert(prefix, Route { name: name.into(), target })),
+        }
+    }
+}
+
+/// Of those pods only that have a port in the plan.
+fn pods(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, table: &mut RouteList<'_>) {
+    let planned = |index: &PortIndex| ports.get(index).is_some_and(|port| matches!(port.role, PortRole::Pod(_)));
+    for (port, attached) in local.pods.iter().filter(|(index, _)| planned(index)) {
+        for address in &attached.addresses {
+            let target = RouteTarget::Port { port: *port, mac: attached.mac };
+            let pod = &attached.pod;
+            table.add(IpNet::from(*address), format!("pod {pod}"), target, || ObjectKey {
+                kind: POD,
+                namespace: Some(pod.namespace().to_string()),
+                name: pod.name().to_owned(),
+            });
+        }
+    }
+}
+
+fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
+    for block in cluster.blocks.values() {
+        let key = || ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str());
+        if let Some(pool) = cluster.pools.get(&block.pool).filter(|pool| !pool.cidr().contains(block.cidr)) {
+            let message = format!("{} lies outside its pool {} ({})", block.cidr, pool.name(), pool.cidr());
+            table.problems.push(Problem::new(message).of(&key()));
+        }
+        let (name, target) = if block.node == local.node {
+            (format!("block {} of this node", block.name), RouteTarget::Unreachable)
+        } else {
+            if !cluster.nodes.contains_key(&block.node) {
+                table.problems.push(Problem::new(format!("its node {} does not exist", block.node)).of(&key()));
+            }
+            (format!("block {} of node {}", block.name, block.node), towards(reach, &block.node, block.cidr))
+        };
+        table.add(block.cidr.net(), name, target, key);
+    }
+}
+
+/// Prefixes of nodes that are not run by this program: those without a block, and those that flannel runs.
+fn assigned(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
+    let owners: BTreeSet<&NodeName> = cluster.blocks.values().map(|block| &block.node).collect();
+    let foreign = |node: &&NodeRecord| node.name != local.node && !owners.contains(&node.name);
+    for node in cluster.nodes.values().filter(foreign) {
+        for prefix in &node.pod_cidrs {
+            let name = format!("prefix of node {}", node.name);
+            let key = || ObjectKey::cluster_scoped(NODE, node.name.as_str());
+            table.add(prefix.net(), name, towards(reach, &node.name, *prefix), key);
+        }
+    }
+}
+
+/// Through the tunnel, or nowhere if the node has no end that we can reach.
+fn towards(reach: &Reach<'_>, node: &NodeName, prefix: Cidr) -> RouteTarget {
+    match reach.end(node, prefix.is_ipv4()) {
+        Some(end) => RouteTarget::Tunnel { peer: end.address, mac: end.mac.mac() },
+        None => RouteTarget::Unreachable,
+    }
+}
+
+/// Blocks one inside the other: both are routed, but two nodes may hand out one address.
+fn overlapping_blocks(cluster: &Cluster, problems: &mut Vec<Problem>) {
+    let mut sorted: Vec<&BlockRecord> = cluster.blocks.values().collect();
+    sorted.sort_by_key(|block| (block.cidr, &block.name));
+    let mut around: Option<&BlockRecord> = None;
+    for block in sorted {
+        match around {
+            // The same prefix twice is reported where the routes are added.
+            Some(outer) if outer.cidr == block.cidr => {}
+            Some(outer) if outer.cidr.contains(block.cidr) => {
+                let message = format!("{} lies inside {} of block {}", block.cidr, outer.cidr, outer.name);
+                problems.push(Problem::new(message).of(&ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str())));
+            }
+            _ => around = Some(block),
+        }
+    }
+}

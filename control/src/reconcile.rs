@@ -1,0 +1,167 @@
+//! The loop that keeps tables and objects in step.
+//!
+//! Inputs only change what is known; [`Reconciler::settle`] then computes everything from what is known. Inputs that
+//! arrive together are settled together, so that a burst of a thousand objects costs one publish. Before the store
+//! has told all objects nothing is published: tables of half a cluster would cut live connections after a restart.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam::channel::{self, Receiver};
+use millrace_engine::packet::PortIndex;
+use millrace_engine::tables::ChangeSet;
+
+use crate::cluster::{Cluster, NodeName};
+use crate::compile::CompileError;
+use crate::observe::Observed;
+use crate::plan::{self, AttachedPod, LocalUplink, LocalView, NodePlan, Planned, UnderlayPath};
+use crate::problem::Problem;
+use crate::publish::PublishState;
+use crate::store::Event;
+
+/// Inputs taken in before tables are computed, at most: bounds how long a change waits behind a stream of others.
+pub const BATCH: usize = 4096;
+
+/// Something that changed. Facts of this node come as the whole of their sort.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// From the object store.
+    Store(Event),
+    /// All pods that are plugged in.
+    Pods(BTreeMap<PortIndex, AttachedPod>),
+    /// All uplinks in use.
+    Uplinks(BTreeMap<PortIndex, LocalUplink>),
+    /// All known paths to other nodes.
+    Underlay(BTreeMap<IpAddr, UnderlayPath>),
+    /// End the loop.
+    Stop,
+}
+
+/// What came of settling.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// What the publish changed; `None` if the tables in force are right already, or nothing may be published yet.
+    pub changes: Option<ChangeSet>,
+    /// Why nothing was published, if the plan was refused.
+    pub error: Option<CompileError>,
+    /// The plan in force.
+    pub plan: Option<Arc<NodePlan>>,
+    /// Everything that is wrong at present, sorted.
+    pub problems: Arc<Vec<Problem>>,
+}
+
+/// The state of the loop.
+#[derive(Debug)]
+pub struct Reconciler {
+    observed: Observed,
+    local: LocalView,
+    publish: PublishState,
+    problems: Arc<Vec<Problem>>,
+}
+
+impl Reconciler {
+    /// A loop that knows nothing yet; `local` holds what the configuration fixes.
+    #[must_use]
+    pub fn new(local: LocalView) -> Self {
+        Self { observed: Observed::default(), local, publish: PublishState::default(), problems: Arc::default() }
+    }
+
+    /// Takes an input in; false if it says to stop.
+    pub fn take(&mut self, input: Input) -> bool {
+        match input {
+            Input::Store(event) => self.observed.take(event),
+            Input::Pods(pods) => self.local.pods = pods,
+            Input::Uplinks(uplinks) => self.local.uplinks = uplinks,
+            Input::Underlay(underlay) => self.local.underlay = underlay,
+            Input::Stop => return false,
+        }
+        true
+    }
+
+    /// Brings the tables into step with everything taken in.
+    pub fn settle(&mut self, now: Instant) -> Settled {
+        let synced = self.observed.is_synced();
+        let planned = if synced { plan::plan(self.observed.cluster(), &self.local) } else { Planned::default() };
+        let mut problems = self.observed.problems();
+        problems.extend(planned.problems.into_iter().map(|problem| self.observed.placed(problem)));
+        problems.sort_unstable();
+        if *self.problems != problems {
+            self.problems = Arc::new(problems);
+        }
+        let published = if synced { self.publish.publish(planned.plan, now) } else { Ok(None) };
+        let (changes, error) = match published {
+            Ok(changes) => (changes, None),
+            Err(error) => (None, Some(error)),
+        };
+        let plan = self.publish.plan().cloned();
+        Settled { changes, error, plan, problems: Arc::clone(&self.problems) }
+    }
+
+    /// Runs until [`Input::Stop`] or until no sender of inputs is left. `settled` is called after each batch.
+    pub fn run(
+        &mut self,
+        events: &Receiver<Event>,
+        inputs: &Receiver<Input>,
+        mut settled: impl FnMut(&Reconciler, &Settled),
+    ) {
+        // A watch that ended leaves the last known objects in force.
+        let ended = channel::never();
+        let mut events = events;
+        let mut goes_on = true;
+        while goes_on {
+            channel::select! {
+                recv(events) -> event => match event {
+                    Ok(event) => self.observed.take(event),
+                    Err(_) => events = &ended,
+                },
+                recv(inputs) -> input => match input {
+                    Ok(input) => goes_on = self.take(input),
+                    Err(_) => return,
+                },
+            }
+            events.try_iter().take(BATCH).for_each(|event| self.observed.take(event));
+            for input in inputs.try_iter().take(BATCH) {
+                goes_on &= self.take(input);
+            }
+            let outcome = self.settle(Instant::now());
+            settled(self, &outcome);
+        }
+    }
+
+    /// The cluster as it is known.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        self.observed.cluster()
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn node(&self) -> &NodeName {
+        &self.local.node
+    }
+
+    /// What is plugged in here.
+    #[must_use]
+    pub fn local(&self) -> &LocalView {
+        &self.local
+    }
+
+    /// What is in force.
+    #[must_use]
+    pub fn publish_state(&self) -> &PublishState {
+        &self.publish
+    }
+
+    /// The same, to subscribe workers.
+    pub fn publish_state_mut(&mut self) -> &mut PublishState {
+        &mut self.publish
+    }
+}
+
+/// A channel of inputs. Senders wait when the loop is far behind.
+#[must_use]
+pub fn inputs() -> (channel::Sender<Input>, Receiver<Input>) {
+    channel::bounded(BATCH)
+}

@@ -1,0 +1,140 @@
+//! Where objects live: an API server, or a directory of files with the same objects.
+//!
+//! The contract is the part of the Kubernetes API this program needs: a watch that first lists and then follows,
+//! reads, and writes that are compare-and-swap on an opaque resource version. Whatever nodes must agree upon is an
+//! object written through this trait; there is no other channel between nodes. Calls block; they are made on control
+//! threads only.
+
+pub mod directory;
+mod document;
+mod fields;
+mod object;
+mod yaml;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crossbeam::channel::Receiver;
+
+pub use directory::DirectoryStore;
+pub use document::{Document, Located};
+pub use fields::FieldError;
+pub use object::{Kind, OUR_GROUP, Object, ObjectKey, Origin};
+pub(crate) use object::{dns_label, dns_subdomain};
+
+use crate::problem::Problem;
+
+/// Longest queue of events between a store and its watcher; the store waits when it is full.
+pub const WATCH_QUEUE: usize = 1024;
+
+/// A store of objects. One value serves any number of threads.
+pub trait ObjectStore: Send + Sync {
+    /// The object with this key.
+    fn get(&self, key: &ObjectKey) -> Result<Option<Object>, StoreError>;
+
+    /// All objects of a kind, in order of their keys, as of now: a write that has returned is seen.
+    fn list(&self, kind: &Kind) -> Result<Vec<Object>, StoreError>;
+
+    /// Writes an object that must not exist yet. Of several writers of one key exactly one succeeds; the others get
+    /// [`StoreError::AlreadyExists`].
+    fn create(&self, object: &serde_json::Value) -> Result<Object, StoreError>;
+
+    /// Replaces an object if its resource version still is `resource_version`; else [`StoreError::Conflict`].
+    fn update(&self, object: &serde_json::Value, resource_version: &str) -> Result<Object, StoreError>;
+
+    /// Deletes an object if its resource version still is `resource_version`; else [`StoreError::Conflict`].
+    fn delete(&self, key: &ObjectKey, resource_version: &str) -> Result<(), StoreError>;
+
+    /// Follows the objects of `kinds`: all present ones first, then [`Event::Synced`], then every change. Changes in
+    /// quick succession may come as one. The watch ends when it is dropped.
+    fn watch(&self, kinds: &[Kind]) -> Result<Watch, StoreError>;
+}
+
+/// What a watch reports.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The object exists with this content.
+    Applied(Object),
+    /// The object is gone.
+    Deleted(ObjectKey),
+    /// All objects that existed at the start have been reported.
+    Synced,
+    /// What the store cannot read at present; replaces the list reported before.
+    Problems(Vec<Problem>),
+}
+
+/// A running watch.
+#[derive(Debug)]
+pub struct Watch {
+    /// The events, in order.
+    pub events: Receiver<Event>,
+    /// Dropped with the watch, which tells its thread to end.
+    _running: crossbeam::channel::Sender<()>,
+}
+
+/// Why a store refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The object to change is not there.
+    #[error("{key} does not exist")]
+    NotFound {
+        /// Which object.
+        key: Box<ObjectKey>,
+    },
+    /// The object to create is there already.
+    #[error("{key} exists already")]
+    AlreadyExists {
+        /// Which object.
+        key: Box<ObjectKey>,
+    },
+    /// Somebody else changed the object since it was read.
+    #[error("{key} changed meanwhile: expected version {expected}, found {found}")]
+    Conflict {
+        /// Which object.
+        key: Box<ObjectKey>,
+        /// The version the writer had read.
+        expected: String,
+        /// The version in the store.
+        found: String,
+    },
+    /// The object lives in a file that people write; the program only writes files of its own, one for each object.
+    #[error("{key} is written in {file}, which is not rewritten: {reason}")]
+    NotOurs {
+        /// Which object.
+        key: Box<ObjectKey>,
+        /// The file.
+        file: Arc<str>,
+        /// What keeps the file from being rewritten.
+        reason: &'static str,
+    },
+    /// The object given is none: a part that every object needs is missing or malformed.
+    #[error("not an object: {0}")]
+    Malformed(FieldError),
+    /// Another process holds the lock of the directory for too long.
+    #[error("the lock {} is held by another process for more than {seconds} s", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// How long this process waited.
+        seconds: u64,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    /// Whether another writer was faster: read again and decide again.
+    #[must_use]
+    pub fn is_race(&self) -> bool {
+        matches!(self, Self::AlreadyExists { .. } | Self::Conflict { .. } | Self::NotFound { .. })
+    }
+}

@@ -1,0 +1,108 @@
+//! Files into objects: each document on its own, so that a fault in one spares the others.
+//!
+//! A file is cut at its document markers before it is parsed. That is exact: a line that begins with `---` and a
+//! blank may not occur inside a document (YAML 1.2.2 section 9.1.2). Each document has a budget, so that aliases
+//! cannot blow up memory or time.
+
+use std::sync::Arc;
+
+use super::document::{Document, Located};
+use super::object::{Object, Origin};
+use crate::problem::Problem;
+
+/// Longest file that is read.
+pub(crate) const FILE_BYTES: u64 = 8 << 20;
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(crate) struct FileContent {
+    /// The objects, in order.
+    pub(crate) objects: Vec<Object>,
+    /// What cannot be read.
+    pub(crate) problems: Vec<Problem>,
+    /// How many documents there are, readable or not.
+    pub(crate) documents: usize,
+}
+
+/// Reads the text of `file`.
+pub(crate) fn read_objects(file: &Arc<str>, text: &str) -> FileContent {
+    let mut content = FileContent::default();
+    for (first_line, document) in documents(text) {
+        match parse(document, first_line) {
+            Ok(located) if located.value == Document::Null => {}
+            Ok(located) => {
+                content.documents += 1;
+                let origin = Origin { file: Arc::clone(file), line: located.line.max(first_line) };
+                match Object::read(located, Some(origin)) {
+                    Ok(object) => content.objects.push(object),
+                    Err(error) => {
+                        let problem = Problem::new(error.message).at(error.path);
+                        content.problems.push(problem.in_file(file, error.line.or(Some(first_line))));
+                    }
+                }
+            }
+            Err((line, message)) => {
+                content.documents += 1;
+                content.problems.push(Problem::new(message).in_file(file, Some(line)));
+            }
+        }
+    }
+    content
+}
+
+/// The documents of a file with content, each with the number of its first line.
+fn documents(text: &str) -> Vec<(u32, &str)> {
+    let mut found = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 1, 0);
+    for (line, number) in text.split_inclusive('\n').zip(1u32..) {
+        let marker =
+            line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace));
+        // Directives and comments before a marker belong to the document behind it.
+        if marker && has_content(&text[start..offset]) {
+            found.push((start_line, &text[start..offset]));
+            (start, start_line) = (offset, number);
+        }
+        offset += line.len();
+    }
+    if has_content(&text[start..]) {
+        found.push((start_line, &text[start..]));
+    }
+    found
+}
+
+fn has_content(text: &str) -> bool {
+    let empty = |line: &str| {
+        let line = line.trim();
+        line.is_empty() || line.starts_with('#') || line.starts_with('%') || line == "---" || line == "..."
+    };
+    !text.lines().all(empty)
+}
+
+/// Parses one document that begins at `first_line` of its file; an error comes with its line in the file.
+fn parse(text: &str, first_line: u32) -> Result<Located, (u32, String)> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: 200_000,
+            max_nodes: 100_000,
+            max_aliases: 1_000,
+            max_anchors: 1_000,
+            max_recorded_anchor_events: 50_000,
+            max_recorded_anchor_bytes: 4 << 20,
+            max_total_scalar_bytes: 8 << 20,
+            max_merge_keys: 1_000,
+            max_depth: 64,
+            max_documents: 1,
+            max_inclusion_depth: 0,
+        },
+        emit_comments: false,
+        with_snippet: false,
+        // A name may be `n` or `on`; fields that are boolean still take such words (see `fields.rs`).
+        strict_booleans: true,
+    };
+    let mut located: Located = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+        let line = error.location().map_or(1, |location| u32::try_from(location.line()).unwrap_or(1)).max(1);
+        (first_line + line - 1, error.without_snippet().to_string())
+    })?;
+    located.shift(first_line - 1);
+    Ok(located)
+}

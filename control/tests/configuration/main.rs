@@ -1,0 +1,9 @@
+//! The path of configuration as a whole: files in, tables out, through the public interface only.
+
+mod address_claims;
+mod directory;
+mod incremental;
+mod invalid_objects;
+mod node_plan;
+mod order;
+mod support;

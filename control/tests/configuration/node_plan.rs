@@ -1,0 +1,208 @@
+//! What a node needs, as one line for each route, peer and port.
+
+use std::collections::BTreeMap;
+
+use millrace_control::cluster::Cluster;
+use millrace_control::plan::{LocalView, POD_SEGMENT, Planned, plan, underlay_destinations, wanted_uplinks};
+use millrace_engine::packet::PortIndex;
+use millrace_engine::tables::RouteTarget;
+
+use crate::support::{address, attached, block, cluster, local, node, node_name, path, pool};
+
+fn routes(planned: &Planned) -> Vec<String> {
+    let routes = &planned.plan.segments[&POD_SEGMENT].routes;
+    let line = |(prefix, route): (&ipnet::IpNet, &millrace_engine::tables::Route)| {
+        let target = match &route.target {
+            RouteTarget::Port { port, mac } => format!("port {} {mac}", port.0),
+            RouteTarget::Tunnel { peer, mac } => format!("tunnel {peer} {mac}"),
+            RouteTarget::Unreachable => "unreachable".to_owned(),
+        };
+        format!("{prefix} {target} ({})", route.name)
+    };
+    routes.iter().map(line).collect()
+}
+
+fn peers(planned: &Planned) -> Vec<String> {
+    let line = |peer: &millrace_engine::tables::Peer| {
+        let hop = peer.next_hop.map_or("unresolved".to_owned(), |hop| hop.destination_mac.to_string());
+        format!("{} {} from {} via {hop} mtu {}", peer.name, peer.address, peer.source, peer.mtu)
+    };
+    planned.plan.tunnels.peers.values().map(line).collect()
+}
+
+fn problems(planned: &Planned) -> Vec<String> {
+    planned.problems.iter().map(ToString::to_string).collect()
+}
+
+fn two_nodes() -> Cluster {
+    cluster(
+        &(node("a", &["192.0.2.1", "2001:db8::1"])
+            + &node("b", &["192.0.2.2", "2001:db8::2"])
+            + &pool("four", "10.1.0.0/16")
+            + &block("10-1-0-0-26", "10.1.0.0/26", "four", "a")
+            + &block("10-1-0-64-26", "10.1.0.64/26", "four", "b")
+            + &block("six", "fd00::40/122", "four-six", "b")),
+    )
+}
+
+#[test]
+fn two_nodes_with_a_pod() {
+    let mut view = local(&[attached(3, "web", &["10.1.0.1", "fd00::1"])], &["192.0.2.1", "2001:db8::1"]);
+    view.underlay = BTreeMap::from([(address("192.0.2.2"), path(0, "192.0.2.1"))]);
+    let planned = plan(&two_nodes(), &view);
+    assert_eq!(problems(&planned), Vec::<String>::new());
+    let b = two_nodes().nodes[&node_name("b")].tunnel_mac();
+    assert_eq!(
+        routes(&planned),
+        [
+            "10.1.0.0/26 unreachable (block 10-1-0-0-26 of this node)".to_owned(),
+            "10.1.0.1/32 port 3 02:00:00:00:01:03 (pod default/web)".to_owned(),
+            format!("10.1.0.64/26 tunnel 192.0.2.2 {b} (block 10-1-0-64-26 of node b)"),
+            "fd00::1/128 port 3 02:00:00:00:01:03 (pod default/web)".to_owned(),
+            format!("fd00::40/122 tunnel 192.0.2.2 {b} (block six of node b)"),
+        ]
+    );
+    assert_eq!(peers(&planned), ["b 192.0.2.2 from 192.0.2.1 via 02:00:00:00:00:fe mtu 1500"]);
+    assert_eq!(planned.plan.pod_mtu, 1450);
+    let ports: Vec<_> = planned.plan.ports.values().map(|port| (port.index.0, port.name.as_ref(), port.mtu)).collect();
+    assert_eq!(ports, [(0, "eth1", 1500), (3, "default/web", 1450)]);
+    assert_eq!(underlay_destinations(&two_nodes(), &view), [address("192.0.2.2")]);
+    let ends: Vec<_> = planned.plan.tunnels.local.iter().map(|end| end.address.to_string()).collect();
+    assert_eq!(ends, ["192.0.2.1", "2001:db8::1"]);
+}
+
+#[test]
+fn ipv6_is_used_where_one_side_has_nothing_else() {
+    let cluster = cluster(
+        &(node("a", &["192.0.2.1", "2001:db8::1"])
+            + &node("b", &["2001:db8::2"])
+            + &block("x", "10.1.0.64/26", "four", "b")),
+    );
+    let planned = plan(&cluster, &local(&[], &["192.0.2.1", "2001:db8::1"]));
+    assert_eq!(peers(&planned), ["b 2001:db8::2 from 2001:db8::1 via unresolved mtu 1500"]);
+    assert_eq!(planned.plan.pod_mtu, 1430);
+    let only_ipv4 = plan(&cluster, &local(&[], &["192.0.2.1"]));
+    assert_eq!(routes(&only_ipv4), ["10.1.0.64/26 unreachable (block x of node b)"]);
+    assert_eq!(problems(&only_ipv4), ["Node b: has no address of a family that this node has on an uplink"]);
+}
+
+/// A node as flannel annotates it, with an end for each family.
+const FLANNEL: &str = r#"---
+apiVersion: v1
+kind: Node
+metadata:
+  name: f
+  annotations:
+    flannel.alpha.coreos.com/backend-type: vxlan
+    flannel.alpha.coreos.com/backend-data: '{"VNI":1,"VtepMAC":"0a:00:00:00:00:04"}'
+    flannel.alpha.coreos.com/backend-v6-data: '{"VNI":1,"VtepMAC":"0a:00:00:00:00:06"}'
+    flannel.alpha.coreos.com/public-ip: 192.0.2.77
+spec:
+  podCIDR: 10.244.1.0/24
+  podCIDRs: [10.244.1.0/24, "fd00:244:1::/64"]
+status:
+  addresses:
+  - {type: Hostname, address: f}
+  - {type: InternalIP, address: 192.0.2.7}
+  - {type: InternalIP, address: "2001:db8::7"}
+"#;
+
+#[test]
+fn a_flannel_node_is_reached_as_flannel_has_it() {
+    let cluster = cluster(&(node("a", &["192.0.2.1", "2001:db8::1"]) + FLANNEL));
+    let planned = plan(&cluster, &local(&[], &["192.0.2.1", "2001:db8::1"]));
+    assert_eq!(problems(&planned), Vec::<String>::new());
+    assert_eq!(
+        routes(&planned),
+        [
+            "10.244.1.0/24 tunnel 192.0.2.77 0a:00:00:00:00:04 (prefix of node f)",
+            "fd00:244:1::/64 tunnel 2001:db8::7 0a:00:00:00:00:06 (prefix of node f)",
+        ]
+    );
+    assert_eq!(planned.plan.tunnels.peers.len(), 2);
+}
+
+#[test]
+fn a_node_with_blocks_needs_no_assigned_prefix() {
+    let with_prefix = node("b", &["192.0.2.2"]) + "spec: {podCIDRs: [10.244.2.0/24]}\n";
+    let objects = node("a", &["192.0.2.1"]) + &with_prefix;
+    let view = local(&[], &["192.0.2.1"]);
+    assert!(routes(&plan(&cluster(&objects), &view))[0].starts_with("10.244.2.0/24 tunnel 192.0.2.2 "));
+    let claimed = objects + &block("x", "10.1.0.0/26", "four", "b");
+    assert!(routes(&plan(&cluster(&claimed), &view))[0].starts_with("10.1.0.0/26 tunnel 192.0.2.2 "));
+}
+
+#[test]
+fn contradictions_are_told_and_the_first_counts() {
+    let cluster = cluster(
+        &(node("a", &["192.0.2.1"])
+            + &node("b", &["192.0.2.2"])
+            + &node("c", &["192.0.2.2"])
+            + &node("d", &["192.0.2.1"])
+            + &pool("four", "10.1.0.0/16")
+            + &block("one", "10.1.0.0/26", "four", "b")
+            + &block("two", "10.1.0.0/26", "four", "c")
+            + &block("wide", "10.1.4.0/24", "four", "b")
+            + &block("inner", "10.1.4.64/26", "four", "c")
+            + &block("far", "10.9.0.0/26", "four", "gone")),
+    );
+    let pods = [attached(3, "web", &["10.1.0.7"]), attached(4, "web-copy", &["10.1.0.7"])];
+    let planned = plan(&cluster, &local(&pods, &["192.0.2.1"]));
+    assert_eq!(
+        problems(&planned),
+        [
+            "IpBlock far: 10.9.0.0/26 lies outside its pool four (10.1.0.0/16)",
+            "IpBlock far: its node gone does not exist",
+            "IpBlock inner: 10.1.4.64/26 lies inside 10.1.4.0/24 of block wide",
+            "IpBlock two: 10.1.0.0/26 belongs to block one of node b already",
+            "Node c: has the address 192.0.2.2 of node b",
+            "Node d: has the address 192.0.2.1 of node a",
+            "Pod default/web-copy: 10.1.0.7/32 belongs to pod default/web already",
+        ]
+    );
+    let routes = routes(&planned);
+    assert!(routes.contains(&"10.1.0.7/32 port 3 02:00:00:00:01:03 (pod default/web)".to_owned()), "{routes:?}");
+    assert!(routes.contains(&"10.1.4.64/26 unreachable (block inner of node c)".to_owned()), "{routes:?}");
+}
+
+#[test]
+fn an_uplink_without_carrier_resolves_nothing() {
+    let mut view = local(&[], &["192.0.2.1"]);
+    view.underlay = BTreeMap::from([(address("192.0.2.2"), path(0, "198.51.100.1"))]);
+    let resolved = plan(&two_nodes(), &view);
+    // The kernel would prefer another source, but the other side accepts our tunnel end only.
+    assert_eq!(peers(&resolved), ["b 192.0.2.2 from 192.0.2.1 via 02:00:00:00:00:fe mtu 1500"]);
+    view.uplinks.values_mut().for_each(|uplink| uplink.link_up = false);
+    assert_eq!(peers(&plan(&two_nodes(), &view)), ["b 192.0.2.2 from 192.0.2.1 via unresolved mtu 1500"]);
+}
+
+#[test]
+fn a_node_alone_and_a_node_unknown() {
+    let alone = plan(&Cluster::default(), &LocalView::new(node_name("a")));
+    assert_eq!(problems(&alone), ["Node a: this node has no object: other nodes cannot know where to send"]);
+    assert_eq!(alone.plan.pod_mtu, 1500);
+    let elsewhere = plan(&two_nodes(), &local(&[], &["203.0.113.1"]));
+    assert_eq!(problems(&elsewhere), ["Node a: none of its internal addresses is on an uplink of this node"]);
+    assert_eq!(peers(&elsewhere), Vec::<String>::new());
+}
+
+#[test]
+fn ports_beyond_the_limit_are_refused() {
+    let planned = plan(&Cluster::default(), &local(&[attached(2000, "far", &["10.1.0.1"])], &[]));
+    assert!(problems(&planned).contains(&"port default/far is beyond the 1024 ports of a switch".to_owned()));
+    assert!(!planned.plan.ports.contains_key(&PortIndex(2000)));
+    millrace_control::compile::compile(&planned.plan, None).expect("a plan that compiles");
+}
+
+#[test]
+fn uplinks_are_for_one_node_or_for_all() {
+    let uplink = |name: &str, node: &str| {
+        format!(
+            "---\napiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {{name: {name}}}\nspec: {{interface: eth1{node}}}\n"
+        )
+    };
+    let cluster = cluster(&(uplink("all", "") + &uplink("for-a", ", node: a") + &uplink("for-b", ", node: b")));
+    let node = node_name("a");
+    let names: Vec<_> = wanted_uplinks(&cluster, &node).map(|uplink| uplink.name.as_str()).collect();
+    assert_eq!(names, ["all", "for-a"]);
+}
