@@ -115,8 +115,8 @@ fn check(version: Version, document: Document) -> Result<Configuration, Failure>
         return Err(invalid("socket", &socket.to_string_lossy(), "it must be an absolute path of at most 107 bytes"));
     }
     let timeout = document.timeout_seconds.map_or(DEFAULT_TIMEOUT, Duration::from_secs);
-    if !(Duration::from_secs(1)..=Duration::from_secs(600)).contains(&timeout) {
-        return Err(invalid("timeoutSeconds", &timeout.as_secs().to_string(), "it must be 1 to 600"));
+    if !(Duration::from_secs(1)..=Duration::from_secs(90)).contains(&timeout) {
+        return Err(invalid("timeoutSeconds", &timeout.as_secs().to_string(), "it must be 1 to 90"));
     }
     Ok(Configuration { version, network, socket, timeout, previous_result: None })
 }
