@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use comfy_table::Table;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment};
 
 use crate::api::model::{
@@ -120,10 +120,12 @@ pub(super) fn flows(report: &FlowsReport) -> String {
 
 /// `show drops`.
 pub(super) fn drops(list: &[DropReport]) -> String {
-    let rows = list
-        .iter()
-        .map(|drop| vec![left(&drop.reason), right(number(drop.frames)), left(&drop.sentence), left(&drop.next_step)]);
-    render(&["Reason", "Frames", "What happened", "What to check next"], rows, "Nothing was dropped.")
+    let heads = ["Reason", "Frames", "What happened, and what to check next"];
+    let rows = list.iter().map(|drop| {
+        let words = format!("{}\n{}", drop.sentence, drop.next_step);
+        vec![left(&drop.reason), right(number(drop.frames)), left(words)]
+    });
+    render(&heads, rows, "Nothing was dropped.")
 }
 
 /// `show status`.
@@ -180,7 +182,7 @@ pub(super) fn trace(report: &TraceReport) -> String {
 
 fn render(heads: &[&str], rows: impl Iterator<Item = Vec<Cell>>, nothing: &str) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(heads.to_vec());
+    table.load_style(NOTHING).set_header(heads.to_vec());
     let mut empty = true;
     for row in rows {
         table.add_row(row);
@@ -189,8 +191,8 @@ fn render(heads: &[&str], rows: impl Iterator<Item = Vec<Cell>>, nothing: &str) 
     if empty {
         return format!("{nothing}\n");
     }
-    // Cells are padded to the width of their column; blanks at the end of a line only spoil comparison.
-    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
+    // Cells are padded on both sides; at the ends of a line the blanks only spoil comparison.
+    table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n").collect()
 }
 
 fn left(text: impl ToString) -> Cell {
