@@ -42,11 +42,14 @@ fn uplink() -> PortReport {
 
 #[test]
 fn ports_name_their_queues() {
-    check(&ports(&[uplink(), pod()]), r#"Port  Name           Role            Kind    Queues                                            Addresses  MTU   Received  Sent              Dropped
+    check(
+        &ports(&[uplink(), pod()]),
+        r#"Port  Name           Role            Kind    Queues                                            Addresses  MTU   Received  Sent              Dropped
    0  ens3           uplink          af_xdp  worker 0: native copy queue 0, kernel dropped 12             1500  0 frames          0 frames        0
                                              worker 1: native copy queue 1                                           0 B               0 B
    3  default/web-0  pod in default  tap     worker 0: vnet_hdr tso uso                        10.1.0.5   1450   1 frame  1,234,567 frames        0
-                                                                                               fd00::5              98 B           5.0 GiB"#);
+                                                                                               fd00::5              98 B           5.0 GiB"#,
+    );
     check(&ports(&[]), "No port is attached.");
 }
 
@@ -65,9 +68,12 @@ fn workers_show_how_busy_they_are() {
         free_frames: 32_768,
         events: Default::default(),
     };
-    check(&workers(&[worker, WorkerReport::default()]), r#"Worker  CPU  Awake  Flows  Flow cache hits  Misses  Hit ratio  Held  Free frames  Tables
+    check(
+        &workers(&[worker, WorkerReport::default()]),
+        r#"Worker  CPU  Awake  Flows  Flow cache hits  Misses  Hit ratio  Held  Free frames  Tables
      1    3  1.0 %    120           99,000   1,000     99.0 %     0       32,768  generation 42
-     0  any      -      0                0       0          -     0            0   generation 0"#);
+     0  any      -      0                0       0          -     0            0   generation 0"#,
+    );
 }
 
 #[test]
@@ -91,10 +97,13 @@ fn routes_say_where_they_lead() {
         ),
         route("10.1.0.0/16", RouteTargetReport::Unreachable, "IpPool pods"),
     ];
-    check(&routes(&list), r#"Segment  Prefix        Target                                      Object
+    check(
+        &routes(&list),
+        r#"Segment  Prefix        Target                                      Object
 default  10.1.0.5/32   port default/web-0, MAC 02:00:00:00:00:03   Pod default/web-0
 default  10.1.0.64/26  tunnel to 192.0.2.2, MAC 02:00:00:00:00:b0  IpBlock 10-1-0-64-26 of node b
-default  10.1.0.0/16   unreachable                                 IpPool pods"#);
+default  10.1.0.0/16   unreachable                                 IpPool pods"#,
+    );
 }
 
 #[test]
@@ -107,9 +116,12 @@ fn neighbours_may_be_unresolved() {
         nodes: vec!["b".into(), "c".into()],
     };
     let lost = NeighbourReport { address: "192.0.2.9".into(), mac: None, state: "failed".into(), ..resolved.clone() };
-    check(&neighbours(&[resolved, lost]), r#"Interface  Address    MAC                State      Nodes
+    check(
+        &neighbours(&[resolved, lost]),
+        r#"Interface  Address    MAC                State      Nodes
 ens3       192.0.2.2  02:00:00:00:00:b0  reachable  b, c
-ens3       192.0.2.9  unresolved         failed     b, c"#);
+ens3       192.0.2.9  unresolved         failed     b, c"#,
+    );
 }
 
 #[test]
@@ -129,9 +141,12 @@ fn flows_say_when_there_are_more() {
         bytes: 2_048,
         idle_milliseconds: 61_000,
     };
-    check(&flows(&FlowsReport { total: 1_001, flows: vec![flow] }), r#"Worker  Segment  Protocol  Source           Destination   From port      Verdict          Packets  Bytes    Idle
+    check(
+        &flows(&FlowsReport { total: 1_001, flows: vec![flow] }),
+        r#"Worker  Segment  Protocol  Source           Destination   From port      Verdict          Packets  Bytes    Idle
      0  default  tcp       [fd00::5]:40000  [fd00::9]:80  default/web-0  forward to ens3       10  2.0 KiB  1 min 1 s
-1 of 1,001 flows shown; --limit shows more."#);
+1 of 1,001 flows shown; --limit shows more."#,
+    );
 }
 
 #[test]
@@ -142,9 +157,12 @@ fn drops_say_what_to_check_next() {
         sentence: "No route covers the destination.".into(),
         next_step: "`millrace show routes`; is the destination pod's block claimed by a node?".into(),
     };
-    check(&drops(&[drop]), r#"Reason    Frames  What happened, and what to check next
+    check(
+        &drops(&[drop]),
+        r#"Reason    Frames  What happened, and what to check next
 no_route   1,500  No route covers the destination.
-                  `millrace show routes`; is the destination pod's block claimed by a node?"#);
+                  `millrace show routes`; is the destination pod's block claimed by a node?"#,
+    );
     check(&drops(&[]), "Nothing was dropped.");
 }
 
@@ -171,7 +189,9 @@ fn status_lists_problems_with_their_place() {
             Problem { message: "the uplink is down".into(), ..Default::default() },
         ],
     };
-    check(&status(&report), r#"Node:                   a
+    check(
+        &status(&report),
+        r#"Node:                   a
 Version:                0.1.0
 Running for:            1 d 2 h
 Tables:                 generation 42, published 5 s ago
@@ -182,7 +202,8 @@ Frames unaccounted for: 0
 Problems:               3
   pods.yaml:12: Pod default/web-0: spec.nodeName is missing
   state.json: unusable
-  the uplink is down"#);
+  the uplink is down"#,
+    );
 }
 
 #[test]
@@ -201,14 +222,17 @@ fn trace_ends_with_the_verdict_and_the_next_step() {
             next_step: "`millrace show routes`.".into(),
         }),
     };
-    check(&trace(&report), r#"tcp syn 10.1.0.5:40000 > 10.9.0.1:80
+    check(
+        &trace(&report),
+        r#"tcp syn 10.1.0.5:40000 > 10.9.0.1:80
 tables of generation 42
 Stage  Decision                   Object
 admit  segment default            Pod default/web-0
 route  no prefix covers 10.9.0.1
 => drop no_route
    No route covers the destination.
-   Next: `millrace show routes`."#);
+   Next: `millrace show routes`."#,
+    );
 }
 
 #[test]
