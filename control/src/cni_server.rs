@@ -89,6 +89,21 @@ impl CniServer {
         self.attachments.remove(&key).map_err(|source| CniFailure::system("record the detached pod", source))
     }
 
+    /// Takes away what no DEL will come for: attachments whose namespace went while the agent was down, and those
+    /// whose ADD was cut short. Called once at start, before the API is served. Returns what could not be taken
+    /// away; their records stay, and a DEL may still come.
+    pub fn release_lost(&self) -> Vec<(AttachmentKey, CniFailure)> {
+        let lost = |record: &Attachment| record.port.is_none() || !record.namespace.is_there();
+        let records = self.attachments.all().into_iter().filter(lost);
+        records
+            .filter_map(|record| {
+                let key = record.key.clone();
+                let _turn = self.order.enter(&key.container_id);
+                self.remove_former(record).err().map(|failure| (key, failure))
+            })
+            .collect()
+    }
+
     fn remove_former(&self, former: Attachment) -> Result<(), CniFailure> {
         let key = former.key.clone();
         let namespace = Some(former.namespace.clone()).filter(NetworkNamespace::is_there);

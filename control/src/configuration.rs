@@ -70,7 +70,7 @@ table! {
         state_directory: PathBuf = "/var/lib/millrace".into();
         /// Unix socket of the local API, for `millrace` and `millrace-cni`. Only root may open it.
         socket: PathBuf = millrace_cni::configuration::DEFAULT_SOCKET.into();
-        /// Worker threads, at most 16. 0: one for every two CPUs, at least 1 and at most 4.
+        /// Worker threads, at most 16. 0: as many as `worker_cpus` names, or else one for every two CPUs, at most 4.
         workers: usize = 0;
         /// CPUs the workers are pinned to, one for each worker. Empty: the first CPUs the agent may run on.
         worker_cpus: Vec<usize> = Vec::new();

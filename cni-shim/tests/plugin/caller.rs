@@ -13,24 +13,24 @@ use serde_json::{Value, json};
 
 /// What a call gave.
 #[derive(Debug)]
-pub struct Outcome {
-    pub exit_code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Outcome {
+    pub(crate) exit_code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Outcome {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    pub fn code(&self) -> Option<u64> {
+    pub(crate) fn code(&self) -> Option<u64> {
         self.json()["code"].as_u64()
     }
 }
 
 /// Runs the program with these variables only.
-pub fn call(variables: &[(&str, &str)], input: &str) -> Outcome {
+pub(crate) fn call(variables: &[(&str, &str)], input: &str) -> Outcome {
     let mut child = Command::new(env!("CARGO_BIN_EXE_millrace-cni"));
     child.env_clear().envs(variables.iter().copied());
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
@@ -45,7 +45,7 @@ pub fn call(variables: &[(&str, &str)], input: &str) -> Outcome {
 }
 
 /// The variables of a pod, as containerd sends them.
-pub fn pod(command: &str) -> Vec<(&str, &str)> {
+pub(crate) fn pod(command: &str) -> Vec<(&str, &str)> {
     vec![
         ("CNI_COMMAND", command),
         ("CNI_CONTAINERID", "c1"),
@@ -57,17 +57,17 @@ pub fn pod(command: &str) -> Vec<(&str, &str)> {
 }
 
 /// A network configuration for the agent at `socket`.
-pub fn configuration(version: &str, socket: &str) -> Value {
+pub(crate) fn configuration(version: &str, socket: &str) -> Value {
     json!({"cniVersion": version, "name": "millrace", "type": "millrace-cni", "socket": socket, "timeoutSeconds": 2})
 }
 
 /// A socket that serves one connection with `serve`.
-pub struct Agent {
+pub(crate) struct Agent {
     path: PathBuf,
 }
 
 impl Agent {
-    pub fn new(serve: impl FnOnce(UnixStream) + Send + 'static) -> Agent {
+    pub(crate) fn new(serve: impl FnOnce(UnixStream) + Send + 'static) -> Agent {
         let path = unused_path();
         let listener = UnixListener::bind(&path).expect("bound");
         std::thread::spawn(move || serve(listener.accept().expect("a connection").0));
@@ -75,7 +75,7 @@ impl Agent {
     }
 
     /// An agent that gives this answer, and a channel of the requests it got.
-    pub fn answering(status: u16, body: &Value) -> (Agent, mpsc::Receiver<(String, Value)>) {
+    pub(crate) fn answering(status: u16, body: &Value) -> (Agent, mpsc::Receiver<(String, Value)>) {
         let (sender, receiver) = mpsc::channel();
         let body = body.to_string();
         let agent = Agent::new(move |mut stream| {
@@ -87,7 +87,7 @@ impl Agent {
         (agent, receiver)
     }
 
-    pub fn socket(&self) -> &str {
+    pub(crate) fn socket(&self) -> &str {
         self.path.to_str().expect("temporary paths are text")
     }
 }
@@ -99,14 +99,14 @@ impl Drop for Agent {
 }
 
 /// A path nothing is at.
-pub fn unused_path() -> PathBuf {
+pub(crate) fn unused_path() -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     std::env::temp_dir().join(format!("millrace-cni-{}-{number}.sock", std::process::id()))
 }
 
 /// Path and body of a request.
-pub fn read_request(stream: &UnixStream) -> (String, Value) {
+pub(crate) fn read_request(stream: &UnixStream) -> (String, Value) {
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("settable");
     let mut reader = BufReader::new(stream);
     let mut line = String::new();

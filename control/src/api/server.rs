@@ -97,15 +97,15 @@ fn router(api: Api) -> Router {
     Router::new()
         .route(protocol::ADD_PATH, post(cni_add))
         .route(protocol::DELETE_PATH, post(cni_delete))
-        .route("/v1/show/ports", get(async |State(api): State<Api>| show(api, |inspect| inspect.ports()).await))
-        .route("/v1/show/workers", get(async |State(api): State<Api>| show(api, |inspect| inspect.workers()).await))
-        .route("/v1/show/routes", get(async |State(api): State<Api>| show(api, |inspect| inspect.routes()).await))
+        .route("/v1/show/ports", get(async |State(api): State<Api>| tell(api, |inspect| inspect.ports()).await))
+        .route("/v1/show/workers", get(async |State(api): State<Api>| tell(api, |inspect| inspect.workers()).await))
+        .route("/v1/show/routes", get(async |State(api): State<Api>| tell(api, |inspect| inspect.routes()).await))
         .route(
             "/v1/show/neighbours",
-            get(async |State(api): State<Api>| show(api, |inspect| inspect.neighbours()).await),
+            get(async |State(api): State<Api>| tell(api, |inspect| inspect.neighbours()).await),
         )
-        .route("/v1/show/drops", get(async |State(api): State<Api>| show(api, |inspect| inspect.drops()).await))
-        .route("/v1/show/status", get(async |State(api): State<Api>| show(api, |inspect| inspect.status()).await))
+        .route("/v1/show/drops", get(async |State(api): State<Api>| tell(api, |inspect| inspect.drops()).await))
+        .route("/v1/show/status", get(async |State(api): State<Api>| tell(api, |inspect| inspect.status()).await))
         .route("/v1/show/flows", get(show_flows))
         .route("/v1/trace", post(trace))
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path; this agent may be older than the caller"))
@@ -170,13 +170,6 @@ fn cni_failure(failure: &Failure) -> Response {
         _ => StatusCode::BAD_REQUEST,
     };
     (status, Json(failure)).into_response()
-}
-
-async fn show<Report>(api: Api, ask: fn(&dyn Inspect) -> Result<Report, InspectFailure>) -> Response
-where
-    Report: Serialize + Send + 'static,
-{
-    tell(api, move |inspect| ask(inspect)).await
 }
 
 #[derive(Deserialize)]

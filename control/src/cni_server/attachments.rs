@@ -157,10 +157,13 @@ impl Attachments {
     /// Adds or replaces a record; it is on disk when this returns.
     ///
     /// # Errors
-    /// When the file cannot be written; the record is then as before.
+    /// When another attachment has the same port, or the file cannot be written; the record is then as before.
     pub fn put(&self, attachment: Attachment) -> io::Result<()> {
         let mut records = self.lock();
         let key = attachment.key.clone();
+        if let Some(other) = same_port(&records, &attachment) {
+            return Err(io::Error::other(format!("container {} has the same port", other.key.container_id)));
+        }
         let former = records.insert(key.clone(), attachment);
         write(&self.path, &records).inspect_err(|_| {
             match former {
@@ -186,6 +189,13 @@ impl Attachments {
     fn lock(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Another attachment with the port of this one. [`check`] would refuse the file that has both.
+fn same_port<'records>(records: &'records Records, attachment: &Attachment) -> Option<&'records Attachment> {
+    let number = |record: &Attachment| record.port.as_ref().map(|port| port.index);
+    let wanted = number(attachment)?;
+    records.values().find(|other| other.key != attachment.key && number(other) == Some(wanted))
 }
 
 enum ReadError {

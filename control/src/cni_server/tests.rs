@@ -159,15 +159,49 @@ fn a_missed_delete_and_a_broken_add_are_made_good() {
     assert_eq!(notes.taken(), ["add c1 web-0", "delete c1 whole record no namespace", "add c1 web-0"]);
 
     // The agent died in ADD: the record is there without a port.
-    let (server, notes) = place.server();
     let mut broken = server.attachments.all().remove(0);
     broken.port = None;
-    server.attachments.put(broken.clone()).expect("written");
-    let (server, _) = (place.server().0, ());
-    let network = broken.namespace.path.to_str().expect("text").to_owned();
-    drop(notes);
-    server.add(add(&network)).expect("attached anew");
+    let namespace = broken.namespace.path.to_str().expect("text").to_owned();
+    server.attachments.put(broken).expect("written");
+    let (server, notes) = place.server();
+    server.add(add(&namespace)).expect("attached anew");
+    assert_eq!(notes.taken(), ["delete c1 incomplete record namespace", "add c1 web-0"]);
     assert!(server.attachments.all()[0].port.is_some());
+}
+
+#[test]
+fn what_was_lost_while_the_agent_was_down_is_released_at_start() {
+    let place = Place::new();
+    let (server, _) = place.server();
+    let container = |id: &str| protocol::AddRequest { container_id: id.into(), ..add(&place.namespace(id)) };
+    for id in ["broken", "gone", "living", "replaced"] {
+        server.add(container(id)).expect("attached");
+        // The network of this test gives the same port to all, which the record refuses.
+        let key = AttachmentKey { container_id: id.into(), interface: "eth0".into() };
+        let mut record = server.attachments.get(&key).expect("recorded");
+        let number = id.len() as u16;
+        record.port =
+            record.port.filter(|_| id != "broken").map(|port| AttachedPort { index: PortIndex(number), ..port });
+        server.attachments.put(record).expect("written");
+    }
+    fs::remove_file(place.directory.join("gone")).expect("removed");
+    place.namespace("replaced");
+
+    let (server, notes) = place.server();
+    *notes.refuse.lock().expect("whole") = true;
+    assert_eq!(server.release_lost().len(), 3);
+    assert_eq!(server.attachments.all().len(), 4, "what could not be taken away stays recorded");
+    notes.taken();
+    *notes.refuse.lock().expect("whole") = false;
+    assert!(server.release_lost().is_empty());
+    let expected = [
+        "delete broken incomplete record namespace",
+        "delete gone whole record no namespace",
+        "delete replaced whole record no namespace",
+    ];
+    assert_eq!(notes.taken(), expected);
+    let left: Vec<String> = server.attachments.all().into_iter().map(|record| record.key.container_id).collect();
+    assert_eq!(left, ["living"]);
 }
 
 #[test]
@@ -240,4 +274,21 @@ fn an_unusable_record_is_moved_aside_and_reported() {
     let place = Place::new();
     fs::write(place.record(), format!("{{\"version\":1,\"attachments\":[{good}]}}")).expect("written");
     assert_eq!(place.server().0.attachments.all().len(), 1, "the record the others vary is itself good");
+}
+
+#[test]
+fn no_cut_of_the_record_is_taken_for_a_record_and_no_two_pods_share_a_port() {
+    let place = Place::new();
+    let (server, _) = place.server();
+    server.add(add(&place.namespace("n1"))).expect("attached");
+    let second = protocol::AddRequest { container_id: "c2".into(), ..add(&place.namespace("n2")) };
+    assert_eq!(server.add(second).expect_err("port 7 is taken").code(), code::IO);
+    assert_eq!(server.attachments.all().len(), 1);
+    let whole = fs::read(place.record()).expect("written");
+    for end in 0..whole.len() - 1 {
+        fs::write(place.record(), &whole[..end]).expect("written");
+        let (attachments, problem) = Attachments::load(&place.record()).expect("starts all the same");
+        // Only the closing line feed may be missing.
+        assert_eq!((attachments.all().len(), problem.is_some()), (0, true), "cut at {end}");
+    }
 }

@@ -66,3 +66,14 @@ fn a_client_that_stalls_is_cut_off_and_makes_room() {
     let mut rest = Vec::new();
     stalled.read_to_end(&mut rest).expect("closed by the agent");
 }
+
+#[test]
+fn a_client_that_stalls_does_not_hold_the_agent_at_its_end() {
+    let mut agent = TestAgent::start(Limits { grace: Duration::from_millis(200), ..Limits::default() });
+    let mut stalled = UnixStream::connect(agent.socket()).expect("connected");
+    stalled.write_all(b"POST /v1/cni/add HTTP/1.1\r\nContent-Le").expect("sent");
+    assert_eq!(client(&agent).get("/v1/show/status").expect("answered").status, 200);
+    let began = Instant::now();
+    agent.stop();
+    assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+}

@@ -19,12 +19,12 @@ use millrace_engine::packet::{Mac, PortIndex};
 
 /// Attaches everything; containers whose identifier begins with `slow` take a while, with `panic` panic.
 #[derive(Default)]
-pub struct TestNetwork {
-    pub attached: Mutex<BTreeMap<String, u16>>,
+pub(crate) struct TestNetwork {
+    pub(crate) attached: Mutex<BTreeMap<String, u16>>,
 }
 
 /// How long a `slow` container takes to attach.
-pub const SLOW: Duration = Duration::from_millis(1_500);
+pub(crate) const SLOW: Duration = Duration::from_millis(1_500);
 
 impl PodNetwork for TestNetwork {
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
@@ -102,15 +102,15 @@ impl Inspect for TestNetwork {
 }
 
 /// A served socket in a directory of its own; both are gone when it is dropped.
-pub struct TestAgent {
-    pub directory: PathBuf,
-    pub network: Arc<TestNetwork>,
+pub(crate) struct TestAgent {
+    pub(crate) directory: PathBuf,
+    pub(crate) network: Arc<TestNetwork>,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// A new empty directory.
-pub fn directory() -> PathBuf {
+pub(crate) fn directory() -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = format!("millrace-local-api-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let directory = std::env::temp_dir().join(name);
@@ -119,7 +119,7 @@ pub fn directory() -> PathBuf {
 }
 
 impl TestAgent {
-    pub fn start(limits: Limits) -> TestAgent {
+    pub(crate) fn start(limits: Limits) -> TestAgent {
         let directory = directory();
         let network = Arc::new(TestNetwork::default());
         let (attachments, _) = Attachments::load(&directory.join("attachments.json")).expect("no record yet");
@@ -138,11 +138,11 @@ impl TestAgent {
         TestAgent { directory, network, stop: Some(stop), thread: Some(thread) }
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.directory.join("agent.sock")
     }
 
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the server does not panic");
@@ -150,7 +150,7 @@ impl TestAgent {
     }
 
     /// Runs the plugin as a runtime does.
-    pub fn plugin(&self, command: &str, container: &str, timeout_seconds: u64) -> Output {
+    pub(crate) fn plugin(&self, command: &str, container: &str, timeout_seconds: u64) -> Output {
         let namespace = self.directory.join(format!("namespace-{container}"));
         fs::write(&namespace, "").expect("a file");
         let configuration = serde_json::json!({
@@ -164,7 +164,7 @@ impl TestAgent {
     }
 
     /// Runs `millrace` against this agent.
-    pub fn millrace(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn millrace(&self, arguments: &[&str]) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_millrace"));
         child.args(arguments).arg("--socket").arg(self.socket());
         run(child, b"")
@@ -187,12 +187,12 @@ fn run(mut child: Command, input: &[u8]) -> Output {
 }
 
 /// Standard output as JSON.
-pub fn json(output: &Output) -> serde_json::Value {
+pub(crate) fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error} in {output:?}"))
 }
 
 /// The containers in the record of attachments.
-pub fn recorded(directory: &Path) -> Vec<String> {
+pub(crate) fn recorded(directory: &Path) -> Vec<String> {
     let (attachments, problem) = Attachments::load(&directory.join("attachments.json")).expect("readable");
     assert_eq!(problem, None);
     attachments.all().into_iter().map(|attachment| attachment.key.container_id).collect()
