@@ -1,2 +1,7 @@
-//! The `millrace` program.
-fn main() {}
+//! The `millrace` program; see `cli/` for its commands.
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    millrace_control::main()
+}

@@ -1,0 +1,151 @@
+//! The verbs: environment and standard input in, one JSON document out.
+
+use std::io::{Read, Write};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::agent_client::{AgentClient, ClientError};
+use crate::configuration::{self, Configuration, Versioned};
+use crate::environment::{Environment, Verb};
+use crate::protocol::{ADD_PATH, AddAnswer, AddRequest, DELETE_PATH, DeleteRequest};
+use crate::spec::{Failure, Version, code, version_result};
+
+/// Longest network configuration read.
+const CONFIGURATION_BYTES: u64 = 1 << 20;
+
+/// Longest answer of the agent read.
+const ANSWER_BYTES: u64 = 1 << 20;
+
+/// Runs one verb. Prints its result, or its error, on `stdout` and what an operator should know on `log`.
+/// Returns the exit code: 0, or 1 after an error.
+pub fn run(environment: &Environment, stdin: &mut dyn Read, stdout: &mut dyn Write, log: &mut dyn Write) -> u8 {
+    let (document, exit_code) = match dispatch(environment, stdin, log) {
+        Ok(document) => (document, 0),
+        Err((version, failure)) => {
+            // Without standard error there is nobody to tell; the error is on standard output anyway.
+            let _ = writeln!(log, "millrace-cni: {failure}");
+            (Some(failure.to_json(version)), 1)
+        }
+    };
+    let printed = document.map_or(Ok(()), |document| writeln!(stdout, "{document}"));
+    if printed.is_err() { 1 } else { exit_code }
+}
+
+fn dispatch(environment: &Environment, stdin: &mut dyn Read, log: &mut dyn Write) -> Versioned<Option<Value>> {
+    let newest = |failure| (Version::NEWEST, failure);
+    let verb = environment.verb().map_err(newest)?;
+    let input = read_input(stdin).map_err(newest)?;
+    match verb {
+        Verb::Version => Ok(Some(version_result(configuration::version_of(&input)))),
+        Verb::Add => add(environment, &input).map(Some),
+        Verb::Delete => delete(environment, &input, log).map(|()| None),
+    }
+}
+
+fn read_input(stdin: &mut dyn Read) -> Result<Vec<u8>, Failure> {
+    let mut input = Vec::new();
+    stdin
+        .take(CONFIGURATION_BYTES + 1)
+        .read_to_end(&mut input)
+        .map_err(|error| Failure::new(code::IO, "standard input cannot be read").with_details(error.to_string()))?;
+    if input.len() as u64 > CONFIGURATION_BYTES {
+        return Err(Failure::new(code::DECODE, "the network configuration is longer than 1 MiB"));
+    }
+    Ok(input)
+}
+
+fn add(environment: &Environment, input: &[u8]) -> Versioned<Value> {
+    let version = configuration::version_of(input);
+    let attachment = environment.for_add().map_err(|failure| (version, failure))?;
+    let configuration = configuration::for_add(input)?;
+    let request = AddRequest {
+        network: configuration.network.clone(),
+        container_id: attachment.container_id,
+        interface: attachment.interface,
+        network_namespace: attachment.network_namespace.unwrap_or_default(),
+        arguments: attachment.arguments,
+    };
+    let answer: AddAnswer = exchange(&configuration, ADD_PATH, &request)
+        .map_err(|error| (configuration.version, error.into_failure(&configuration)))?;
+    let result = answer.into_result(&request).amend(configuration.previous_result.unwrap_or_default());
+    result.to_json(version).map_err(|failure| (version, failure))
+}
+
+fn delete(environment: &Environment, input: &[u8], log: &mut dyn Write) -> Versioned<()> {
+    let version = configuration::version_of(input);
+    let attachment = environment.for_delete().map_err(|failure| (version, failure))?;
+    let configuration = configuration::for_delete(input)?;
+    let request = DeleteRequest {
+        network: configuration.network.clone(),
+        container_id: attachment.container_id,
+        interface: attachment.interface,
+        network_namespace: attachment.network_namespace,
+    };
+    match exchange::<_, serde::de::IgnoredAny>(&configuration, DELETE_PATH, &request) {
+        Ok(_) => Ok(()),
+        // A pod must be removable while the agent is down: at its next start the agent finds that the namespace is
+        // gone and releases what the pod held.
+        Err(ExchangeError::Client(error @ ClientError::Absent(..))) => {
+            let _ = writeln!(log, "millrace-cni: {error}; the agent cleans up when it starts");
+            Ok(())
+        }
+        Err(error) => Err((configuration.version, error.into_failure(&configuration))),
+    }
+}
+
+/// Why the agent's work is not known to be done.
+enum ExchangeError {
+    /// No answer.
+    Client(ClientError),
+    /// An answer that makes no sense.
+    Garbage(String),
+    /// The agent refused or failed.
+    Failure(Failure),
+}
+
+impl ExchangeError {
+    fn into_failure(self, configuration: &Configuration) -> Failure {
+        let socket = configuration.socket.display();
+        match self {
+            ExchangeError::Failure(failure) => failure,
+            ExchangeError::Garbage(details) => {
+                let message = format!("the agent at {socket} gave an answer that cannot be decoded");
+                Failure::new(code::DECODE, message).with_details(details)
+            }
+            ExchangeError::Client(error @ (ClientError::Absent(..) | ClientError::Timeout(_))) => {
+                let message = format!("the Millrace agent at {socket} is not ready");
+                Failure::new(code::TRY_AGAIN_LATER, message).with_details(error.to_string())
+            }
+            ExchangeError::Client(error @ ClientError::Connection(_)) => {
+                let message = format!("talking to the Millrace agent at {socket} failed");
+                Failure::new(code::IO, message).with_details(error.to_string())
+            }
+            ExchangeError::Client(error @ ClientError::Malformed(_)) => {
+                let message = format!("what answers at {socket} is not a Millrace agent");
+                Failure::new(code::DECODE, message).with_details(error.to_string())
+            }
+        }
+    }
+}
+
+fn exchange<Request, Answer>(
+    configuration: &Configuration,
+    path: &str,
+    request: &Request,
+) -> Result<Answer, ExchangeError>
+where
+    Request: Serialize,
+    Answer: DeserializeOwned,
+{
+    let client =
+        AgentClient { socket: configuration.socket.clone(), timeout: configuration.timeout, body_bytes: ANSWER_BYTES };
+    let body = serde_json::to_vec(request).map_err(|error| ExchangeError::Garbage(error.to_string()))?;
+    let answer = client.post(path, &body).map_err(ExchangeError::Client)?;
+    let garbage = |error: serde_json::Error| ExchangeError::Garbage(format!("status {}: {error}", answer.status));
+    if answer.status == 200 {
+        return serde_json::from_slice(&answer.body).map_err(garbage);
+    }
+    Err(serde_json::from_slice(&answer.body).map_or_else(garbage, ExchangeError::Failure))
+}

@@ -1,0 +1,119 @@
+//! What the plugin prints when all is well, for each version.
+
+use serde_json::{Value, json};
+
+use crate::caller::{Agent, call, configuration, pod};
+
+fn agents_answer() -> Value {
+    json!({
+        "mac": "02:00:5e:10:00:05",
+        "mtu_bytes": 1450,
+        "addresses": [{"address": "10.1.0.5/32", "gateway": "169.254.1.1"}, {"address": "fd00::5/128", "gateway": null}],
+        "routes": [{"destination": "169.254.1.1/32", "gateway": null}, {"destination": "0.0.0.0/0", "gateway": "169.254.1.1"}],
+    })
+}
+
+/// The result of ADD without a previous plugin.
+fn expected(version: &str) -> Value {
+    let mut result = json!({
+        "cniVersion": version,
+        "interfaces": [{"name": "eth0", "mac": "02:00:5e:10:00:05", "sandbox": "/run/netns/c1"}],
+        "ips": [
+            {"address": "10.1.0.5/32", "gateway": "169.254.1.1", "interface": 0},
+            {"address": "fd00::5/128", "interface": 0},
+        ],
+        "routes": [{"dst": "169.254.1.1/32"}, {"dst": "0.0.0.0/0", "gw": "169.254.1.1"}],
+        "dns": {},
+    });
+    if matches!(version, "0.3.0" | "0.3.1" | "0.4.0") {
+        result["ips"][0]["version"] = "4".into();
+        result["ips"][1]["version"] = "6".into();
+    }
+    if version == "1.1.0" {
+        result["interfaces"][0]["mtu"] = 1450.into();
+    }
+    result
+}
+
+#[test]
+fn add_prints_the_result_of_the_callers_version() {
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let (agent, requests) = Agent::answering(200, &agents_answer());
+        let outcome = call(&pod("ADD"), &configuration(version, agent.socket()).to_string());
+        assert_eq!((outcome.exit_code, outcome.stderr.as_str()), (Some(0), ""), "{outcome:?}");
+        assert_eq!(outcome.json(), expected(version));
+        let (path, request) = requests.recv().expect("one request");
+        assert_eq!(path, "/v1/cni/add");
+        let arguments = json!({"IgnoreUnknown": "1", "K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "web-0",
+            "K8S_POD_INFRA_CONTAINER_ID": "c1"});
+        let expected = json!({"network": "millrace", "container_id": "c1", "interface": "eth0",
+            "network_namespace": "/run/netns/c1", "arguments": arguments});
+        assert_eq!(request, expected);
+    }
+}
+
+#[test]
+fn add_in_a_chain_keeps_what_came_before() {
+    let (agent, _requests) = Agent::answering(200, &agents_answer());
+    let mut configuration = configuration("1.0.0", agent.socket());
+    configuration["prevResult"] = json!({
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": "br0"}, {"name": "lo", "sandbox": "/run/netns/c1"}],
+        "ips": [{"address": "127.0.0.1/8", "interface": 1}],
+        "dns": {"nameservers": ["192.0.2.53"]},
+    });
+    let mut expected = expected("1.0.0");
+    for address in expected["ips"].as_array_mut().expect("a list") {
+        address["interface"] = 2.into();
+    }
+    let previous = &configuration["prevResult"];
+    for key in ["interfaces", "ips"] {
+        let mut list = previous[key].as_array().expect("a list").clone();
+        list.extend(expected[key].as_array().expect("a list").iter().cloned());
+        expected[key] = list.into();
+    }
+    expected["dns"] = previous["dns"].clone();
+    assert_eq!(call(&pod("ADD"), &configuration.to_string()).json(), expected);
+}
+
+#[test]
+fn delete_prints_nothing() {
+    let (agent, requests) = Agent::answering(200, &Value::Null);
+    let outcome = call(&pod("DEL"), &configuration("1.0.0", agent.socket()).to_string());
+    assert_eq!((outcome.exit_code, outcome.stdout.as_str(), outcome.stderr.as_str()), (Some(0), "", ""));
+    let (path, request) = requests.recv().expect("one request");
+    let expected =
+        json!({"network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": "/run/netns/c1"});
+    assert_eq!((path.as_str(), request), ("/v1/cni/del", expected));
+}
+
+#[test]
+fn the_second_delete_of_containerd_has_no_namespace_and_no_previous_result() {
+    let (agent, requests) = Agent::answering(200, &Value::Null);
+    let mut variables = pod("DEL");
+    variables.retain(|(name, _)| *name != "CNI_NETNS");
+    variables.push(("CNI_NETNS", ""));
+    let mut configuration = configuration("1.0.0", agent.socket());
+    configuration["prevResult"] = Value::Null;
+    assert_eq!(call(&variables, &configuration.to_string()).exit_code, Some(0));
+    assert_eq!(requests.recv().expect("one request").1["network_namespace"], Value::Null);
+}
+
+#[test]
+fn version_needs_nothing_else() {
+    let supported = json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
+    let dummies = [("CNI_COMMAND", "VERSION"), ("CNI_NETNS", "dummy"), ("CNI_IFNAME", "dummy"), ("CNI_PATH", "dummy")];
+    for (input, version) in [
+        ("", "1.1.0"),
+        ("nonsense", "1.1.0"),
+        (r#"{"cniVersion":"1.0.0"}"#, "1.0.0"),
+        (r#"{"cniVersion":"0.1.0"}"#, "1.1.0"),
+        (r#"{"cniVersion":"9.9.9"}"#, "1.1.0"),
+    ] {
+        for variables in [&dummies[..], &dummies[..1]] {
+            let outcome = call(variables, input);
+            assert_eq!(outcome.exit_code, Some(0), "{outcome:?}");
+            assert_eq!(outcome.json(), json!({"cniVersion": version, "supportedVersions": supported}), "{input}");
+        }
+    }
+}

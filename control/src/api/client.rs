@@ -1,0 +1,83 @@
+//! The typed client of the local API, for the command line. Blocking, since a command does one thing.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use millrace_cni::agent_client::{AgentClient, Answer, ClientError};
+use serde::de::DeserializeOwned;
+
+use super::model::{ErrorReport, TraceReport, TraceRequest};
+
+/// Longest answer read: a million flows.
+const ANSWER_BYTES: u64 = 512 << 20;
+
+/// How long a command waits.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A client of one agent.
+#[derive(Clone, Debug)]
+pub struct Client {
+    agent: AgentClient,
+}
+
+/// Why a question was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// Nobody listens, or not in time.
+    #[error(transparent)]
+    NotReachable(ClientError),
+    /// The connection failed, or what answers is no agent.
+    #[error(transparent)]
+    Connection(ClientError),
+    /// The agent refused.
+    #[error("{message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// The agent's words.
+        message: String,
+    },
+    /// The answer is not the document asked for.
+    #[error("the agent's answer cannot be decoded; is it of another version?")]
+    Decode(#[source] serde_json::Error),
+}
+
+impl Client {
+    /// A client of the agent that listens on `socket`.
+    #[must_use]
+    pub fn new(socket: PathBuf) -> Client {
+        Client { agent: AgentClient { socket, timeout: TIMEOUT, body_bytes: ANSWER_BYTES } }
+    }
+
+    /// The document at `/v1/show/` and `what`.
+    ///
+    /// # Errors
+    /// When the agent is not reachable, refuses, or answers something else.
+    pub fn show<Report: DeserializeOwned>(&self, what: &str) -> Result<Report, ApiError> {
+        decode(self.agent.get(&format!("/v1/show/{what}")))
+    }
+
+    /// Follows an imagined packet.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show); an unknown pod is refused.
+    pub fn trace(&self, request: &TraceRequest) -> Result<TraceReport, ApiError> {
+        let body = serde_json::to_vec(request).map_err(ApiError::Decode)?;
+        decode(self.agent.post("/v1/trace", &body))
+    }
+}
+
+fn decode<Report: DeserializeOwned>(answer: Result<Answer, ClientError>) -> Result<Report, ApiError> {
+    let answer = answer.map_err(|error| match error {
+        ClientError::Absent(..) | ClientError::Timeout(_) => ApiError::NotReachable(error),
+        ClientError::Connection(_) | ClientError::Malformed(_) => ApiError::Connection(error),
+    })?;
+    if answer.status == 200 {
+        return serde_json::from_slice(&answer.body).map_err(ApiError::Decode);
+    }
+    let message = match serde_json::from_slice::<ErrorReport>(&answer.body) {
+        Ok(report) => report.message,
+        Err(_) => format!("the agent answered with status {}", answer.status),
+    };
+    Err(ApiError::Refused { status: answer.status, message })
+}

@@ -1,0 +1,87 @@
+//! The local API: HTTP/1.1 and JSON on a unix socket that only root may open.
+//!
+//! | method and path | answer |
+//! |---|---|
+//! | POST `/v1/cni/add`, `/v1/cni/del` | `millrace_cni::protocol` |
+//! | GET `/v1/show/ports`, `workers`, `routes`, `neighbours`, `drops`, `status` | lists and documents of [`model`] |
+//! | GET `/v1/show/flows?limit=N` | [`model::FlowsReport`] |
+//! | POST `/v1/trace` | [`model::TraceReport`] for a [`model::TraceRequest`] |
+//!
+//! [`socket`] owns the socket file, [`server`] the routes and the bounds, [`client`] is what the command line uses.
+//! What there is to tell comes from [`Inspect`], which the agent implements. Nothing here runs on a packet thread.
+
+pub mod client;
+pub mod connections;
+pub mod model;
+pub mod server;
+pub mod socket;
+
+use model::{
+    DropReport, FlowsReport, NeighbourReport, PortReport, RouteReport, StatusReport, TraceReport, TraceRequest,
+    WorkerReport,
+};
+
+/// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
+pub trait Inspect: Send + Sync + 'static {
+    /// All ports, in order of their numbers.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn ports(&self) -> Result<Vec<PortReport>, InspectFailure>;
+
+    /// All workers, in order of their numbers.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn workers(&self) -> Result<Vec<WorkerReport>, InspectFailure>;
+
+    /// All routes, by segment and prefix.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn routes(&self) -> Result<Vec<RouteReport>, InspectFailure>;
+
+    /// Next hops on the underlay, by address.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn neighbours(&self) -> Result<Vec<NeighbourReport>, InspectFailure>;
+
+    /// The flow caches' entries, at most `limit` of them.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn flows(&self, limit: usize) -> Result<FlowsReport, InspectFailure>;
+
+    /// Drop reasons with a count, in order of their numbers.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn drops(&self) -> Result<Vec<DropReport>, InspectFailure>;
+
+    /// Node, tables and problems.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn status(&self) -> Result<StatusReport, InspectFailure>;
+
+    /// Follows an imagined packet through the live tables.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure>;
+}
+
+/// Why there is nothing to tell.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InspectFailure {
+    /// What was asked about does not exist here; the text says what.
+    #[error("{0}")]
+    NotFound(String),
+    /// The question makes no sense; the text says why.
+    #[error("{0}")]
+    Invalid(String),
+    /// It cannot be told now; the text says why.
+    #[error("{0}")]
+    Unavailable(String),
+}

@@ -1,0 +1,315 @@
+//! What the agent tells about itself: the documents of the local API, and of `-o json`.
+//!
+//! These types are a stable interface: fields are added, never renamed or given another meaning. Units are part of
+//! the names. The command line prints its tables from these types alone.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Something wrong that an operator should mend; the agent runs on without it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Problem {
+    /// The file it is in; empty if it is in none.
+    pub file: String,
+    /// The line in the file, from 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub line: Option<u64>,
+    /// The object, as `Kind namespace/name`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub object: Option<String>,
+    /// What is wrong, in a sentence.
+    pub message: String,
+}
+
+/// `show status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Name of this node.
+    pub node: String,
+    /// Version of the agent.
+    pub version: String,
+    /// Seconds since the agent started.
+    pub uptime_seconds: u64,
+    /// Generation of the tables in force; 0 before the first publish.
+    pub generation: u64,
+    /// Seconds since the tables were last published.
+    pub tables_age_seconds: u64,
+    /// Worker threads.
+    pub workers: u32,
+    /// Ports attached.
+    pub ports: u32,
+    /// Pods attached.
+    pub pods: u32,
+    /// Frames that are neither sent, dropped, consumed, merged nor held; other than 0 is a defect.
+    pub unaccounted_frames: i64,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// `show ports`: one port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// The port's number.
+    pub index: u16,
+    /// Its name: `namespace/pod`, or the interface.
+    pub name: String,
+    /// What it is for: `pod`, `bridged`, `uplink`.
+    pub role: String,
+    /// What moves its packets: `tap`, `af_xdp`, `memory`, `pcap`.
+    pub kind: String,
+    /// The segment, of a pod.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub segment: Option<String>,
+    /// Its MAC address.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mac: Option<String>,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Longest network-layer packet it carries.
+    pub mtu_bytes: u32,
+    /// Its queues.
+    pub queues: Vec<QueueReport>,
+    /// Frames received; a GSO unit counts once.
+    pub received_frames: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Frames sent; a GSO unit counts once.
+    pub sent_frames: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Frames dropped on their way in or out.
+    pub dropped_frames: u64,
+}
+
+/// One queue of a port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct QueueReport {
+    /// The worker that owns it.
+    pub worker: u32,
+    /// How it works, read back from the kernel.
+    pub mode: String,
+    /// Frames the kernel dropped before the switch could take them.
+    pub kernel_dropped_frames: u64,
+}
+
+/// `show workers`: one worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// The worker's number.
+    pub worker: u32,
+    /// The CPU it is pinned to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cpu: Option<u32>,
+    /// Generation of the tables it last used.
+    pub generation: u64,
+    /// Nanoseconds it was blocked since the start.
+    pub slept_nanoseconds: u64,
+    /// Nanoseconds since the start.
+    pub uptime_nanoseconds: u64,
+    /// Packets served from the flow cache.
+    pub flow_cache_hits: u64,
+    /// Packets decided by the slow path.
+    pub flow_cache_misses: u64,
+    /// Entries in its flow cache.
+    pub flows: u64,
+    /// Frames it holds, queued for a port or a lane.
+    pub held_frames: u64,
+    /// Free head frames.
+    pub free_frames: u64,
+    /// Every event it counts, by name.
+    pub events: BTreeMap<String, u64>,
+}
+
+/// `show routes`: one route.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RouteReport {
+    /// The segment it is in.
+    pub segment: String,
+    /// Destination prefix.
+    pub prefix: String,
+    /// Where to.
+    pub target: RouteTargetReport,
+    /// The object it comes from.
+    pub object: String,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RouteTargetReport {
+    /// A port of this node.
+    Port {
+        /// The port's name.
+        port: String,
+        /// The station's MAC address.
+        mac: String,
+    },
+    /// The tunnel to another node.
+    Tunnel {
+        /// The node's tunnel address.
+        peer: String,
+        /// Inner destination MAC address.
+        mac: String,
+    },
+    /// Nowhere; the sender is told.
+    #[default]
+    Unreachable,
+}
+
+/// `show neighbours`: a next hop on the underlay.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NeighbourReport {
+    /// The uplink.
+    pub interface: String,
+    /// The neighbour's address.
+    pub address: String,
+    /// Its MAC address, if resolved.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mac: Option<String>,
+    /// The kernel's state: `reachable`, `stale`, `permanent`, `failed`, `incomplete`.
+    pub state: String,
+    /// Nodes reached through it.
+    pub nodes: Vec<String>,
+}
+
+/// `show flows`: the flow caches of all workers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowsReport {
+    /// Entries there are.
+    pub total: u64,
+    /// The first of them, as many as were asked for.
+    pub flows: Vec<FlowReport>,
+}
+
+/// One entry of a flow cache.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowReport {
+    /// The worker whose cache it is in.
+    pub worker: u32,
+    /// The segment.
+    pub segment: String,
+    /// The port its packets arrive on.
+    pub ingress: String,
+    /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6`, or the protocol's number.
+    pub protocol: String,
+    /// Source address.
+    pub source: String,
+    /// Source port; 0 where the protocol has none.
+    pub source_port: u16,
+    /// Destination address.
+    pub destination: String,
+    /// Destination port; 0 where the protocol has none.
+    pub destination_port: u16,
+    /// What happens: `forward`, or `drop` with the reason's name.
+    pub verdict: String,
+    /// The port they leave by; empty for a drop.
+    pub egress: String,
+    /// Packets served.
+    pub packets: u64,
+    /// Bytes served.
+    pub bytes: u64,
+    /// Milliseconds since the last packet.
+    pub idle_milliseconds: u64,
+}
+
+/// `show drops`: one reason.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DropReport {
+    /// The reason's stable name.
+    pub reason: String,
+    /// Frames dropped for it.
+    pub frames: u64,
+    /// What happened, in one sentence.
+    pub sentence: String,
+    /// What to check next.
+    pub next_step: String,
+}
+
+/// Protocol of an imagined packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TraceProtocol {
+    /// A SYN.
+    #[default]
+    Tcp,
+    /// A datagram.
+    Udp,
+    /// An INIT.
+    Sctp,
+    /// An echo request.
+    Icmp,
+}
+
+impl TraceProtocol {
+    /// As written on the command line.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            TraceProtocol::Tcp => "tcp",
+            TraceProtocol::Udp => "udp",
+            TraceProtocol::Sctp => "sctp",
+            TraceProtocol::Icmp => "icmp",
+        }
+    }
+}
+
+/// What `trace` asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceRequest {
+    /// Kubernetes namespace of the sending pod.
+    pub from_namespace: String,
+    /// Name of the sending pod.
+    pub from_pod: String,
+    /// Destination address.
+    pub to_address: std::net::IpAddr,
+    /// Destination port; 0 for ICMP.
+    pub to_port: u16,
+    /// Protocol.
+    pub protocol: TraceProtocol,
+}
+
+/// What would happen to the packet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TraceReport {
+    /// Generation of the tables it was decided by.
+    pub generation: u64,
+    /// The packet, in one line.
+    pub packet: String,
+    /// Every stage it passed, in order.
+    pub steps: Vec<TraceStep>,
+    /// The end: `forward to default/web-0`, `drop no_route`.
+    pub verdict: String,
+    /// The reason, if it would be dropped.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub drop: Option<TraceDrop>,
+}
+
+/// One stage's say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TraceStep {
+    /// The stage, named as its file in `slow_path/`.
+    pub stage: String,
+    /// What it decided and why.
+    pub decision: String,
+    /// The object it went by; empty if none.
+    pub object: String,
+}
+
+/// Why a traced packet would be dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceDrop {
+    /// The reason's stable name.
+    pub reason: String,
+    /// What happened, in one sentence.
+    pub sentence: String,
+    /// What to check next.
+    pub next_step: String,
+}
+
+/// The body of an answer with another status than 200, outside of `/v1/cni`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// What was wrong, in a sentence.
+    pub message: String,
+}

@@ -1,0 +1,261 @@
+//! The documents of the API as text for people: pure functions, full words, units that suit the size.
+
+use std::fmt::Write as _;
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, CellAlignment};
+
+use crate::api::model::{
+    DropReport, FlowsReport, NeighbourReport, PortReport, Problem, QueueReport, RouteReport, RouteTargetReport,
+    StatusReport, TraceReport, WorkerReport,
+};
+
+/// `show ports`.
+pub(super) fn ports(list: &[PortReport]) -> String {
+    let heads = ["Port", "Name", "Role", "Kind", "Queues", "Addresses", "MTU", "Received", "Sent", "Dropped"];
+    let rows = list.iter().map(|port| {
+        vec![
+            right(port.index.to_string()),
+            left(&port.name),
+            left(port.segment.as_ref().map_or(port.role.clone(), |segment| format!("{} in {segment}", port.role))),
+            left(&port.kind),
+            left(queues(&port.queues)),
+            left(port.addresses.join("\n")),
+            right(port.mtu_bytes.to_string()),
+            right(format!("{}\n{}", count(port.received_frames, "frame"), bytes(port.received_bytes))),
+            right(format!("{}\n{}", count(port.sent_frames, "frame"), bytes(port.sent_bytes))),
+            right(number(port.dropped_frames)),
+        ]
+    });
+    render(&heads, rows, "No port is attached.")
+}
+
+fn queues(list: &[QueueReport]) -> String {
+    let line = |queue: &QueueReport| {
+        let lost = queue.kernel_dropped_frames;
+        let lost = if lost == 0 { String::new() } else { format!(", kernel dropped {}", number(lost)) };
+        format!("worker {}: {}{lost}", queue.worker, queue.mode)
+    };
+    list.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// `show workers`.
+pub(super) fn workers(list: &[WorkerReport]) -> String {
+    let heads =
+        ["Worker", "CPU", "Awake", "Flows", "Flow cache hits", "Misses", "Hit ratio", "Held", "Free frames", "Tables"];
+    let rows = list.iter().map(|worker| {
+        let awake = worker.uptime_nanoseconds.saturating_sub(worker.slept_nanoseconds);
+        let packets = worker.flow_cache_hits.saturating_add(worker.flow_cache_misses);
+        vec![
+            right(worker.worker.to_string()),
+            right(worker.cpu.map_or("any".into(), |cpu| cpu.to_string())),
+            right(percent(awake, worker.uptime_nanoseconds)),
+            right(number(worker.flows)),
+            right(number(worker.flow_cache_hits)),
+            right(number(worker.flow_cache_misses)),
+            right(percent(worker.flow_cache_hits, packets)),
+            right(number(worker.held_frames)),
+            right(number(worker.free_frames)),
+            right(format!("generation {}", worker.generation)),
+        ]
+    });
+    render(&heads, rows, "No worker runs.")
+}
+
+/// `show routes`.
+pub(super) fn routes(list: &[RouteReport]) -> String {
+    let rows = list.iter().map(|route| {
+        let target = match &route.target {
+            RouteTargetReport::Port { port, mac } => format!("port {port}, MAC {mac}"),
+            RouteTargetReport::Tunnel { peer, mac } => format!("tunnel to {peer}, MAC {mac}"),
+            RouteTargetReport::Unreachable => "unreachable".into(),
+        };
+        vec![left(&route.segment), left(&route.prefix), left(target), left(&route.object)]
+    });
+    render(&["Segment", "Prefix", "Target", "Object"], rows, "There is no route.")
+}
+
+/// `show neighbours`.
+pub(super) fn neighbours(list: &[NeighbourReport]) -> String {
+    let rows = list.iter().map(|neighbour| {
+        vec![
+            left(&neighbour.interface),
+            left(&neighbour.address),
+            left(neighbour.mac.as_deref().unwrap_or("unresolved")),
+            left(&neighbour.state),
+            left(neighbour.nodes.join(", ")),
+        ]
+    });
+    render(&["Interface", "Address", "MAC", "State", "Nodes"], rows, "No other node is known.")
+}
+
+/// `show flows`.
+pub(super) fn flows(report: &FlowsReport) -> String {
+    let heads =
+        ["Worker", "Segment", "Protocol", "Source", "Destination", "From port", "Verdict", "Packets", "Bytes", "Idle"];
+    let rows = report.flows.iter().map(|flow| {
+        let verdict =
+            if flow.egress.is_empty() { flow.verdict.clone() } else { format!("{} to {}", flow.verdict, flow.egress) };
+        vec![
+            right(flow.worker.to_string()),
+            left(&flow.segment),
+            left(&flow.protocol),
+            left(endpoint(&flow.source, flow.source_port)),
+            left(endpoint(&flow.destination, flow.destination_port)),
+            left(&flow.ingress),
+            left(verdict),
+            right(number(flow.packets)),
+            right(bytes(flow.bytes)),
+            right(duration(flow.idle_milliseconds)),
+        ]
+    });
+    let mut text = render(&heads, rows, "No flow is cached.");
+    let shown = report.flows.len() as u64;
+    if shown < report.total {
+        let _ = writeln!(text, "{} of {} flows shown; --limit shows more.", number(shown), number(report.total));
+    }
+    text
+}
+
+/// `show drops`.
+pub(super) fn drops(list: &[DropReport]) -> String {
+    let heads = ["Reason", "Frames", "What happened, and what to check next"];
+    let rows = list.iter().map(|drop| {
+        let words = format!("{}\n{}", drop.sentence, drop.next_step);
+        vec![left(&drop.reason), right(number(drop.frames)), left(words)]
+    });
+    render(&heads, rows, "Nothing was dropped.")
+}
+
+/// `show status`.
+pub(super) fn status(report: &StatusReport) -> String {
+    let tables = match report.generation {
+        0 => "none published yet".into(),
+        generation => format!(
+            "generation {generation}, published {} ago",
+            duration(report.tables_age_seconds.saturating_mul(1000))
+        ),
+    };
+    let mut text = String::new();
+    for (name, value) in [
+        ("Node", report.node.clone()),
+        ("Version", report.version.clone()),
+        ("Running for", duration(report.uptime_seconds.saturating_mul(1000))),
+        ("Tables", tables),
+        ("Workers", report.workers.to_string()),
+        ("Ports", report.ports.to_string()),
+        ("Pods", report.pods.to_string()),
+        ("Frames unaccounted for", report.unaccounted_frames.to_string()),
+        ("Problems", if report.problems.is_empty() { "none".into() } else { report.problems.len().to_string() }),
+    ] {
+        let _ = writeln!(text, "{:<24}{value}", format!("{name}:"));
+    }
+    for problem in &report.problems {
+        let _ = writeln!(text, "  {}", problem_line(problem));
+    }
+    text
+}
+
+/// `file:line: object: message`, without what is not known.
+fn problem_line(problem: &Problem) -> String {
+    let place = match (problem.file.is_empty(), problem.line) {
+        (true, _) => String::new(),
+        (false, Some(line)) => format!("{}:{line}: ", problem.file),
+        (false, None) => format!("{}: ", problem.file),
+    };
+    let object = problem.object.as_ref().map_or(String::new(), |object| format!("{object}: "));
+    format!("{place}{object}{}", problem.message)
+}
+
+/// `trace`.
+pub(super) fn trace(report: &TraceReport) -> String {
+    let mut text = format!("{}\ntables of generation {}\n", report.packet, report.generation);
+    let rows = report.steps.iter().map(|step| vec![left(&step.stage), left(&step.decision), left(&step.object)]);
+    text += &render(&["Stage", "Decision", "Object"], rows, "No stage was reached.");
+    let _ = writeln!(text, "=> {}", report.verdict);
+    if let Some(drop) = &report.drop {
+        let _ = writeln!(text, "   {}\n   Next: {}", drop.sentence, drop.next_step);
+    }
+    text
+}
+
+fn render(heads: &[&str], rows: impl Iterator<Item = Vec<Cell>>, nothing: &str) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(heads.to_vec());
+    let mut empty = true;
+    for row in rows {
+        table.add_row(row);
+        empty = false;
+    }
+    if empty {
+        return format!("{nothing}\n");
+    }
+    // Cells are padded on both sides; at the ends of a line the blanks only spoil comparison.
+    table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n").collect()
+}
+
+fn left(text: impl ToString) -> Cell {
+    Cell::new(text.to_string())
+}
+
+fn right(text: impl ToString) -> Cell {
+    Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
+}
+
+fn endpoint(address: &str, port: u16) -> String {
+    match (port, address.contains(':')) {
+        (0, _) => address.into(),
+        (_, true) => format!("[{address}]:{port}"),
+        (_, false) => format!("{address}:{port}"),
+    }
+}
+
+fn count(amount: u64, noun: &str) -> String {
+    format!("{} {noun}{}", number(amount), if amount == 1 { "" } else { "s" })
+}
+
+/// With a comma between thousands.
+fn number(amount: u64) -> String {
+    let digits = amount.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn bytes(amount: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut value = amount as f64;
+    let mut unit = "B";
+    for larger in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" { format!("{amount} B") } else { format!("{value:.1} {unit}") }
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "-".into() } else { format!("{:.1} %", part as f64 * 100.0 / whole as f64) }
+}
+
+fn duration(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match seconds {
+        0 => format!("{milliseconds} ms"),
+        1..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,409 @@
+//! The agent's configuration: one TOML file, documented here once and checked into types that cannot be wrong.
+//!
+//! [`Configuration`] has no public constructor but [`load`](Configuration::load) and
+//! [`parse`](Configuration::parse); an error names the file and the field. The commented default file that
+//! `millrace agent --print-default` prints is made from the very fields below, so it cannot fall behind. What
+//! concerns the cluster (nodes, pools, networks) is not here: those are objects.
+
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use millrace_engine::limits;
+use millrace_engine::tables::Vni;
+use serde::{Deserialize, Serialize};
+
+/// Where the file is, unless `--config` says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/millrace/agent.toml";
+
+/// Longest path of a unix socket, without the final NUL (`sockaddr_un` in include/uapi/linux/un.h).
+const SOCKET_PATH_BYTES: usize = 107;
+
+/// Most frames and entries accepted for one worker: 2 GiB of head frames.
+const LARGEST_COUNT: usize = 1 << 20;
+
+/// Makes a table of the file: the struct that serde reads, its defaults, and its text with comments.
+macro_rules! table {
+    (
+        $(#[doc = $about:literal])+
+        $table:ident { $($(#[doc = $doc:literal])+ $field:ident: $type:ty = $default:expr;)+ }
+        sections { $($section:ident: $section_type:ident;)* }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct $table {
+            $($(#[doc = $doc])+ $field: $type,)+
+            $($section: $section_type,)*
+        }
+
+        impl Default for $table {
+            fn default() -> Self {
+                Self { $($field: $default,)+ $($section: $section_type::default(),)* }
+            }
+        }
+
+        impl $table {
+            const ABOUT: &str = concat!($($about, "\n",)+);
+
+            /// Each field with its comment, then each section.
+            fn write_to(&self, text: &mut String) {
+                write_comment(text, Self::ABOUT);
+                $(write_field(text, concat!($($doc, "\n",)+), stringify!($field), &self.$field);)+
+                $(
+                    text.push_str(concat!("\n[", stringify!($section), "]\n"));
+                    self.$section.write_to(text);
+                )*
+            }
+        }
+    };
+}
+
+table! {
+    /// Configuration of the Millrace node agent. All fields may be left out; the values below are the defaults.
+    File {
+        /// Name of this node, as its Node object is called. Empty: the host's name.
+        node: String = String::new();
+        /// Directory of YAML files with the objects of the cluster. It is watched; changes apply at once.
+        objects_directory: PathBuf = "/etc/millrace/objects".into();
+        /// Directory for what the agent must remember over a restart: attachments, claimed address blocks.
+        state_directory: PathBuf = "/var/lib/millrace".into();
+        /// Unix socket of the local API, for `millrace` and `millrace-cni`. Only root may open it.
+        socket: PathBuf = millrace_cni::configuration::DEFAULT_SOCKET.into();
+        /// Worker threads, at most 16. 0: as many as `worker_cpus` names, or else one for every two CPUs, at most 4.
+        workers: usize = 0;
+        /// CPUs the workers are pinned to, one for each worker. Empty: the first CPUs the agent may run on.
+        worker_cpus: Vec<usize> = Vec::new();
+        /// Whether workers poll without ever sleeping: the first packet after a pause is faster by tens of
+        /// microseconds, and each worker costs a whole CPU at all times.
+        busy_poll: bool = false;
+    }
+    sections {
+        frame_memory: FrameMemory;
+        flow_cache: FlowCache;
+        tunnel: Tunnel;
+    }
+}
+
+table! {
+    /// Packet memory of each worker.
+    FrameMemory {
+        /// Frames of 2 KiB for packet heads. Raise it when `frames_exhausted` is counted.
+        head_frames: usize = limits::HEAD_FRAMES;
+        /// Buffers of 64 KiB for what follows the head of a large TCP unit.
+        big_buffers: usize = limits::BIG_BUFFERS;
+    }
+    sections {}
+}
+
+table! {
+    /// Flow cache of each worker; a power of two each.
+    FlowCache {
+        /// IPv4 flows; 134 bytes each.
+        ipv4_entries: usize = limits::FLOWS_IPV4;
+        /// IPv6 flows; 198 bytes each.
+        ipv6_entries: usize = limits::FLOWS_IPV6;
+    }
+    sections {}
+}
+
+table! {
+    /// The VXLAN overlay between nodes; all nodes must agree.
+    Tunnel {
+        /// VNI of the pod network, below 2^24.
+        vni: u32 = 1;
+        /// UDP port of VXLAN. 8472 is what Linux and flannel use by default, 4789 is the registered one.
+        port: u16 = 8472;
+    }
+    sections {}
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Configuration {
+    file: File,
+    workers: NonZeroUsize,
+    vni: Vni,
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    /// The file cannot be read.
+    #[error("could not read the configuration {}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a field that does not exist or of another type; the source names the line.
+    #[error("the configuration {} cannot be understood", file.display())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A field has a value it may not have.
+    #[error("the configuration {} has a wrong value: {field} = {value}: {reason}", file.display())]
+    Value {
+        /// The file.
+        file: PathBuf,
+        /// The field, with its section.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// Why that is wrong.
+        reason: &'static str,
+    },
+}
+
+impl Configuration {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// When it cannot be read or is wrong; the error names the file and the field.
+    pub fn load(file: &Path) -> Result<Configuration, ConfigurationError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigurationError::Read { file: file.to_owned(), source })?;
+        Self::parse(file, &text)
+    }
+
+    /// Checks a text; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// When it is wrong; the error names the field.
+    pub fn parse(file: &Path, text: &str) -> Result<Configuration, ConfigurationError> {
+        let parsed: File = toml::from_str(text)
+            .map_err(|source| ConfigurationError::Syntax { file: file.to_owned(), source: Box::new(source) })?;
+        check(&parsed).map_err(|Wrong { field, value, reason }| ConfigurationError::Value {
+            file: file.to_owned(),
+            field,
+            value,
+            reason,
+        })?;
+        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let workers = NonZeroUsize::new(parsed.workers)
+            .or_else(|| NonZeroUsize::new(parsed.worker_cpus.len()))
+            .or_else(|| NonZeroUsize::new(cpus.div_ceil(2).clamp(1, 4)))
+            .unwrap_or(NonZeroUsize::MIN);
+        let vni = Vni::new(parsed.tunnel.vni).ok_or_else(|| ConfigurationError::Value {
+            file: file.to_owned(),
+            field: "tunnel.vni",
+            value: parsed.tunnel.vni.to_string(),
+            reason: "a VNI has 24 bits",
+        })?;
+        Ok(Configuration { file: parsed, workers, vni })
+    }
+
+    /// The default file with comments.
+    #[must_use]
+    pub fn default_text() -> String {
+        let mut text = String::new();
+        File::default().write_to(&mut text);
+        text
+    }
+
+    /// Name of this node; `None` means the host's name.
+    #[must_use]
+    pub fn node(&self) -> Option<&str> {
+        Some(self.file.node.as_str()).filter(|name| !name.is_empty())
+    }
+
+    /// Directory of the objects.
+    #[must_use]
+    pub fn objects_directory(&self) -> &Path {
+        &self.file.objects_directory
+    }
+
+    /// Directory for what outlives a restart.
+    #[must_use]
+    pub fn state_directory(&self) -> &Path {
+        &self.file.state_directory
+    }
+
+    /// The API's socket.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.file.socket
+    }
+
+    /// How many workers, at most `limits::WORKERS`.
+    #[must_use]
+    pub fn workers(&self) -> NonZeroUsize {
+        self.workers
+    }
+
+    /// One CPU for each worker; empty means the first the agent may run on.
+    #[must_use]
+    pub fn worker_cpus(&self) -> &[usize] {
+        &self.file.worker_cpus
+    }
+
+    /// Whether workers never sleep.
+    #[must_use]
+    pub fn busy_poll(&self) -> bool {
+        self.file.busy_poll
+    }
+
+    /// Head frames of each worker.
+    #[must_use]
+    pub fn head_frames(&self) -> usize {
+        self.file.frame_memory.head_frames
+    }
+
+    /// Big buffers of each worker.
+    #[must_use]
+    pub fn big_buffers(&self) -> usize {
+        self.file.frame_memory.big_buffers
+    }
+
+    /// IPv4 entries of each worker's flow cache, a power of two.
+    #[must_use]
+    pub fn flows_ipv4(&self) -> usize {
+        self.file.flow_cache.ipv4_entries
+    }
+
+    /// IPv6 entries of each worker's flow cache, a power of two.
+    #[must_use]
+    pub fn flows_ipv6(&self) -> usize {
+        self.file.flow_cache.ipv6_entries
+    }
+
+    /// VNI of the pod network.
+    #[must_use]
+    pub fn vni(&self) -> Vni {
+        self.vni
+    }
+
+    /// UDP port of VXLAN, never 0.
+    #[must_use]
+    pub fn vxlan_port(&self) -> u16 {
+        self.file.tunnel.port
+    }
+}
+
+/// A field whose value may not be.
+struct Wrong {
+    field: &'static str,
+    value: String,
+    reason: &'static str,
+}
+
+fn check(file: &File) -> Result<(), Wrong> {
+    let dns_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
+    let node = file.node.as_bytes();
+    require(node.len() <= 253 && node.iter().copied().all(dns_byte), "node", &file.node, "it is no DNS name")?;
+    let directories = [("objects_directory", &file.objects_directory), ("state_directory", &file.state_directory)];
+    for (field, path) in directories.into_iter().chain([("socket", &file.socket)]) {
+        let shown = path.to_string_lossy();
+        require(path.is_absolute() && !shown.contains('\0'), field, shown, "it must be an absolute path")?;
+    }
+    let socket = file.socket.to_string_lossy();
+    require(socket.len() <= SOCKET_PATH_BYTES, "socket", &socket, "a socket's path has at most 107 bytes")?;
+    require(file.workers <= limits::WORKERS, "workers", file.workers, "there are at most 16")?;
+    check_cpus(file)?;
+    for (field, count, least) in [
+        ("frame_memory.head_frames", file.frame_memory.head_frames, 1024),
+        ("frame_memory.big_buffers", file.frame_memory.big_buffers, 16),
+        ("flow_cache.ipv4_entries", file.flow_cache.ipv4_entries, 1024),
+        ("flow_cache.ipv6_entries", file.flow_cache.ipv6_entries, 1024),
+    ] {
+        require(count >= least, field, count, "it is too small: at least 1024, for big_buffers 16")?;
+        require(count <= LARGEST_COUNT, field, count, "it is larger than 1048576")?;
+        require(!field.starts_with("flow_cache") || count.is_power_of_two(), field, count, "it is no power of two")?;
+    }
+    require(file.tunnel.port != 0, "tunnel.port", 0, "port 0 does not exist")
+}
+
+fn check_cpus(file: &File) -> Result<(), Wrong> {
+    let cpus = &file.worker_cpus;
+    let shown = format!("{cpus:?}");
+    let fits = cpus.is_empty() || file.workers == 0 || cpus.len() == file.workers;
+    require(fits, "worker_cpus", &shown, "it must name one CPU for each worker, or none")?;
+    require(cpus.len() <= limits::WORKERS, "worker_cpus", &shown, "there are at most 16 workers")?;
+    let distinct = cpus.iter().enumerate().all(|(at, cpu)| !cpus.iter().take(at).any(|earlier| earlier == cpu));
+    require(distinct, "worker_cpus", &shown, "a CPU is named twice")
+}
+
+fn require(holds: bool, field: &'static str, value: impl ToString, reason: &'static str) -> Result<(), Wrong> {
+    if holds { Ok(()) } else { Err(Wrong { field, value: value.to_string(), reason }) }
+}
+
+fn write_comment(text: &mut String, comment: &str) {
+    for line in comment.lines() {
+        // Doc comments keep the blank after the slashes.
+        let _ = writeln!(text, "#{line}");
+    }
+}
+
+fn write_field(text: &mut String, comment: &str, name: &str, value: &impl Serialize) {
+    text.push('\n');
+    write_comment(text, comment);
+    let value = toml::Value::try_from(value).map_or_else(|error| format!("# {error}"), |value| value.to_string());
+    let _ = writeln!(text, "{name} = {value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Configuration, String> {
+        Configuration::parse(Path::new("agent.toml"), text).map_err(|error| match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        })
+    }
+
+    #[test]
+    fn the_default_file_says_the_defaults_and_explains_each_field() {
+        let text = Configuration::default_text();
+        let printed: File = toml::from_str(&text).expect("the default file parses");
+        assert_eq!(printed, File::default());
+        assert_eq!(parse(&text), parse(""));
+        let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
+        assert_eq!(fields, 13, "{text}");
+        let mut before = "";
+        for line in text.lines() {
+            assert!(
+                !line.contains(" = ") || line.starts_with('#') || before.starts_with("# "),
+                "no comment over {line}"
+            );
+            before = line;
+        }
+    }
+
+    #[test]
+    fn errors_name_file_and_field() {
+        for (text, field) in [
+            ("nod = 'a'", "nod"),
+            ("node = 'A b'", "node"),
+            ("workers = 'two'", "workers"),
+            ("workers = -1", "workers"),
+            ("workers = 17", "workers"),
+            ("workers = 2\nworker_cpus = [1]", "worker_cpus"),
+            ("worker_cpus = [1, 1]", "worker_cpus"),
+            ("socket = 'agent.sock'", "socket"),
+            ("state_directory = ''", "state_directory"),
+            ("[frame_memory]\nhead_frames = 3", "frame_memory.head_frames"),
+            ("[frame_memory]\nheads = 3", "heads"),
+            ("[flow_cache]\nipv4_entries = 3000", "flow_cache.ipv4_entries"),
+            ("[tunnel]\nvni = 16777216", "tunnel.vni"),
+            ("[tunnel]\nport = 0", "tunnel.port"),
+            ("[tunnels]\nport = 1", "tunnels"),
+        ] {
+            let error = parse(text).expect_err(text);
+            assert!(error.contains("agent.toml") && error.contains(field), "{text}: {error}");
+        }
+        let missing = Configuration::load(Path::new("/nonexistent/agent.toml")).expect_err("no such file");
+        assert!(missing.to_string().contains("/nonexistent/agent.toml"));
+    }
+
+    #[test]
+    fn workers_follow_their_cpus_or_the_machine() {
+        assert_eq!(parse("workers = 3").expect("valid").workers().get(), 3);
+        assert_eq!(parse("worker_cpus = [0, 1]").expect("valid").workers().get(), 2);
+        assert!((1..=4).contains(&parse("").expect("valid").workers().get()));
+    }
+}

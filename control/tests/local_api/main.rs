@@ -1,0 +1,9 @@
+//! The local API over a real unix socket: the plugin, the command line, and clients that misbehave.
+
+#![forbid(unsafe_code)]
+
+mod bounds;
+mod command_line;
+mod plugin;
+mod socket;
+mod test_agent;
