@@ -10,17 +10,25 @@ use crate::cluster::Cidr;
 pub(super) struct OwnBlock {
     cidr: Cidr,
     used: BTreeSet<IpAddr>,
+    /// Whether the observed cluster has had the block as ours; before, it may only not have got there yet.
+    observed: bool,
 }
 
 impl OwnBlock {
     /// A block with all addresses free.
     pub(super) fn new(cidr: Cidr) -> Self {
-        Self { cidr, used: BTreeSet::new() }
+        Self { cidr, used: BTreeSet::new(), observed: false }
     }
 
     /// Its prefix.
     pub(super) fn cidr(&self) -> Cidr {
         self.cidr
+    }
+
+    /// Takes in whether the cluster has this block as ours. False if it had and has no more, or has it as another's.
+    pub(super) fn is_still_ours(&mut self, owned: Option<bool>) -> bool {
+        self.observed |= owned == Some(true);
+        owned.unwrap_or(!self.observed)
     }
 
     /// Addresses in use.

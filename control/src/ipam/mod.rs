@@ -109,6 +109,7 @@ impl AddressAllocator {
         if pools.iter().all(Vec::is_empty) {
             return Err(IpamError::NoPool);
         }
+        self.give_up_lost_blocks(cluster);
         let before = self.addresses_of(holder);
         let mut given = Vec::new();
         for (pools, ipv4) in pools.iter().zip([true, false]).filter(|(pools, _)| !pools.is_empty()) {
@@ -147,6 +148,17 @@ impl AddressAllocator {
     /// Our blocks, each with how many of its addresses are in use and how many there are for pods.
     pub fn blocks(&self) -> impl Iterator<Item = (Cidr, usize, usize)> {
         self.blocks.values().map(|block| (block.cidr(), block.used(), block.capacity()))
+    }
+
+    /// A block whose object was deleted or handed to another node gives no more addresses; those in use stay held.
+    fn give_up_lost_blocks(&mut self, cluster: &Cluster) {
+        let owners: BTreeMap<Cidr, bool> = cluster
+            .blocks
+            .values()
+            .filter(|block| self.blocks.contains_key(&block.cidr))
+            .map(|block| (block.cidr, block.node == self.node))
+            .collect();
+        self.blocks.retain(|cidr, block| block.is_still_ours(owners.get(cidr).copied()));
     }
 
     fn free(&mut self, address: IpAddr) {

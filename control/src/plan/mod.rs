@@ -21,7 +21,9 @@ use millrace_engine::tables::{self, Peer, PodPort, PortRole, Route, SegmentIndex
 pub use local::{AttachedPod, LocalUplink, LocalView, UnderlayPath};
 
 use crate::cluster::{Cluster, NodeName, UplinkRecord};
+use crate::observe::IP_POOL;
 use crate::problem::Problem;
+use crate::store::ObjectKey;
 
 /// The segment of all pods without a network of their own.
 pub const POD_SEGMENT: SegmentIndex = SegmentIndex(0);
@@ -96,6 +98,7 @@ pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
     let own = cluster.nodes.get(&local.node);
     let ends = tunnels::own_ends(own, local, &mut problems);
     let reach = tunnels::reach(cluster, &local.node, &ends, &mut problems);
+    overlapping_pools(cluster, &mut problems);
     let ports = ports(local, &mut problems);
     let segment = SegmentPlan {
         name: "pods".into(),
@@ -123,6 +126,17 @@ pub fn wanted_uplinks<'a>(cluster: &'a Cluster, node: &'a NodeName) -> impl Iter
 pub fn underlay_destinations(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr> {
     let ends = tunnels::own_ends(cluster.nodes.get(&local.node), local, &mut Vec::new());
     tunnels::reach(cluster, &local.node, &ends, &mut Vec::new()).destinations()
+}
+
+/// Few pools, so each is held against each.
+fn overlapping_pools(cluster: &Cluster, problems: &mut Vec<Problem>) {
+    let pools: Vec<_> = cluster.pools.values().collect();
+    for (at, pool) in pools.iter().enumerate() {
+        for first in pools[..at].iter().filter(|first| first.cidr().overlaps(pool.cidr())) {
+            let message = format!("{} overlaps {} of pool {}", pool.cidr(), first.cidr(), first.name());
+            problems.push(Problem::new(message).of(&ObjectKey::cluster_scoped(IP_POOL, pool.name().as_str())));
+        }
+    }
 }
 
 fn ports(local: &LocalView, problems: &mut Vec<Problem>) -> BTreeMap<PortIndex, tables::Port> {

@@ -141,6 +141,29 @@ fn a_block_object_that_cannot_be_read_is_neither_ours_nor_free() {
 }
 
 #[test]
+fn a_block_that_was_taken_away_gives_no_more_addresses() {
+    let directory = TestDirectory::new();
+    let store = directory.store();
+    let pool_text = pool("four", "10.1.0.0/24");
+    let mut allocator = AddressAllocator::new(node_name("a"));
+    let first = allocator.allocate(&store, &cluster(&pool_text), "x").expect("address")[0];
+    let claimed = store.list(&IP_BLOCK).expect("list").remove(0);
+    let prefix = claimed.to_json()["spec"]["cidr"].as_str().expect("cidr").to_owned();
+    // The cluster has not heard of the claim yet, then it has: the block stays in use.
+    let known = cluster(&(pool_text.clone() + &block(&claimed.key.name, &prefix, "four", "a")));
+    let second = allocator.allocate(&store, &known, "y").expect("address")[0];
+    assert_eq!(allocator.blocks().count(), 1);
+    // Somebody deletes the object: another block is claimed, what is in use stays held.
+    store.delete(&claimed.key, &claimed.resource_version).expect("delete");
+    let taken = block(&claimed.key.name, &prefix, "four", "b");
+    directory.write("taken.yaml", &taken);
+    let third = allocator.allocate(&store, &cluster(&(pool_text + &taken)), "z").expect("address")[0];
+    let lost: ipnet::IpNet = prefix.parse().expect("prefix");
+    assert!(lost.contains(&first) && lost.contains(&second) && !lost.contains(&third), "{prefix} {third}");
+    assert_eq!(allocator.addresses_of("x"), [first]);
+}
+
+#[test]
 fn without_a_pool_there_are_no_addresses() {
     let directory = TestDirectory::new();
     let mut allocator = AddressAllocator::new(node_name("a"));

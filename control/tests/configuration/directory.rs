@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use millrace_control::observe::{IP_BLOCK, IP_POOL};
+use millrace_control::observe::{IP_BLOCK, IP_POOL, KINDS};
 use millrace_control::store::{DirectoryStore, ObjectKey, ObjectStore, StoreError};
 use proptest::prelude::*;
 use serde_json::json;
@@ -41,7 +41,7 @@ fn a_change_is_seen_soon() {
     let start = Instant::now();
     directory.write("a.yaml", &node("a", &[]));
     watch.events.recv_timeout(Duration::from_secs(5)).expect("event");
-    // Quiet time is 30 ms here; the rescan that would find it anyway comes after 20 s.
+    // Quiet time is 50 ms here; the rescan that would find it anyway comes after 20 s.
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
@@ -49,7 +49,7 @@ fn a_change_is_seen_soon() {
 fn an_editor_that_renames_is_one_change() {
     let directory = TestDirectory::new();
     directory.write("a.yaml", &node("a", &["192.0.2.1"]));
-    let watch = directory.watch();
+    let watch = directory.store_with(Duration::from_millis(200)).watch(&KINDS).expect("watch");
     lines(&watch);
     // The way of vim: a backup, a new file under the old name, the backup removed.
     std::fs::rename(directory.path().join("a.yaml"), directory.path().join("a.yaml~")).expect("rename");
@@ -134,7 +134,7 @@ fn a_directory_that_is_away_is_a_problem_and_no_deletion() {
         rescan: Duration::from_millis(50),
     };
     let store = DirectoryStore::with_options(directory.path(), options).expect("open");
-    let watch = store.watch(&millrace_control::observe::KINDS).expect("watch");
+    let watch = store.watch(&KINDS).expect("watch");
     lines(&watch);
     let away = directory.path().with_extension("away");
     std::fs::rename(directory.path(), &away).expect("rename");
@@ -183,6 +183,16 @@ fn writes_are_compare_and_swap() {
     let left: Vec<_> =
         std::fs::read_dir(directory.path()).expect("list").flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left, [".millrace.lock"]);
+}
+
+#[test]
+fn what_a_writer_that_died_left_behind_is_removed() {
+    let directory = TestDirectory::new();
+    directory.write(".millrace.temporary.1.0", "half an object");
+    let store = directory.store();
+    assert_eq!(store.list(&IP_BLOCK).expect("list"), []);
+    store.create(&counter("x", 1)).expect("create");
+    assert!(!directory.path().join(".millrace.temporary.1.0").exists());
 }
 
 #[test]

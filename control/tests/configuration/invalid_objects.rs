@@ -1,9 +1,10 @@
 //! Every kind of fault, with the words a person gets: file, line, object, field, what is wrong.
 
 use millrace_control::observe::{KINDS, Observed};
-use millrace_control::store::{ObjectStore, Watch};
+use millrace_control::store::{ObjectKey, ObjectStore, Watch};
+use proptest::prelude::*;
 
-use crate::support::{TestDirectory, follow, observe};
+use crate::support::{TestDirectory, follow, node, observe};
 
 /// Objects and the one problem that must come of them.
 const FAULTS: &[(&str, &str)] = &[
@@ -141,6 +142,33 @@ fn many_comments_are_no_fault() {
 fn objects_of_other_kinds_are_passed_over() {
     let observed = observe("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n");
     assert_eq!(observed.problems(), []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// Whatever a file holds, each object in it is read or is a problem, and nothing panics.
+    #[test]
+    fn damaged_files_do_no_harm(
+        which in 0..FAULTS.len(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = format!("{}---\n{}", FAULTS[which].0, node("good", &["192.0.2.1"])).into_bytes();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes.truncate(cut.index(bytes.len() + 1));
+        let directory = TestDirectory::new();
+        std::fs::write(directory.path().join("damaged.yaml"), &bytes).expect("write");
+        directory.write("whole.yaml", &node("whole", &["192.0.2.2"]));
+        let store = directory.store();
+        for object in KINDS.iter().flat_map(|kind| store.list(kind).expect("list")) {
+            prop_assert_eq!(millrace_control::observe::read(&object).is_ok_and(|record| record.is_none()), false);
+        }
+        let whole = ObjectKey::cluster_scoped(KINDS[0].clone(), "whole");
+        prop_assert!(store.get(&whole).expect("get").is_some());
+    }
 }
 
 fn watched(directory: &TestDirectory) -> (Watch, Observed) {

@@ -140,6 +140,7 @@ fn contradictions_are_told_and_the_first_counts() {
             + &node("c", &["192.0.2.2"])
             + &node("d", &["192.0.2.1"])
             + &pool("four", "10.1.0.0/16")
+            + &pool("half", "10.1.128.0/17")
             + &block("one", "10.1.0.0/26", "four", "b")
             + &block("two", "10.1.0.0/26", "four", "c")
             + &block("wide", "10.1.4.0/24", "four", "b")
@@ -155,6 +156,7 @@ fn contradictions_are_told_and_the_first_counts() {
             "IpBlock far: its node gone does not exist",
             "IpBlock inner: 10.1.4.64/26 lies inside 10.1.4.0/24 of block wide",
             "IpBlock two: 10.1.0.0/26 belongs to block one of node b already",
+            "IpPool half: 10.1.128.0/17 overlaps 10.1.0.0/16 of pool four",
             "Node c: has the address 192.0.2.2 of node b",
             "Node d: has the address 192.0.2.1 of node a",
             "Pod default/web-copy: 10.1.0.7/32 belongs to pod default/web already",

@@ -39,7 +39,12 @@ impl TestDirectory {
     }
 
     pub(crate) fn store(&self) -> DirectoryStore {
-        let options = DirectoryOptions { quiet: Duration::from_millis(30), rescan: Duration::from_secs(20) };
+        self.store_with(Duration::from_millis(50))
+    }
+
+    /// A store that waits so long for files to be quiet.
+    pub(crate) fn store_with(&self, quiet: Duration) -> DirectoryStore {
+        let options = DirectoryOptions { quiet, rescan: Duration::from_secs(20) };
         DirectoryStore::with_options(&self.0, options).expect("open")
     }
 
@@ -59,7 +64,7 @@ pub(crate) fn follow(watch: &Watch, observed: &mut Observed) {
     let mut wait = Duration::from_secs(5);
     while let Ok(event) = watch.events.recv_timeout(wait) {
         observed.take(event);
-        wait = Duration::from_millis(120);
+        wait = Duration::from_millis(300);
     }
 }
 
@@ -75,7 +80,7 @@ pub(crate) fn lines(watch: &Watch) -> Vec<String> {
             Event::Problems(problems) if problems.is_empty() => "no problems".to_owned(),
             Event::Problems(problems) => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
         });
-        wait = Duration::from_millis(120);
+        wait = Duration::from_millis(300);
     }
     lines
 }

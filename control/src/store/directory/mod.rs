@@ -16,12 +16,12 @@ mod watch;
 mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use super::{FieldError, Kind, Located, Object, ObjectKey, ObjectStore, StoreError, Watch};
 use scan::{Cache, Scan};
-use write::{DirectoryLock, create_file, remove_file, replace_file};
+use write::{DirectoryLock, create_file, remove_abandoned, remove_file, replace_file};
 
 /// How the store follows its directory.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +49,8 @@ struct Shared {
     path: PathBuf,
     options: DirectoryOptions,
     cache: Mutex<Cache>,
+    /// Done before the first write: files that writers who died left behind are removed.
+    swept: Once,
 }
 
 impl Shared {
@@ -69,7 +71,7 @@ impl DirectoryStore {
     /// Opens an existing directory, followed as `options` say.
     pub fn with_options(path: impl Into<PathBuf>, options: DirectoryOptions) -> Result<Self, StoreError> {
         let path = path.into();
-        let shared = Shared { path, options, cache: Mutex::default() };
+        let shared = Shared { path, options, cache: Mutex::default(), swept: Once::new() };
         shared.scan()?;
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -81,7 +83,9 @@ impl DirectoryStore {
     }
 
     fn lock(&self) -> Result<DirectoryLock, StoreError> {
-        DirectoryLock::acquire(&self.shared.path)
+        let lock = DirectoryLock::acquire(&self.shared.path)?;
+        self.shared.swept.call_once(|| remove_abandoned(&self.shared.path));
+        Ok(lock)
     }
 
     /// The object to change, if its version is the expected one and its file is ours alone.

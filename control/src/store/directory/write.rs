@@ -17,6 +17,9 @@ use crate::store::{ObjectKey, StoreError};
 /// Longest wait for the lock; a writer holds it for the time of one scan and one write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// What names of temporary files begin with, process and number behind it.
+const TEMPORARY: &str = ".millrace.temporary.";
+
 /// Distinguishes temporary files of one process.
 static SEQUENCE: AtomicU64 = AtomicU64::new(0);
 
@@ -80,9 +83,16 @@ pub(super) fn remove_file(directory: &Path, key: &ObjectKey) -> Result<(), Store
     sync_directory(directory)
 }
 
+/// Removes what writers that died left behind. Called by the holder of the lock: nobody else is writing.
+pub(super) fn remove_abandoned(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let abandoned = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY));
+    abandoned.for_each(|entry| remove_quietly(&entry.path()));
+}
+
 fn write_temporary(directory: &Path, text: &str) -> Result<PathBuf, StoreError> {
     let number = SEQUENCE.fetch_add(1, Ordering::Relaxed);
-    let path = directory.join(format!(".millrace.{}.{number}.temporary", std::process::id()));
+    let path = directory.join(format!("{TEMPORARY}{}.{number}", std::process::id()));
     let write = || {
         // A process of this number may have died and left its file behind.
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
@@ -101,7 +111,7 @@ fn sync_directory(directory: &Path) -> Result<(), StoreError> {
     synced.map_err(|source| StoreError::Io { action: "sync", path: directory.to_owned(), source })
 }
 
-/// For a temporary file after a failure that is reported already.
+/// For temporary files: what remains is removed by the next writer.
 fn remove_quietly(path: &Path) {
     drop(std::fs::remove_file(path));
 }
