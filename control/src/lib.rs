@@ -2,18 +2,16 @@
 //!
 //! Objects come in from a [`store`], are read by [`observe`] into the plain types of [`cluster`], [`plan`] says what
 //! this node needs, [`compile`] turns that into the engine's tables and [`publish`] puts them into force.
-//! [`reconcile`] runs the path; each step is a function of the present state, never of how it came about. [`agent`]
-//! puts it all together on a node.
+//! [`reconcile`] runs the path; each step is a function of the present state, never of how it came about.
+
 #![forbid(unsafe_code)]
 
-pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod cni_server;
 pub mod compile;
 pub mod configuration;
-pub mod demo;
 pub mod ipam;
 pub mod kernel;
 pub mod observe;
