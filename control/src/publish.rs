@@ -6,15 +6,50 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use millrace_engine::tables::{ChangeSet, Publisher, Snapshot, Subscription};
+use millrace_engine::tables::{ChangeSet, Publisher, Snapshot};
 
 use crate::compile::{CompileError, compile};
 use crate::plan::NodePlan;
 
+/// Where tables are put into force: a [`Publisher`] alone, or a whole switch.
+pub trait Tables: Send {
+    /// The tables in force.
+    fn current(&self) -> Arc<Snapshot>;
+    /// Puts tables into force as the next generation and says what they change.
+    fn publish(&mut self, snapshot: Snapshot) -> ChangeSet;
+    /// Frees tables that no worker uses any more.
+    fn collect(&mut self);
+    /// The lowest generation a worker uses.
+    fn generation_in_use(&self) -> u64;
+    /// Tables kept because a worker may still read them.
+    fn retired(&self) -> usize;
+}
+
+impl Tables for Publisher {
+    fn current(&self) -> Arc<Snapshot> {
+        Publisher::current(self)
+    }
+
+    fn publish(&mut self, snapshot: Snapshot) -> ChangeSet {
+        Publisher::publish(self, snapshot)
+    }
+
+    fn collect(&mut self) {
+        Publisher::collect(self);
+    }
+
+    fn generation_in_use(&self) -> u64 {
+        Publisher::generation_in_use(self)
+    }
+
+    fn retired(&self) -> usize {
+        Publisher::retired(self)
+    }
+}
+
 /// What is in force, and how it got there.
-#[derive(Debug, Default)]
 pub struct PublishState {
-    publisher: Publisher,
+    publisher: Box<dyn Tables>,
     plan: Option<Arc<NodePlan>>,
     published_at: Option<Instant>,
     last_error: Option<CompileError>,
@@ -35,10 +70,23 @@ pub struct PublishStatus {
     pub retired: usize,
 }
 
+impl Default for PublishState {
+    fn default() -> Self {
+        Self::to(Box::new(Publisher::new()))
+    }
+}
+
+impl std::fmt::Debug for PublishState {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("PublishState").field("published_at", &self.published_at).finish_non_exhaustive()
+    }
+}
+
 impl PublishState {
-    /// A worker's side.
-    pub fn subscribe(&mut self) -> Subscription {
-        self.publisher.subscribe()
+    /// Publishes to `publisher`; nothing is in force yet.
+    #[must_use]
+    pub fn to(publisher: Box<dyn Tables>) -> Self {
+        Self { publisher, plan: None, published_at: None, last_error: None }
     }
 
     /// Puts `plan` into force. `None` if it is in force already.

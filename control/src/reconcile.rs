@@ -68,6 +68,12 @@ impl Reconciler {
         Self { observed: Observed::default(), local, publish: PublishState::default(), problems: Arc::default() }
     }
 
+    /// As [`Reconciler::new`], putting tables into force at `tables`.
+    #[must_use]
+    pub fn publishing_to(local: LocalView, tables: Box<dyn crate::publish::Tables>) -> Self {
+        Self { publish: PublishState::to(tables), ..Self::new(local) }
+    }
+
     /// Takes an input in; false if it says to stop.
     pub fn take(&mut self, input: Input) -> bool {
         match input {

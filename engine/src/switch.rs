@@ -271,6 +271,12 @@ impl Switch {
         self.publisher.generation_in_use()
     }
 
+    /// Tables kept because a worker may still read them.
+    #[must_use]
+    pub fn retired_tables(&self) -> usize {
+        self.publisher.retired()
+    }
+
     /// What packets have taught.
     #[must_use]
     pub fn state(&self) -> &Arc<State> {

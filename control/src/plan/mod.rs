@@ -65,6 +65,8 @@ pub struct SegmentPlan {
     pub gateway_mac: Mac,
     /// Addresses of the gateway.
     pub gateway_addresses: Vec<IpAddr>,
+    /// This node's own addresses in the segment, at most one of each family: the first of its first block.
+    pub router_addresses: Vec<IpAddr>,
     /// MAC address of this node's tunnel end.
     pub tunnel_mac: Mac,
     /// Routes of both families.
@@ -105,6 +107,7 @@ pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
         vni: Vni::new(POD_VNI).unwrap_or_else(|| unreachable!("the identifier has 24 bits")),
         gateway_mac: GATEWAY_MAC,
         gateway_addresses: GATEWAY_ADDRESSES.to_vec(),
+        router_addresses: routes::router_addresses(cluster, &local.node),
         tunnel_mac: tunnels::own_mac(own, &local.node),
         routes: routes::routes(cluster, local, &ports, &reach, &mut problems),
     };

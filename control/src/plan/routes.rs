@@ -5,6 +5,7 @@
 //! this program, lead through the tunnel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use millrace_engine::packet::PortIndex;
@@ -33,6 +34,14 @@ pub(super) fn routes(
     let RouteList { routes, problems } = table;
     overlapping_blocks(cluster, problems);
     routes
+}
+
+/// The first address of this node's first block of each family, by name, which no pod gets: the node's own address
+/// among pods, from which it sends ICMP errors.
+pub(super) fn router_addresses(cluster: &Cluster, node: &NodeName) -> Vec<IpAddr> {
+    let own = || cluster.blocks.values().filter(|block| block.node == *node).map(|block| block.cidr);
+    let first = |ipv4: bool| own().find(|cidr| cidr.is_ipv4() == ipv4).and_then(|cidr| cidr.address(0));
+    [first(true), first(false)].into_iter().flatten().collect()
 }
 
 struct RouteList<'a> {

@@ -43,6 +43,7 @@ fn segment(number: u16) -> SegmentPlan {
         vni: Vni::new(u32::from(number) + 1).expect("vni"),
         gateway_mac: Mac([2, 0, 0, 0, 0, 1]),
         gateway_addresses: vec![address("169.254.1.1")],
+        router_addresses: Vec::new(),
         tunnel_mac: Mac([2, 0, 0, 0, 0, 2]),
         routes: BTreeMap::new(),
     }
