@@ -43,7 +43,7 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the node agent, or print its default configuration
+    /// Run the node agent, or print or check its configuration
     Agent(agent::AgentOptions),
     /// Show what the agent of this node knows and counts
     Show(show::ShowOptions),
