@@ -172,7 +172,8 @@ fn control_stands_on_engine_and_plugin() {
 #[test]
 fn unsafe_stands_only_where_it_may() {
     let allowed: BTreeSet<&str> = UNSAFE_FILES.iter().map(|(path, _)| *path).collect();
-    let is_unsafe = |line: &str| has_word(line, "unsafe") || has_word(line, "unsafe_code");
+    let allows = |line: &str| has_word(line, "unsafe_code") && !line.contains("forbid");
+    let is_unsafe = |line: &str| has_word(line, "unsafe") || allows(line);
     assert_none(places(|path| !allowed.contains(path), is_unsafe), "unsafe outside its files");
     for (path, why) in UNSAFE_FILES {
         assert!(!places(|other| other == *path, is_unsafe).is_empty(), "{path} ({why}) needs no unsafe any more");
