@@ -6,8 +6,18 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use millrace_engine::clock::Time;
 use millrace_engine::counters::Event;
 use millrace_engine::drop_reason::DropReason;
+use millrace_engine::packet::parse::parse;
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::slow_path::{Arrival, Tunnelled, decide};
+use millrace_engine::state::State;
+use millrace_engine::tables::{
+    Peer, Route, RouteTarget, Segment, SegmentIndex, SegmentKind, Snapshot, Vni, address_bits,
+};
+use millrace_engine::testing::node::{GATEWAY_MAC, TestPeer, TestPod, pods_snapshot};
+use millrace_engine::testing::{ACK, frame};
 
 const GENERATED: &str = "Generated; `MILLRACE_WRITE_DOCS=1 cargo test -p millrace-engine --test docs` writes it anew.";
 
@@ -129,4 +139,49 @@ fn files_named_exist() {
         }
     }
     assert!(files > 50, "only {files} files found");
+}
+
+const UPLINK: u16 = 100;
+
+fn mac(last: u8) -> Mac {
+    Mac([2, 0, 0, 0, 0, last])
+}
+
+/// Tables of node `node` with one pod, and a route to the pods of node `other`, named as the control plane names them.
+fn tables(node: u8, other: u8, name: &str) -> Snapshot {
+    let address = |text: String| text.parse().expect("address");
+    let pod = TestPod { port: 1, mac: mac(1), addresses: vec![address(format!("10.{node}.0.1"))] };
+    let end = address(format!("192.0.2.{other}"));
+    let prefix = address(format!("10.{other}.0.0"));
+    let own = address(format!("192.0.2.{node}"));
+    let peer = TestPeer { address: end, source: own, tunnel_mac: mac(200 + other), prefixes: Vec::new() };
+    let mut snapshot = pods_snapshot(&[pod], UPLINK, mac(200 + node), &[peer]);
+    let peer = Peer::clone(snapshot.tunnels.peer(end).expect("peer"));
+    snapshot.tunnels.insert_peer(Peer { name: name.into(), ..peer });
+    let mut segment = Segment::clone(snapshot.segments.get(SegmentIndex(0)).expect("segment"));
+    let SegmentKind::Routed(routed) = &mut segment.kind else { panic!("the pods' segment is routed") };
+    let route = Route {
+        name: format!("block 10-{other}-0-0-24 of node {name}").into(),
+        target: RouteTarget::Tunnel { peer: end, mac: mac(200 + other) },
+    };
+    routed.routes_mut(prefix).insert(address_bits(prefix), 24, route);
+    snapshot.segments.insert(segment);
+    snapshot
+}
+
+/// The trails that packet-path.md quotes are those of `decide`.
+#[test]
+fn trails_of_the_packet_path_are_real() {
+    let page = read(&docs().join("packet-path.md"));
+    let leaving = frame().from(mac(1), "10.1.0.1").to(GATEWAY_MAC, "10.2.0.1").tcp(ACK).ports(4000, 80).build();
+    let arriving = frame().from(mac(201), "10.1.0.1").to(mac(202), "10.2.0.1").tcp(ACK).ports(4000, 80).build();
+    let tunnel = Tunnelled { peer: "192.0.2.1".parse().expect("address"), vni: Vni::new(1).expect("vni") };
+    for (tables, bytes, port, tunnel) in
+        [(tables(1, 2, "b"), leaving, 1, None), (tables(2, 1, "a"), arriving, UPLINK, Some(tunnel))]
+    {
+        let headers = parse(&bytes, bytes.len()).expect("a valid frame");
+        let arrival = Arrival { port: PortIndex(port), tunnel, frame: &bytes, headers: &headers, gso: None };
+        let trail = decide(&tables, &State::default(), &arrival, Time::ZERO).trail.to_string();
+        assert!(page.lines().any(|line| line.trim() == trail), "docs/packet-path.md does not quote this: {trail}");
+    }
 }

@@ -153,7 +153,8 @@ fn the_plugin_depends_on_nothing_of_ours() {
 fn the_engine_knows_neither_control_nor_kubernetes_nor_an_executor() {
     let reached = reachable("millrace-engine");
     assert!(reached.contains("libc"), "Cargo.lock is read wrongly");
-    for foreign in ["millrace-control", "millrace-cni", "k8s-openapi", "kube", "tokio", "axum", "rtnetlink", "tracing"] {
+    for foreign in ["millrace-control", "millrace-cni", "k8s-openapi", "kube", "tokio", "axum", "rtnetlink", "tracing"]
+    {
         assert!(!reached.contains(foreign), "the engine reaches {foreign}");
     }
     let direct = dependencies("engine");
