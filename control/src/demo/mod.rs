@@ -1,0 +1,5 @@
+//! `millrace demo`.
+#![allow(dead_code)]
+mod interruption;
+mod reference;
+mod traffic;
