@@ -63,7 +63,8 @@ impl Endpoint {
         self.namespace.enter(open)?.with_context(|| format!("cannot {what} in {}", self.name))
     }
 
-    fn udp_socket(&self, family: Family) -> anyhow::Result<UdpSocket> {
+    /// A UDP socket of its own port; a reader waits a fifth of a second.
+    pub(super) fn udp_socket(&self, family: Family) -> anyhow::Result<UdpSocket> {
         let address = self.address(family)?;
         let socket = self.open("open a UDP socket", || UdpSocket::bind((address, 0)))?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;

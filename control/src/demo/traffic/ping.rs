@@ -4,7 +4,7 @@
 //! the demo is root anyway.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
@@ -31,6 +31,11 @@ pub(crate) struct Pinger {
 impl Pinger {
     /// Opens the socket in the namespace of `from`.
     pub(crate) fn open(from: &Endpoint, to: IpAddr) -> anyhow::Result<Pinger> {
+        Self::open_on_link(from, to, 0)
+    }
+
+    /// As [`open`](Self::open), to a link-local address on the link with this number.
+    pub(crate) fn open_on_link(from: &Endpoint, to: IpAddr, link: u32) -> anyhow::Result<Pinger> {
         let (family, protocol) = match to {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
             IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
@@ -38,7 +43,10 @@ impl Pinger {
         let socket = from.open("open an ICMP socket", || {
             let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?;
             // Only what comes from there is received.
-            rustix::net::connect(&socket, &SocketAddr::new(to, 0))?;
+            match to {
+                IpAddr::V4(to) => rustix::net::connect(&socket, &SocketAddrV4::new(to, 0))?,
+                IpAddr::V6(to) => rustix::net::connect(&socket, &SocketAddrV6::new(to, 0, 0, link))?,
+            }
             Ok(socket)
         })?;
         let identifier = NEXT_IDENTIFIER.fetch_add(1, Ordering::Relaxed);
