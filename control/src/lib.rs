@@ -2,10 +2,12 @@
 //!
 //! Objects come in from a [`store`], are read by [`observe`] into the plain types of [`cluster`], [`plan`] says what
 //! this node needs, [`compile`] turns that into the engine's tables and [`publish`] puts them into force.
-//! [`reconcile`] runs the path; each step is a function of the present state, never of how it came about.
+//! [`reconcile`] runs the path; each step is a function of the present state, never of how it came about. [`agent`]
+//! puts it all together on a node.
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod cluster;

@@ -1,4 +1,4 @@
-//! `millrace agent`: the configuration side of it.
+//! `millrace agent`: checks the configuration and runs the agent.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub(super) struct AgentOptions {
     #[arg(long, conflicts_with = "check")]
     print_default: bool,
     /// Check the configuration, and stop
-    #[arg(long, required_unless_present = "print_default")]
+    #[arg(long)]
     check: bool,
 }
 
@@ -25,6 +25,9 @@ pub(super) fn run(options: &AgentOptions) -> anyhow::Result<()> {
     if options.print_default {
         return print_text(&Configuration::default_text());
     }
-    Configuration::load(&options.config)?;
-    print_text(&format!("{} is valid\n", options.config.display()))
+    let configuration = Configuration::load(&options.config)?;
+    if options.check {
+        return print_text(&format!("{} is valid\n", options.config.display()));
+    }
+    crate::agent::run(&configuration)
 }

@@ -44,7 +44,7 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the node agent, or print its default configuration
+    /// Run the node agent, or print or check its configuration
     Agent(agent::AgentOptions),
     /// Build a two-node cluster on this machine, check and measure it, and take it away again
     Demo(demo::DemoOptions),

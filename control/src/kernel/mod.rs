@@ -27,7 +27,7 @@ pub use monitor::{Change, Monitor};
 pub use namespace::Namespace;
 pub use neighbours::{Neighbour, NeighbourState};
 pub use netlink::Netlink;
-pub use pod_interface::{PodInterface, configure_pod_interface};
+pub use pod_interface::{GATEWAY_IPV4, GATEWAY_IPV6, PodInterface, configure_pod_interface};
 pub use routes::{Route, RouteLookup};
 
 /// Why the kernel's network configuration could not be read or changed.

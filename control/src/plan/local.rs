@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::Tunnels;
+use millrace_engine::tables::{Tunnels, Vni};
 
 use crate::cluster::{InterfaceName, NodeName, PodName};
 
@@ -23,6 +23,8 @@ pub struct LocalView {
     pub pod_mtu: Option<u32>,
     /// UDP destination port of VXLAN.
     pub vxlan_port: u16,
+    /// VXLAN identifier of the pods' segment.
+    pub vni: Vni,
 }
 
 impl LocalView {
@@ -36,6 +38,7 @@ impl LocalView {
             underlay: BTreeMap::new(),
             pod_mtu: None,
             vxlan_port: Tunnels::UDP_PORT,
+            vni: Vni::new(super::POD_VNI).unwrap_or_else(|| unreachable!("the identifier has 24 bits")),
         }
     }
 }

@@ -28,7 +28,8 @@ use crate::store::ObjectKey;
 /// The segment of all pods without a network of their own.
 pub const POD_SEGMENT: SegmentIndex = SegmentIndex(0);
 
-/// Its VXLAN identifier: flannel's, so that nodes of either can share a cluster.
+/// Its VXLAN identifier unless the configuration says otherwise: flannel's, so that nodes of either can share a
+/// cluster.
 pub const POD_VNI: u32 = 1;
 
 /// MAC address that the gateway has at every pod of every node, so that a pod may move without learning a new one.
@@ -104,7 +105,7 @@ pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
     let ports = ports(local, &mut problems);
     let segment = SegmentPlan {
         name: "pods".into(),
-        vni: Vni::new(POD_VNI).unwrap_or_else(|| unreachable!("the identifier has 24 bits")),
+        vni: local.vni,
         gateway_mac: GATEWAY_MAC,
         gateway_addresses: GATEWAY_ADDRESSES.to_vec(),
         router_addresses: routes::router_addresses(cluster, &local.node),

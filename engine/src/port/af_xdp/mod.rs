@@ -36,7 +36,7 @@ use umem::LentFrames;
 
 pub use socket::{Attempt, RingSizes};
 pub use steering::{AttachMode, AttachPreference, Steering, SteeringError, VxlanRules};
-pub use sys::set_transmit_checksum;
+pub use sys::{receive_queues, set_transmit_checksum};
 pub use umem::Umem;
 
 /// Bytes of a received frame that fit one buffer behind the kernel's headroom.

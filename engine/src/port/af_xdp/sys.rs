@@ -210,6 +210,9 @@ pub(super) fn interface_mtu(interface: &str) -> io::Result<usize> {
     Ok(usize::try_from(mtu).unwrap_or(0))
 }
 
+/// `SIOCETHTOOL` (include/uapi/linux/sockios.h).
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+
 /// Switches transmit checksum offload of `interface` on or off, in this thread's network namespace.
 ///
 /// A kernel that sends over a veth leaves layer-4 checksums to a wire that does not exist; who reads its frames by
@@ -223,11 +226,34 @@ pub fn set_transmit_checksum(interface: &str, on: bool) -> io::Result<()> {
         command: u32,
         data: u32,
     }
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
     let mut value = EthtoolValue { command: ETHTOOL_STXCSUM, data: u32::from(on) };
     let mut request = interface_request(interface)?;
     request.ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(&mut value).cast() };
     interface_call(SIOCETHTOOL, &mut request)
+}
+
+/// How many receive queues `interface` has in use, in this thread's network namespace.
+///
+/// # Errors
+/// What the kernel said; drivers with one queue often do not know the question (EOPNOTSUPP).
+pub fn receive_queues(interface: &str) -> io::Result<usize> {
+    /// `struct ethtool_channels` (include/uapi/linux/ethtool.h): what may be set, then what is set.
+    #[repr(C)]
+    #[derive(Default)]
+    struct EthtoolChannels {
+        command: u32,
+        most: [u32; 4],
+        receive: u32,
+        transmit: u32,
+        other: u32,
+        combined: u32,
+    }
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    let mut channels = EthtoolChannels { command: ETHTOOL_GCHANNELS, ..EthtoolChannels::default() };
+    let mut request = interface_request(interface)?;
+    request.ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(&mut channels).cast() };
+    interface_call(SIOCETHTOOL, &mut request)?;
+    Ok(channels.receive as usize + channels.combined as usize)
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_int> {

@@ -1,0 +1,324 @@
+//! What the agent tells about itself: reads counters, tables and kernel state into the API's documents.
+//!
+//! Runs on API threads. Counters are read while workers write them; each number is right, sums across workers may be
+//! a moment apart.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use millrace_engine::counters::{Event, WorkerCounters};
+use millrace_engine::drop_reason::DropReason;
+use millrace_engine::packet::PortIndex;
+use millrace_engine::packet::parse::protocol;
+use millrace_engine::tables::{PortRole, RouteTarget, SegmentKind, Snapshot, address_bits};
+use millrace_engine::worker::FlowReport as CachedFlow;
+
+use super::shared::Shared;
+use super::trace;
+use crate::api::model::{
+    DropReport, FlowReport, FlowsReport, NeighbourReport, PortReport, QueueReport, RouteReport, RouteTargetReport,
+    StatusReport, TraceReport, TraceRequest, WorkerReport,
+};
+use crate::api::{Inspect, InspectFailure};
+use crate::kernel::{NeighbourState, Netlink};
+
+/// Reads the agent for the API.
+pub(super) struct Inspector {
+    shared: Arc<Shared>,
+}
+
+impl Inspector {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    fn counters(&self) -> Vec<Arc<WorkerCounters>> {
+        self.shared.switch.with(|switch| switch.counters().cloned().collect())
+    }
+
+    fn tables(&self) -> Arc<Snapshot> {
+        self.shared.switch.with(|switch| switch.tables())
+    }
+}
+
+impl Inspect for Inspector {
+    fn ports(&self) -> Result<Vec<PortReport>, InspectFailure> {
+        let queues = self.shared.switch.with(|switch| switch.queues());
+        let counters = self.counters();
+        let mut of_port: BTreeMap<PortIndex, (String, Vec<QueueReport>)> = BTreeMap::new();
+        for (worker, queues) in queues.into_iter().enumerate() {
+            for queue in queues {
+                let entry = of_port.entry(queue.port).or_default();
+                entry.0 = queue.description.kind.to_owned();
+                entry.1.push(QueueReport {
+                    worker: worker as u32,
+                    mode: queue.description.mode,
+                    kernel_dropped_frames: queue.kernel_drops,
+                });
+            }
+        }
+        let standing = self.shared.standing();
+        let tables = self.tables();
+        let report = |port: &Arc<millrace_engine::tables::Port>| {
+            let (kind, queues) = of_port.remove(&port.index).unwrap_or_default();
+            let addresses = match &port.role {
+                PortRole::Pod(pod) => pod.addresses.clone(),
+                PortRole::Bridged(_) => Vec::new(),
+                PortRole::Uplink(_) => {
+                    let local = standing.local.as_ref().and_then(|local| local.uplinks.get(&port.index));
+                    local.map(|uplink| uplink.addresses.clone()).unwrap_or_default()
+                }
+            };
+            let sum = |pick: fn(&WorkerCounters, usize) -> u64| {
+                counters.iter().map(|counters| pick(counters, usize::from(port.index.0))).sum()
+            };
+            PortReport {
+                index: port.index.0,
+                name: port.name.to_string(),
+                role: role(&port.role).to_owned(),
+                kind,
+                segment: segment_of(&tables, &port.role),
+                mac: mac_of(&port.role),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                mtu_bytes: port.mtu,
+                queues,
+                received_frames: sum(|counters, port| counters.port(port).received_frames.get()),
+                received_bytes: sum(|counters, port| counters.port(port).received_bytes.get()),
+                sent_frames: sum(|counters, port| counters.port(port).sent_frames.get()),
+                sent_bytes: sum(|counters, port| counters.port(port).sent_bytes.get()),
+                dropped_frames: sum(|counters, port| counters.port(port).dropped_frames.get()),
+            }
+        };
+        Ok(tables.ports.iter().map(report).collect())
+    }
+
+    fn workers(&self) -> Result<Vec<WorkerReport>, InspectFailure> {
+        let cores = self.shared.switch.with(|switch| switch.options().cores.clone());
+        let uptime = self.shared.started.elapsed().as_nanos() as u64;
+        let report = |(number, counters): (usize, Arc<WorkerCounters>)| WorkerReport {
+            worker: number as u32,
+            cpu: cores.get(number).map(|core| *core as u32),
+            generation: counters.generation.get(),
+            slept_nanoseconds: counters.slept_nanoseconds.get(),
+            uptime_nanoseconds: uptime,
+            flow_cache_hits: counters.event(Event::FlowCacheHit).get(),
+            flow_cache_misses: counters.event(Event::FlowCacheMiss).get(),
+            flows: counters.flows.get(),
+            held_frames: counters.held.get(),
+            free_frames: counters.free_frames.get(),
+            events: Event::ALL.iter().map(|event| (event.name().to_owned(), counters.event(*event).get())).collect(),
+        };
+        Ok(self.counters().into_iter().enumerate().map(report).collect())
+    }
+
+    fn routes(&self) -> Result<Vec<RouteReport>, InspectFailure> {
+        let tables = self.tables();
+        let mut routes = Vec::new();
+        for segment in tables.segments.iter() {
+            let SegmentKind::Routed(routed) = &segment.kind else { continue };
+            let mut add = |address: IpAddr, length: u8, route: &millrace_engine::tables::Route| {
+                routes.push(RouteReport {
+                    segment: segment.name.to_string(),
+                    prefix: format!("{address}/{length}"),
+                    target: target(&tables, &route.target),
+                    object: route.name.to_string(),
+                });
+            };
+            routed.routes_ipv4.for_each(|bits, length, route| {
+                add(IpAddr::V4(((bits >> 96) as u32).into()), length, route);
+            });
+            routed.routes_ipv6.for_each(|bits, length, route| add(IpAddr::V6(bits.into()), length, route));
+        }
+        Ok(routes)
+    }
+
+    fn neighbours(&self) -> Result<Vec<NeighbourReport>, InspectFailure> {
+        let unavailable = |error: crate::kernel::KernelError| InspectFailure::Unavailable(error.to_string());
+        let mut netlink = Netlink::open().map_err(unavailable)?;
+        let names: BTreeMap<u32, String> =
+            netlink.links().map_err(unavailable)?.into_iter().map(|link| (link.index, link.name)).collect();
+        let known = netlink.neighbours().map_err(unavailable)?;
+        let mut nodes: BTreeMap<(u32, IpAddr), Vec<String>> = BTreeMap::new();
+        let tables = self.tables();
+        let mut peers = Vec::new();
+        tables.tunnels.for_each_peer(|peer| peers.push(Arc::clone(peer)));
+        for peer in peers {
+            if let Ok(Some(route)) = netlink.lookup_route(peer.address) {
+                nodes.entry((route.link, route.next_hop)).or_default().push(peer.name.to_string());
+            }
+        }
+        let report = |((link, address), nodes): ((u32, IpAddr), Vec<String>)| {
+            let entry = known.iter().find(|entry| entry.link == link && entry.address == address);
+            NeighbourReport {
+                interface: names.get(&link).cloned().unwrap_or_else(|| link.to_string()),
+                address: address.to_string(),
+                mac: entry.and_then(|entry| entry.mac).map(|mac| mac.to_string()),
+                state: entry.map_or("incomplete", |entry| state(entry.state)).to_owned(),
+                nodes,
+            }
+        };
+        Ok(nodes.into_iter().map(report).collect())
+    }
+
+    fn flows(&self, limit: usize) -> Result<FlowsReport, InspectFailure> {
+        let tables = self.tables();
+        let total = self.counters().iter().map(|counters| counters.flows.get()).sum();
+        let workers = self.shared.switch.with(|switch| switch.options().workers);
+        let mut flows = Vec::new();
+        for worker in 0..workers {
+            let rest = limit.saturating_sub(flows.len());
+            let cached = self.shared.switch.with(|switch| switch.flows(worker, rest));
+            flows.extend(cached.iter().map(|flow| flow_report(&tables, worker, flow)));
+        }
+        Ok(FlowsReport { total, flows })
+    }
+
+    fn drops(&self) -> Result<Vec<DropReport>, InspectFailure> {
+        let counters = self.counters();
+        let report = |reason: &DropReason| DropReport {
+            reason: reason.name().to_owned(),
+            frames: counters.iter().map(|counters| counters.drops(*reason).get()).sum(),
+            sentence: reason.sentence().to_owned(),
+            next_step: reason.next_step().to_owned(),
+        };
+        Ok(DropReason::ALL.iter().map(report).filter(|report| report.frames > 0).collect())
+    }
+
+    fn status(&self) -> Result<StatusReport, InspectFailure> {
+        let standing = self.shared.standing();
+        let tables = self.tables();
+        let pods = tables.ports.iter().filter(|port| matches!(port.role, PortRole::Pod(_))).count();
+        let counters = self.counters();
+        Ok(StatusReport {
+            node: self.shared.node.as_str().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.shared.started.elapsed().as_secs(),
+            generation: tables.generation,
+            tables_age_seconds: standing
+                .published
+                .map_or(0, |at| Instant::now().saturating_duration_since(at).as_secs()),
+            workers: counters.len() as u32,
+            ports: tables.ports.iter().count() as u32,
+            pods: pods as u32,
+            unaccounted_frames: settled_unaccounted(&counters),
+            problems: self.shared.problems(),
+        })
+    }
+
+    fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
+        let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
+        trace::trace(&self.tables(), &state, request)
+    }
+}
+
+/// Frames unaccounted for over all workers. While packets move, counts are read between two of a worker's writes;
+/// a loss is what stays, so the smallest of a few looks counts.
+fn settled_unaccounted(counters: &[Arc<WorkerCounters>]) -> i64 {
+    let look = || counters.iter().map(|counters| counters.unaccounted()).sum::<i64>();
+    let mut least = look();
+    for _ in 0..50 {
+        if least == 0 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        let now = look();
+        if now.abs() < least.abs() {
+            least = now;
+        }
+    }
+    least
+}
+
+fn role(role: &PortRole) -> &'static str {
+    match role {
+        PortRole::Pod(_) => "pod",
+        PortRole::Bridged(_) => "bridged",
+        PortRole::Uplink(_) => "uplink",
+    }
+}
+
+fn segment_of(tables: &Snapshot, role: &PortRole) -> Option<String> {
+    let PortRole::Pod(pod) = role else { return None };
+    tables.segments.get(pod.segment).map(|segment| segment.name.to_string())
+}
+
+fn mac_of(role: &PortRole) -> Option<String> {
+    match role {
+        PortRole::Pod(pod) => Some(pod.mac.to_string()),
+        PortRole::Bridged(_) => None,
+        PortRole::Uplink(uplink) => Some(uplink.mac.to_string()),
+    }
+}
+
+fn target(tables: &Snapshot, target: &RouteTarget) -> RouteTargetReport {
+    match target {
+        RouteTarget::Port { port, mac } => {
+            RouteTargetReport::Port { port: port_name(tables, *port), mac: mac.to_string() }
+        }
+        RouteTarget::Tunnel { peer, mac } => RouteTargetReport::Tunnel { peer: peer.to_string(), mac: mac.to_string() },
+        RouteTarget::Unreachable => RouteTargetReport::Unreachable,
+    }
+}
+
+fn port_name(tables: &Snapshot, port: PortIndex) -> String {
+    tables.ports.get(port).map_or_else(|| format!("port {}", port.0), |port| port.name.to_string())
+}
+
+fn state(state: NeighbourState) -> &'static str {
+    match state {
+        NeighbourState::Permanent => "permanent",
+        NeighbourState::Reachable => "reachable",
+        NeighbourState::Stale => "stale",
+        NeighbourState::Incomplete => "incomplete",
+        NeighbourState::Failed => "failed",
+    }
+}
+
+fn flow_report(tables: &Snapshot, worker: usize, flow: &CachedFlow) -> FlowReport {
+    let key = &flow.key;
+    let tunnelled = key.ingress >> 31 != 0;
+    let port = (!tunnelled).then_some(PortIndex(key.ingress as u16));
+    let role = port.and_then(|port| tables.ports.get(port)).map(|port| &port.role);
+    let segment = match role {
+        Some(role) => segment_of(tables, role).unwrap_or_default(),
+        // A tunnelled flow ends in the segment that routes its destination; one segment is there today.
+        None => segment_with_route(tables, key.destination).unwrap_or_default(),
+    };
+    FlowReport {
+        worker: worker as u32,
+        segment,
+        ingress: port.map_or_else(|| "tunnel".to_owned(), |port| port_name(tables, port)),
+        protocol: protocol_name(key.protocol),
+        source: key.source.to_string(),
+        source_port: key.ports[0],
+        destination: key.destination.to_string(),
+        destination_port: key.ports[1],
+        verdict: "forward".to_owned(),
+        egress: port_name(tables, flow.egress),
+        packets: u64::from(flow.packets),
+        bytes: flow.bytes,
+        idle_milliseconds: u64::from(flow.idle_ms),
+    }
+}
+
+fn segment_with_route(tables: &Snapshot, address: IpAddr) -> Option<String> {
+    let routes = |segment: &&Arc<millrace_engine::tables::Segment>| match &segment.kind {
+        SegmentKind::Routed(routed) if address.is_ipv4() => routed.routes_ipv4.longest(address_bits(address)).is_some(),
+        SegmentKind::Routed(routed) => routed.routes_ipv6.longest(address_bits(address)).is_some(),
+        SegmentKind::Bridged(_) => false,
+    };
+    tables.segments.iter().find(routes).map(|segment| segment.name.to_string())
+}
+
+fn protocol_name(number: u8) -> String {
+    match number {
+        protocol::TCP => "tcp".to_owned(),
+        protocol::UDP => "udp".to_owned(),
+        protocol::SCTP => "sctp".to_owned(),
+        protocol::ICMP => "icmp".to_owned(),
+        protocol::ICMPV6 => "icmpv6".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,145 @@
+//! The node agent: everything put together on one node.
+//!
+//! ```text
+//!  store.watch -> reconcile thread -> switch.publish        (control threads)
+//!  netlink     -> underlay thread  -> uplinks, peers' paths
+//!  unix socket -> API threads      -> CNI server -> pods
+//!                                     switch workers         (packet threads)
+//! ```
+//! The agent owns one [`Switch`] and lets three parties at it, one at a time: the reconcile thread publishes, the
+//! underlay thread attaches uplinks, CNI calls attach pods. Nothing of this runs on a packet thread. Pods outlive the
+//! agent: their TAPs are persistent, their attachments recorded, and [`pods::Pods::restore`] takes them up again.
+
+mod inspect;
+mod pods;
+mod shared;
+mod trace;
+mod underlay;
+mod uplinks;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use millrace_engine::flow_cache::FlowCacheLayout;
+use millrace_engine::packet::FrameMemoryLayout;
+use millrace_engine::switch::{Switch, SwitchOptions};
+use millrace_engine::worker::IdlePolicy;
+
+use crate::api::server::{Limits, serve};
+use crate::api::socket::Socket;
+use crate::cluster::NodeName;
+use crate::cni_server::{Attachments, CniServer};
+use crate::configuration::Configuration;
+use crate::observe;
+use crate::plan::LocalView;
+use crate::reconcile::{self, Input, Reconciler};
+use crate::store::{DirectoryStore, ObjectStore};
+use inspect::Inspector;
+use pods::Pods;
+use shared::{Shared, SharedSwitch};
+
+/// How long ADD and the start wait for tables to be in force.
+const IN_FORCE: Duration = Duration::from_secs(5);
+
+/// Runs the agent until it is told to stop by SIGTERM or SIGINT. Pods stay plugged in; uplinks are given back.
+///
+/// # Errors
+/// What the agent cannot do without: its name, its directories, its store, memory, its socket.
+pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
+    let node = node_name(configuration)?;
+    std::fs::create_dir_all(configuration.state_directory())
+        .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
+    let store: Arc<dyn ObjectStore> = Arc::new(
+        DirectoryStore::open(configuration.objects_directory())
+            .with_context(|| format!("could not open {}", configuration.objects_directory().display()))?,
+    );
+    let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
+    switch.start().context("could not start the workers")?;
+    let switch = SharedSwitch::new(switch);
+    let (attachments, problem) = Attachments::load(&configuration.state_directory().join("attachments.json"))
+        .context("could not read the record of attachments")?;
+    let attachments = Arc::new(attachments);
+    let (inputs, taken) = reconcile::inputs();
+    let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
+
+    let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store)));
+    pods.restore(&attachments);
+    let underlay = underlay::start(Arc::clone(&shared))?;
+    let reconciling = start_reconciling(configuration, &shared, store.as_ref(), taken, underlay.signal.clone())?;
+    let cni = Arc::new(CniServer::new(pods, Arc::clone(&attachments)));
+    for (key, failure) in cni.release_lost() {
+        shared.report(format!("attachment {} {} could not be cleaned up: {failure}", key.container_id, key.interface));
+    }
+    let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
+    let inspector = Arc::new(Inspector::new(Arc::clone(&shared)));
+    let served = serve_until_told(socket, cni, inspector);
+
+    // The order in which packets stop: no new tables, then no steering, then no workers.
+    let _ = shared.inputs.send(Input::Stop);
+    let _ = reconciling.join();
+    underlay.stop();
+    shared.switch.with(Switch::stop);
+    served
+}
+
+fn node_name(configuration: &Configuration) -> anyhow::Result<NodeName> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name = configuration.node().map_or(host, str::to_owned);
+    NodeName::new(&name).with_context(|| format!("{name:?} cannot be the name of a node; set `node`"))
+}
+
+fn switch_options(configuration: &Configuration) -> SwitchOptions {
+    SwitchOptions {
+        workers: configuration.workers().get(),
+        cores: configuration.worker_cpus().to_vec(),
+        frame_memory: FrameMemoryLayout {
+            head_frames: configuration.head_frames(),
+            big_buffers: configuration.big_buffers(),
+        },
+        flows: FlowCacheLayout { ipv4: configuration.flows_ipv4(), ipv6: configuration.flows_ipv6() },
+        idle: if configuration.busy_poll() { IdlePolicy::BusyPoll } else { IdlePolicy::default() },
+        ..SwitchOptions::default()
+    }
+}
+
+/// Starts the reconcile thread. It tells the underlay thread after each settling, since objects name its uplinks.
+fn start_reconciling(
+    configuration: &Configuration,
+    shared: &Arc<Shared>,
+    store: &dyn ObjectStore,
+    taken: crossbeam::channel::Receiver<Input>,
+    underlay: crossbeam::channel::Sender<underlay::Signal>,
+) -> anyhow::Result<std::thread::JoinHandle<()>> {
+    let watch = store.watch(&observe::KINDS).context("could not watch the objects")?;
+    let local = LocalView {
+        vxlan_port: configuration.vxlan_port(),
+        vni: configuration.vni(),
+        ..LocalView::new(shared.node.clone())
+    };
+    let shared = Arc::clone(shared);
+    let thread = std::thread::Builder::new().name("reconcile".into());
+    Ok(thread.spawn(move || {
+        let mut reconciler = Reconciler::publishing_to(local, Box::new(shared.switch.clone()));
+        reconciler.run(&watch.events, &taken, |reconciler, settled| {
+            shared.settled(reconciler, settled);
+            // A full queue holds a signal already.
+            let _ = underlay.try_send(underlay::Signal::Objects);
+        });
+    })?)
+}
+
+fn serve_until_told(socket: Socket, cni: Arc<CniServer>, inspector: Arc<Inspector>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    runtime.block_on(async {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        };
+        serve(socket, cni, inspector, Limits::default(), shutdown).await
+    })?;
+    Ok(())
+}

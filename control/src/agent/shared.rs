@@ -1,0 +1,196 @@
+//! What the agent's threads share: the switch, and how the configuration stands.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::Sender;
+use millrace_engine::packet::PortIndex;
+use millrace_engine::switch::Switch;
+use millrace_engine::tables::{ChangeSet, Snapshot};
+
+use crate::api::model;
+use crate::cluster::{Cluster, NodeName};
+use crate::plan::{LocalView, NodePlan};
+use crate::problem::Problem;
+use crate::publish::Tables;
+use crate::reconcile::{Input, Reconciler, Settled};
+
+/// The switch, one caller at a time. Calls are short: a publish, an attachment, a step of a list.
+#[derive(Clone, Debug)]
+pub(super) struct SharedSwitch(Arc<Mutex<Switch>>);
+
+impl SharedSwitch {
+    pub(super) fn new(switch: Switch) -> Self {
+        Self(Arc::new(Mutex::new(switch)))
+    }
+
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Switch) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Tables for SharedSwitch {
+    fn current(&self) -> Arc<Snapshot> {
+        self.with(|switch| switch.tables())
+    }
+
+    fn publish(&mut self, snapshot: Snapshot) -> ChangeSet {
+        self.with(|switch| switch.publish(snapshot))
+    }
+
+    fn collect(&mut self) {
+        self.with(Switch::collect_tables);
+    }
+
+    fn generation_in_use(&self) -> u64 {
+        self.with(|switch| switch.generation_in_use())
+    }
+
+    fn retired(&self) -> usize {
+        self.with(|switch| switch.retired_tables())
+    }
+}
+
+/// How the configuration stood when it was last settled.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standing {
+    /// The objects; `None` until the store has told them all.
+    pub(super) cluster: Option<Arc<Cluster>>,
+    /// What is plugged in here, as the plan saw it.
+    pub(super) local: Option<Arc<LocalView>>,
+    /// The plan in force.
+    pub(super) plan: Option<Arc<NodePlan>>,
+    /// What is wrong with the objects.
+    pub(super) problems: Arc<Vec<Problem>>,
+    /// Why the newest plan is not in force.
+    pub(super) refused: Option<String>,
+    /// When tables were last published.
+    pub(super) published: Option<Instant>,
+    /// Whether uplinks were looked at once: before, the pods' MTU is not known.
+    pub(super) uplinks_known: bool,
+}
+
+/// What all threads know.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) node: NodeName,
+    pub(super) switch: SharedSwitch,
+    pub(super) inputs: Sender<Input>,
+    pub(super) started: Instant,
+    standing: Mutex<Standing>,
+    changed: Condvar,
+    /// Problems that are not of objects: an unusable record, a lost attachment.
+    reports: Mutex<Vec<model::Problem>>,
+    /// Problems of the uplinks, replaced at each look.
+    uplink_problems: Mutex<Vec<String>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        node: NodeName,
+        switch: SharedSwitch,
+        inputs: Sender<Input>,
+        problem: Option<model::Problem>,
+    ) -> Self {
+        Self {
+            node,
+            switch,
+            inputs,
+            started: Instant::now(),
+            standing: Mutex::default(),
+            changed: Condvar::new(),
+            reports: Mutex::new(problem.into_iter().collect()),
+            uplink_problems: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it stands now.
+    pub(super) fn standing(&self) -> Standing {
+        self.lock().clone()
+    }
+
+    /// Takes the outcome of a settling up.
+    pub(super) fn settled(&self, reconciler: &Reconciler, settled: &Settled) {
+        let mut standing = self.lock();
+        if settled.plan.is_some() {
+            if standing.cluster.as_deref() != Some(reconciler.cluster()) {
+                standing.cluster = Some(Arc::new(reconciler.cluster().clone()));
+            }
+            standing.local = Some(Arc::new(reconciler.local().clone()));
+        }
+        standing.plan.clone_from(&settled.plan);
+        standing.problems = Arc::clone(&settled.problems);
+        standing.refused = settled.error.as_ref().map(ToString::to_string);
+        if settled.changes.is_some() {
+            standing.published = Some(Instant::now());
+        }
+        self.changed.notify_all();
+    }
+
+    /// Notes that the uplinks were looked at.
+    pub(super) fn uplinks_looked_at(&self, problems: Vec<String>) {
+        *self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+        self.lock().uplinks_known = true;
+        self.changed.notify_all();
+    }
+
+    /// Notes a problem for `show status`.
+    pub(super) fn report(&self, message: String) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        if reports.len() < 100 {
+            reports.push(model::Problem { message, ..model::Problem::default() });
+        }
+    }
+
+    /// All problems, as the API tells them.
+    pub(super) fn problems(&self) -> Vec<model::Problem> {
+        let standing = self.standing();
+        let mut problems: Vec<model::Problem> = standing.problems.iter().map(told).collect();
+        let plain = |message: &String| model::Problem { message: message.clone(), ..model::Problem::default() };
+        problems.extend(standing.refused.iter().map(plain));
+        problems.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().map(plain));
+        problems.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        problems
+    }
+
+    /// Waits until `met` holds; false if it did not within `limit`.
+    pub(super) fn wait_until(&self, limit: Duration, met: impl Fn(&Standing) -> bool) -> bool {
+        let (standing, outcome) = self
+            .changed
+            .wait_timeout_while(self.lock(), limit, |standing| !met(standing))
+            .unwrap_or_else(PoisonError::into_inner);
+        drop(standing);
+        !outcome.timed_out()
+    }
+
+    /// Waits until every worker decides by tables that have this port, or no longer have it.
+    pub(super) fn wait_for_port(&self, port: PortIndex, present: bool, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let planned = self.wait_until(limit, |standing| {
+            standing.plan.as_ref().is_some_and(|plan| plan.ports.contains_key(&port) == present)
+        });
+        // Published already: the workers were woken and take the tables up within one turn.
+        while planned && Instant::now() < until {
+            let (current, in_use) = self.switch.with(|switch| (switch.tables().generation, switch.generation_in_use()));
+            if in_use >= current {
+                return true;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        false
+    }
+}
+
+fn told(problem: &Problem) -> model::Problem {
+    let field = problem.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
+    model::Problem {
+        file: problem.file.as_deref().unwrap_or_default().to_owned(),
+        line: problem.line.map(u64::from),
+        object: problem.object.as_ref().map(ToString::to_string),
+        message: format!("{field}{}", problem.message),
+    }
+}

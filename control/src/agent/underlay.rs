@@ -1,0 +1,166 @@
+//! The underlay thread: uplinks on and off the switch, and how the host's kernel reaches the other nodes.
+//!
+//! The host's kernel keeps its addresses, routes and neighbours; this thread follows them. It looks again whenever
+//! the kernel reports a change, the objects change, or a second has passed, and tells the reconcile thread what it
+//! saw. Next hops are managed neighbours: no traffic of the kernel would refresh them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Context;
+use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use millrace_engine::packet::PortIndex;
+
+use super::shared::{Shared, Standing};
+use super::uplinks::Uplinks;
+use crate::kernel::{KernelError, Monitor, Netlink};
+use crate::plan::{self, LocalUplink, LocalView, UnderlayPath};
+use crate::reconcile::Input;
+
+/// Longest time between two looks.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Changes arrive in bursts; one look serves a burst.
+const BURST: Duration = Duration::from_millis(20);
+
+/// Why to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// The objects or the plan changed.
+    Objects,
+    /// The kernel reported a change.
+    Kernel,
+    /// End.
+    Stop,
+}
+
+/// The running thread.
+pub(super) struct Underlay {
+    pub(super) signal: Sender<Signal>,
+    ending: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Underlay {
+    /// Gives the uplinks back to the host and ends.
+    pub(super) fn stop(self) {
+        self.ending.store(true, Ordering::Relaxed);
+        let _ = self.signal.send(Signal::Stop);
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts the thread, and one that waits for the kernel's reports.
+pub(super) fn start(shared: Arc<Shared>) -> anyhow::Result<Underlay> {
+    let (signal, signals) = channel::bounded(16);
+    let netlink = Netlink::open().context("could not speak to the kernel")?;
+    let mut monitor = Monitor::open().context("could not follow the kernel's changes")?;
+    let ending = Arc::new(AtomicBool::new(false));
+    let (reports, ended) = (signal.clone(), Arc::clone(&ending));
+    std::thread::Builder::new().name("kernel-changes".into()).spawn(move || {
+        while !ended.load(Ordering::Relaxed) {
+            match monitor.wait(LOOK_AGAIN) {
+                Ok(changes) if changes.is_empty() => {}
+                // A full queue holds a signal already; after an error the other thread looks each second anyway.
+                Ok(_) => drop(reports.try_send(Signal::Kernel)),
+                Err(_) => std::thread::sleep(LOOK_AGAIN),
+            }
+        }
+    })?;
+    let thread = std::thread::Builder::new().name("underlay".into()).spawn(move || {
+        Follower { uplinks: Uplinks::new(Arc::clone(&shared)), shared, netlink, told: None }.run(&signals);
+    })?;
+    Ok(Underlay { signal, ending, thread })
+}
+
+type Seen = (BTreeMap<PortIndex, LocalUplink>, BTreeMap<IpAddr, UnderlayPath>);
+
+struct Follower {
+    shared: Arc<Shared>,
+    netlink: Netlink,
+    uplinks: Uplinks,
+    told: Option<Seen>,
+}
+
+impl Follower {
+    fn run(mut self, signals: &Receiver<Signal>) {
+        loop {
+            match signals.recv_timeout(LOOK_AGAIN) {
+                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(_) => std::thread::sleep(BURST),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if signals.try_iter().any(|signal| signal == Signal::Stop) {
+                break;
+            }
+            self.look();
+        }
+        self.uplinks.release_all();
+    }
+
+    /// Brings uplinks and paths into step with objects and kernel, and tells what changed.
+    fn look(&mut self) {
+        let standing = self.shared.standing();
+        let Some(cluster) = standing.cluster.clone() else { return };
+        let uplinks = self.uplinks.follow(&cluster, &mut self.netlink);
+        let mut problems = self.uplinks.problems();
+        let mut paths = BTreeMap::new();
+        for destination in self.destinations(&standing, &uplinks) {
+            match self.path(destination, &uplinks) {
+                Ok(Some(path)) => drop(paths.insert(destination, path)),
+                Ok(None) => problems.push(format!("no uplink leads to {destination}")),
+                Err(error) => problems.push(format!("the way to {destination} is unknown: {error}")),
+            }
+        }
+        self.uplinks.steer(paths.keys().copied(), standing.plan.as_deref());
+        self.tell((uplinks, paths));
+        self.shared.uplinks_looked_at(problems);
+    }
+
+    fn destinations(&self, standing: &Standing, uplinks: &BTreeMap<PortIndex, LocalUplink>) -> BTreeSet<IpAddr> {
+        let Some(cluster) = &standing.cluster else { return BTreeSet::new() };
+        let local = standing.local.as_deref().cloned().unwrap_or_else(|| LocalView::new(self.shared.node.clone()));
+        let local = LocalView { uplinks: uplinks.clone(), ..local };
+        plan::underlay_destinations(cluster, &local).into_iter().collect()
+    }
+
+    /// How the kernel reaches `destination`; `None` if not by one of our uplinks.
+    fn path(
+        &mut self,
+        destination: IpAddr,
+        uplinks: &BTreeMap<PortIndex, LocalUplink>,
+    ) -> Result<Option<UnderlayPath>, KernelError> {
+        let Some(route) = self.netlink.lookup_route(destination)? else { return Ok(None) };
+        let Some((port, uplink)) = self.uplinks.by_link(route.link).and_then(|port| uplinks.get_key_value(&port))
+        else {
+            return Ok(None);
+        };
+        let own = || uplink.addresses.iter().copied().find(|address| address.is_ipv4() == destination.is_ipv4());
+        let Some(source) = route.source.or_else(own) else { return Ok(None) };
+        let known = self.netlink.neighbours()?;
+        let hop = known.iter().find(|hop| hop.link == route.link && hop.address == route.next_hop);
+        if !hop.is_some_and(|hop| hop.managed || hop.state == crate::kernel::NeighbourState::Permanent) {
+            self.netlink.set_managed_neighbour(route.link, route.next_hop)?;
+        }
+        Ok(Some(UnderlayPath {
+            port: *port,
+            source,
+            source_mac: uplink.mac,
+            next_hop: hop.and_then(crate::kernel::Neighbour::usable_mac),
+            mtu: route.mtu.unwrap_or(uplink.mtu).min(uplink.mtu),
+        }))
+    }
+
+    fn tell(&mut self, seen: Seen) {
+        if self.told.as_ref() == Some(&seen) {
+            return;
+        }
+        // Nobody listens only while the agent stops.
+        let _ = self.shared.inputs.send(Input::Uplinks(seen.0.clone()));
+        let _ = self.shared.inputs.send(Input::Underlay(seen.1.clone()));
+        self.told = Some(seen);
+    }
+}

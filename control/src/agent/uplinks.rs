@@ -1,0 +1,166 @@
+//! Uplinks: interfaces of the host that tunnels leave by, taken by AF_XDP and given back.
+//!
+//! The steering program takes only what is ours from the interface; everything else stays with the host's kernel, as
+//! does everything when the agent is gone. Each receive queue must have a socket, and each queue belongs to one
+//! worker: an interface with more queues than there are workers is refused, with the words that mend it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use millrace_engine::packet::PortIndex;
+use millrace_engine::port::PortQueue;
+use millrace_engine::port::af_xdp::{AfXdpOptions, AfXdpQueue, AttachPreference, Steering, VxlanRules};
+
+use super::pods::FIRST_POD_PORT;
+use super::shared::Shared;
+use crate::cluster::{Cluster, InterfaceName};
+use crate::kernel::{Link, Netlink};
+use crate::plan::{self, LocalUplink, NodePlan};
+
+struct Uplink {
+    port: PortIndex,
+    link: u32,
+    steering: Steering,
+}
+
+/// The uplinks of this node.
+pub(super) struct Uplinks {
+    shared: Arc<Shared>,
+    taken: BTreeMap<InterfaceName, Uplink>,
+    refused: BTreeMap<InterfaceName, String>,
+    steering_problem: Option<String>,
+}
+
+impl Uplinks {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, taken: BTreeMap::new(), refused: BTreeMap::new(), steering_problem: None }
+    }
+
+    /// Takes and gives back interfaces as the objects say; returns those in use.
+    pub(super) fn follow(&mut self, cluster: &Cluster, netlink: &mut Netlink) -> BTreeMap<PortIndex, LocalUplink> {
+        let node = self.shared.node.clone();
+        let wanted: Vec<InterfaceName> =
+            plan::wanted_uplinks(cluster, &node).map(|uplink| uplink.interface.clone()).collect();
+        let gone: Vec<InterfaceName> = self.taken.keys().filter(|name| !wanted.contains(name)).cloned().collect();
+        gone.iter().for_each(|name| self.release(name));
+        self.refused.retain(|name, _| wanted.contains(name));
+        let mut in_use = BTreeMap::new();
+        for name in &wanted {
+            match self.follow_one(name, netlink) {
+                Ok((port, uplink)) => {
+                    self.refused.remove(name);
+                    in_use.insert(port, uplink);
+                }
+                Err(problem) => drop(self.refused.insert(name.clone(), problem)),
+            }
+        }
+        in_use
+    }
+
+    fn follow_one(&mut self, name: &InterfaceName, netlink: &mut Netlink) -> Result<(PortIndex, LocalUplink), String> {
+        let found = netlink.link(name.as_str()).map_err(|error| error.to_string())?;
+        if self.taken.get(name).is_some_and(|uplink| found.as_ref().is_none_or(|link| link.index != uplink.link)) {
+            // The interface was deleted, and perhaps made again under the same name.
+            self.release(name);
+        }
+        let link = found.ok_or_else(|| format!("uplink {}: there is no such interface", name.as_str()))?;
+        let port = match self.taken.get(name) {
+            Some(uplink) => uplink.port,
+            None => self.take(name, &link)?,
+        };
+        let addresses = netlink.addresses(name.as_str()).map_err(|error| error.to_string())?;
+        let addresses = addresses.iter().map(|address| address.addr()).filter(|address| !is_link_local(*address));
+        let uplink = LocalUplink {
+            interface: name.clone(),
+            mac: link.mac,
+            mtu: link.mtu,
+            addresses: addresses.collect(),
+            link_up: link.up && link.carrier,
+        };
+        Ok((port, uplink))
+    }
+
+    fn take(&mut self, name: &InterfaceName, link: &Link) -> Result<PortIndex, String> {
+        let used: HashSet<u16> = self.taken.values().map(|uplink| uplink.port.0).collect();
+        let port = (1..FIRST_POD_PORT).find(|number| !used.contains(number)).map(PortIndex);
+        let port = port.ok_or_else(|| format!("uplink {}: at most {} are possible", name.as_str(), used.len()))?;
+        let umems: Vec<_> = self
+            .shared
+            .switch
+            .with(|switch| (0..switch.options().workers).filter_map(|worker| switch.umem(worker).cloned()).collect());
+        let queues = receive_queues(name.as_str());
+        if queues > umems.len() {
+            return Err(format!(
+                "uplink {0} has {queues} receive queues for {1} workers: every queue needs a worker of its own; set \
+                 `ethtool -L {0} combined {1}` or raise `workers`",
+                name.as_str(),
+                umems.len()
+            ));
+        }
+        let mut steering = Steering::vxlan(name.as_str(), VxlanRules::default(), AttachPreference::default())
+            .map_err(|error| error.to_string())?;
+        let mut boxed: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
+        for (number, umem) in umems.iter().enumerate().take(queues) {
+            let options = AfXdpOptions::new(port, name.as_str(), number as u32, steering.mode());
+            let queue = AfXdpQueue::open(options, umem).map_err(|error| error.to_string())?;
+            let socket = queue.socket().ok_or_else(|| format!("uplink {}: no socket", name.as_str()))?;
+            steering.insert_socket(number as u32, socket).map_err(|error| error.to_string())?;
+            boxed.push(Some(Box::new(queue)));
+        }
+        self.shared.switch.with(|switch| switch.attach(port, boxed)).map_err(|error| error.to_string())?;
+        self.taken.insert(name.clone(), Uplink { port, link: link.index, steering });
+        Ok(port)
+    }
+
+    /// First the program, so that the kernel gets its packets again, then the sockets.
+    fn release(&mut self, name: &InterfaceName) {
+        if let Some(uplink) = self.taken.remove(name) {
+            drop(uplink.steering);
+            self.shared.switch.with(|switch| switch.detach(uplink.port));
+        }
+    }
+
+    /// Gives all interfaces back.
+    pub(super) fn release_all(&mut self) {
+        let names: Vec<InterfaceName> = self.taken.keys().cloned().collect();
+        names.iter().for_each(|name| self.release(name));
+    }
+
+    /// The port of the uplink that is link number `link` of the kernel.
+    pub(super) fn by_link(&self, link: u32) -> Option<PortIndex> {
+        self.taken.values().find(|uplink| uplink.link == link).map(|uplink| uplink.port)
+    }
+
+    /// Tells the steering programs whose VXLAN is ours.
+    pub(super) fn steer(&mut self, peers: impl Iterator<Item = IpAddr>, plan: Option<&NodePlan>) {
+        let Some(plan) = plan else { return };
+        let local = plan.tunnels.local.iter().map(|end| end.address).collect();
+        let rules = VxlanRules { port: plan.tunnels.udp_port, local, peers: peers.collect() };
+        self.steering_problem = None;
+        for uplink in self.taken.values_mut() {
+            if *uplink.steering.rules() != rules
+                && let Err(error) = uplink.steering.set_rules(&rules)
+            {
+                self.steering_problem = Some(error.to_string());
+            }
+        }
+    }
+
+    /// What is wrong with uplinks.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.refused.values().chain(&self.steering_problem).cloned().collect()
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// Receive queues of an interface. The directory is of the mount's namespace, so the count comes by ethtool.
+fn receive_queues(interface: &str) -> usize {
+    millrace_engine::port::af_xdp::receive_queues(interface).unwrap_or(1).max(1)
+}
