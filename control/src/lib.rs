@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod cni_server;
 pub mod compile;
 pub mod configuration;
+pub mod demo;
 pub mod ipam;
 pub mod kernel;
 pub mod observe;

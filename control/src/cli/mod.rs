@@ -13,6 +13,7 @@
 //! goes to standard error.
 
 mod agent;
+mod demo;
 mod show;
 mod table;
 mod trace;
@@ -45,6 +46,8 @@ struct CommandLine {
 enum Command {
     /// Run the node agent, or print or check its configuration
     Agent(agent::AgentOptions),
+    /// Build a two-node cluster on this machine, check and measure it, and take it away again
+    Demo(demo::DemoOptions),
     /// Show what the agent of this node knows and counts
     Show(show::ShowOptions),
     /// Follow an imagined packet through the live tables, stage by stage
@@ -76,6 +79,7 @@ enum Format {
 pub fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command {
         Command::Agent(options) => agent::run(&options),
+        Command::Demo(options) => demo::run(&options),
         Command::Show(options) => show::run(&options),
         Command::Trace(options) => trace::run(&options),
     };

@@ -1,0 +1,140 @@
+//! The cluster: two node namespaces joined by a veth pair, an agent in each, two pods on each.
+
+use std::path::Path;
+
+use anyhow::Context;
+use millrace_engine::port::af_xdp::set_transmit_checksum;
+use rustix::thread::{CpuSet, sched_getaffinity};
+
+use super::agent_process::AgentProcess;
+use super::interruption::Interruption;
+use super::objects::{self, NODES, NodePlan, PODS, UPLINK};
+use super::pods::{self, Pod, Runtime};
+use super::run_directory::RunDirectory;
+use super::{RunSummary, say};
+use crate::kernel::{LinkChange, Namespace, Netlink};
+
+/// A node.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: &'static str,
+    // Ends before its namespace does.
+    pub(super) agent: AgentProcess,
+    namespace: Namespace,
+}
+
+/// The cluster; gone when dropped. The order of the fields is that of their end.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub(super) nodes: Vec<Node>,
+    pub(super) pods: Vec<Pod>,
+    directory: RunDirectory,
+}
+
+impl Cluster {
+    /// Builds it all; what was built is gone again after an error.
+    pub(super) fn build(interruption: &Interruption) -> anyhow::Result<Cluster> {
+        let directory = RunDirectory::create()?;
+        let mut cluster = Cluster { nodes: Vec::new(), pods: Vec::new(), directory };
+        say("building two nodes, joined by a veth pair");
+        let objects = cluster.directory.path().join("objects");
+        objects::write(&objects)?;
+        pods::install_plugin(cluster.directory.path())?;
+        let namespaces = NODES.map(|node| cluster.directory.namespace(node.name));
+        let [first, second] = namespaces;
+        let namespaces = [first?, second?];
+        join_nodes(&namespaces)?;
+        interruption.check()?;
+        say("starting an agent on each node");
+        let cores = cores()?;
+        for (number, (plan, namespace)) in NODES.iter().zip(namespaces).enumerate() {
+            let core = cores.get(number % cores.len()).copied().unwrap_or(0);
+            let agent = AgentProcess::start(plan.name, cluster.directory.path(), namespace.handle(), core)?;
+            cluster.nodes.push(Node { name: plan.name, agent, namespace });
+        }
+        for node in &mut cluster.nodes {
+            node.agent.wait_until_ready(interruption)?;
+        }
+        say("plugging in two pods on each node with millrace-cni");
+        for plan in PODS {
+            interruption.check()?;
+            let namespace = cluster.directory.namespace(plan.name)?;
+            let pod = Pod::plug(plan.name, plan.node, namespace, cluster.runtime(plan.node)?)?;
+            cluster.pods.push(pod);
+        }
+        Ok(cluster)
+    }
+
+    /// The pod at this place of [`PODS`].
+    pub(super) fn pod(&self, number: usize) -> anyhow::Result<&Pod> {
+        self.pods.get(number).context("there is no such pod")
+    }
+
+    fn runtime(&self, node: &str) -> anyhow::Result<Runtime<'_>> {
+        let node = self.nodes.iter().find(|candidate| candidate.name == node).context("there is no such node")?;
+        Ok(Runtime { directory: self.path(), node: node.namespace.handle(), socket: node.agent.socket() })
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Unplugs all pods as a runtime would.
+    pub(super) fn unplug(&self) -> anyhow::Result<()> {
+        self.pods.iter().try_for_each(|pod| pod.unplug(self.runtime(pod.node)?))
+    }
+
+    /// Leaves it standing and says what stands where.
+    pub(super) fn keep(mut self) -> anyhow::Result<RunSummary> {
+        // First: from now on only the name is needed to remove it.
+        self.directory.keep()?;
+        let path = |namespace: &Namespace| namespace.handle().path().display().to_string();
+        let addresses = |pod: &Pod| pod.endpoint.addresses.iter().map(ToString::to_string).collect();
+        let summary = RunSummary {
+            directory: self.path().display().to_string(),
+            nodes: self
+                .nodes
+                .iter()
+                .map(|node| {
+                    let socket = node.agent.socket().display().to_string();
+                    (node.name.to_owned(), socket, path(&node.namespace))
+                })
+                .collect(),
+            pods: self
+                .pods
+                .iter()
+                .map(|pod| (pod.name.to_owned(), pod.endpoint.namespace.path().display().to_string(), addresses(pod)))
+                .collect(),
+        };
+        for mut node in self.nodes.drain(..) {
+            node.agent.keep();
+            node.namespace.keep();
+        }
+        self.pods.drain(..).for_each(Pod::keep);
+        Ok(summary)
+    }
+}
+
+/// The underlay: one veth pair with an address of each family at both ends.
+fn join_nodes(namespaces: &[Namespace; 2]) -> anyhow::Result<()> {
+    let [first, second] = namespaces;
+    Netlink::open_in(first.handle())?.create_veth((UPLINK, None), (UPLINK, Some(second.handle())))?;
+    for (NodePlan { ipv4, ipv6, .. }, namespace) in NODES.iter().zip(namespaces) {
+        let mut netlink = Netlink::open_in(namespace.handle())?;
+        netlink.change_link("lo", &LinkChange::up())?;
+        netlink.change_link(UPLINK, &LinkChange::up())?;
+        netlink.add_address(UPLINK, format!("{ipv4}/24").parse()?)?;
+        netlink.add_address(UPLINK, format!("{ipv6}/64").parse()?)?;
+        // A kernel would leave checksums to a wire that does not exist, and the node at the other end would drop them.
+        let switched_off = namespace.handle().enter(|| set_transmit_checksum(UPLINK, false))?;
+        switched_off.context("cannot switch checksum offload off")?;
+    }
+    Ok(())
+}
+
+/// The processors this process may use; never empty.
+pub(super) fn cores() -> anyhow::Result<Vec<usize>> {
+    let set = sched_getaffinity(None).context("cannot read the processors this process may use")?;
+    let cores: Vec<_> = (0..CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect();
+    Ok(if cores.is_empty() { vec![0] } else { cores })
+}

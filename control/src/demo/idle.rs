@@ -1,0 +1,147 @@
+//! What an idle node costs, and how long its first packet takes.
+//!
+//! The first packet is a UDP datagram after a pause: from before the call that sends it until the receiver runs, one
+//! way. Both ends are threads of this process and read one clock.
+
+use std::net::UdpSocket;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::cluster::Cluster;
+use super::interruption::Interruption;
+use super::reachability::Way;
+use super::traffic::{Endpoint, Family};
+
+/// An idle agent uses less than this share of a core.
+pub(super) const SHARE: f64 = 0.01;
+
+/// The first packet after a pause takes less.
+pub(super) const FIRST_PACKET_MICROSECONDS: f64 = 100.0;
+
+/// From the end of traffic to the begin of the measurement, and its length.
+const REST: Duration = Duration::from_secs(1);
+const MEASURED: Duration = Duration::from_secs(1);
+
+/// First packets for a median, and the pause before each.
+const PACKETS: usize = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Ticks of `/proc/PID/stat`: the same on every Linux (`USER_HZ`).
+const TICKS_PER_SECOND: u64 = 100;
+
+/// An idle second of one agent.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Idle {
+    pub(super) node: String,
+    /// Time its threads ran, as a share of one core.
+    pub(super) share_of_core: f64,
+}
+
+/// First packets after pauses.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct FirstPacket {
+    pub(super) way: Way,
+    pub(super) median_microseconds: f64,
+    /// All of them, in order of time.
+    pub(super) microseconds: Vec<f64>,
+}
+
+/// The agents' idle second, again if one was busy; the least of each.
+pub(super) fn agents(cluster: &Cluster, attempts: usize, interruption: &Interruption) -> anyhow::Result<Vec<Idle>> {
+    let mut least: Vec<Idle> = Vec::new();
+    for _ in 0..attempts {
+        let measured = agents_once(cluster, interruption)?;
+        if least.is_empty() {
+            least = measured;
+        } else {
+            for (best, now) in least.iter_mut().zip(measured) {
+                best.share_of_core = best.share_of_core.min(now.share_of_core);
+            }
+        }
+        if least.iter().all(|idle| idle.share_of_core < SHARE) {
+            break;
+        }
+    }
+    Ok(least)
+}
+
+fn agents_once(cluster: &Cluster, interruption: &Interruption) -> anyhow::Result<Vec<Idle>> {
+    interruption.pause(REST)?;
+    let processes: Vec<_> = cluster.nodes.iter().map(|node| node.agent.process()).collect();
+    let start = Instant::now();
+    let before = processes.iter().map(|process| run_time(*process)).collect::<anyhow::Result<Vec<_>>>()?;
+    interruption.pause(MEASURED)?;
+    let after = processes.iter().map(|process| run_time(*process)).collect::<anyhow::Result<Vec<_>>>()?;
+    let elapsed = start.elapsed().as_secs_f64();
+    let share = |(before, after): (Duration, Duration)| after.saturating_sub(before).as_secs_f64() / elapsed;
+    let shares = before.into_iter().zip(after).map(share);
+    let named = cluster.nodes.iter().zip(shares);
+    Ok(named.map(|(node, share_of_core)| Idle { node: node.name.to_owned(), share_of_core }).collect())
+}
+
+/// Time that all threads of a process have run, in nanoseconds where the kernel counts them (`schedstat`), else in
+/// ticks of 10 ms.
+fn run_time(process: u32) -> anyhow::Result<Duration> {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).context("an agent is gone")?;
+    let mut time = Duration::ZERO;
+    for thread in threads.flatten() {
+        // A thread may end meanwhile.
+        let Ok(text) = std::fs::read_to_string(thread.path().join("schedstat")) else { continue };
+        let nanoseconds = text.split_whitespace().next().and_then(|first| first.parse().ok());
+        time += Duration::from_nanos(nanoseconds.unwrap_or(0));
+    }
+    if time.is_zero() { ticks(process) } else { Ok(time) }
+}
+
+/// User and system time of a process (proc(5), fields 14 and 15 of `stat`).
+fn ticks(process: u32) -> anyhow::Result<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).context("an agent is gone")?;
+    // The name, in brackets, may hold blanks; the third field follows it.
+    let (_, rest) = text.rsplit_once(')').context("the kernel's process statistics cannot be read")?;
+    let times = rest.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok());
+    Ok(Duration::from_millis(times.sum::<u64>().saturating_mul(1000) / TICKS_PER_SECOND))
+}
+
+/// First packets on one node and across nodes.
+pub(super) fn first_packets(cluster: &Cluster, interruption: &Interruption) -> anyhow::Result<Vec<FirstPacket>> {
+    let measure = |to: usize, way: Way| {
+        let (from, to) = (&cluster.pod(0)?.endpoint, &cluster.pod(to)?.endpoint);
+        let microseconds = one_way_times(from, to, interruption)?;
+        let mut sorted = microseconds.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let median_microseconds = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::INFINITY);
+        anyhow::Ok(FirstPacket { way, median_microseconds, microseconds })
+    };
+    Ok(vec![measure(1, Way::SameNode)?, measure(2, Way::AcrossNodes)?])
+}
+
+fn one_way_times(from: &Endpoint, to: &Endpoint, interruption: &Interruption) -> anyhow::Result<Vec<f64>> {
+    let (sender, receiver) = (from.udp_socket(Family::Ipv4)?, to.udp_socket(Family::Ipv4)?);
+    sender.connect(receiver.local_addr()?)?;
+    receiver.set_read_timeout(Some(2 * PAUSE))?;
+    let (arrivals, arrived) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || note_arrivals(&receiver, &arrivals));
+        let mut times = Vec::new();
+        for _ in 0..PACKETS {
+            interruption.pause(PAUSE)?;
+            let start = Instant::now();
+            sender.send(&[0])?;
+            let end = arrived.recv_timeout(PAUSE).context("the first packet after a pause did not arrive")?;
+            times.push(end.saturating_duration_since(start).as_nanos() as f64 / 1000.0);
+        }
+        Ok(times)
+    })
+}
+
+/// Ends after the last packet, or when none has come for longer than a pause.
+fn note_arrivals(receiver: &UdpSocket, arrivals: &mpsc::Sender<Instant>) {
+    for _ in 0..PACKETS {
+        if receiver.recv(&mut [0; 8]).is_err() || arrivals.send(Instant::now()).is_err() {
+            return;
+        }
+    }
+}

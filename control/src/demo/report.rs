@@ -1,0 +1,128 @@
+//! The result: one document, and the checks that decide the exit code.
+
+use serde::Serialize;
+
+use super::counters::NodeCounters;
+use super::idle::{FIRST_PACKET_MICROSECONDS, FirstPacket, Idle, SHARE};
+use super::performance::{Latency, RATIO, RETRANSMITTED_SHARE, Throughput};
+use super::reachability::{Row, Way};
+
+/// All that was seen.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Report {
+    /// Whether every check held.
+    pub(super) held: bool,
+    pub(super) checks: Vec<Check>,
+    pub(super) reachability: Vec<Row>,
+    /// Every attempt, in order of time.
+    pub(super) throughput: Vec<Throughput>,
+    pub(super) latency: Vec<Latency>,
+    pub(super) idle: Vec<Idle>,
+    pub(super) first_packet_after_idle: Vec<FirstPacket>,
+    pub(super) nodes: Vec<NodeCounters>,
+    /// Whether unplugging all pods failed, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) unplug_failure: Option<String>,
+}
+
+/// One expectation.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Check {
+    pub(super) name: &'static str,
+    pub(super) kind: CheckKind,
+    pub(super) expected: String,
+    pub(super) seen: String,
+    pub(super) held: bool,
+}
+
+/// How a miss is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum CheckKind {
+    /// Something does not work.
+    Requirement,
+    /// It works, slower than it should; a busy machine can be the cause.
+    Goal,
+}
+
+impl Report {
+    /// Compares what was seen with what is expected.
+    pub(super) fn judge(&mut self) {
+        self.checks = vec![
+            self.reachability_check(),
+            self.unaccounted_check(),
+            self.retransmission_check(),
+            self.unplug_check(),
+            self.ratio_check(),
+            self.idle_check(),
+            self.first_packet_check(),
+        ];
+        self.held = self.checks.iter().all(|check| check.held);
+    }
+
+    /// The attempt with the best ratio to the reference beside it.
+    pub(super) fn fastest(&self) -> Option<&Throughput> {
+        self.throughput.iter().max_by(|one, other| one.ratio.total_cmp(&other.ratio))
+    }
+
+    /// The attempt with the fewest segments sent again.
+    fn cleanest(&self) -> Option<&Throughput> {
+        self.throughput.iter().min_by(|one, other| one.retransmitted_share.total_cmp(&other.retransmitted_share))
+    }
+
+    fn reachability_check(&self) -> Check {
+        let reached = self.reachability.iter().filter(|row| row.reached).count();
+        let all = self.reachability.len();
+        requirement("reachability", format!("all {all}"), format!("{reached} of {all}"), all > 0 && reached == all)
+    }
+
+    fn unaccounted_check(&self) -> Check {
+        let frames: Vec<_> = self.nodes.iter().map(|node| node.status.unaccounted_frames).collect();
+        let seen = frames.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+        let held = !frames.is_empty() && frames.iter().all(|count| *count == 0);
+        requirement("frames unaccounted for", "0".to_owned(), seen, held)
+    }
+
+    fn retransmission_check(&self) -> Check {
+        let share = self.cleanest().map_or(f64::NAN, |attempt| attempt.retransmitted_share);
+        let expected = format!("under {} %", RETRANSMITTED_SHARE * 100.0);
+        requirement(
+            "retransmitted across nodes",
+            expected,
+            format!("{:.4} %", share * 100.0),
+            share < RETRANSMITTED_SHARE,
+        )
+    }
+
+    fn unplug_check(&self) -> Check {
+        let seen = self.unplug_failure.clone().unwrap_or_else(|| "done".to_owned());
+        requirement("unplugging all pods", "done".to_owned(), seen, self.unplug_failure.is_none())
+    }
+
+    fn ratio_check(&self) -> Check {
+        let ratio = self.fastest().map_or(f64::NAN, |attempt| attempt.ratio);
+        let expected = format!("at least {RATIO} times");
+        goal("same-node TCP, of AF_XDP on veth", expected, format!("{ratio:.1} times"), ratio >= RATIO)
+    }
+
+    fn idle_check(&self) -> Check {
+        let most = self.idle.iter().map(|idle| idle.share_of_core).fold(f64::NAN, f64::max);
+        let expected = format!("under {} % of a core", SHARE * 100.0);
+        goal("an idle agent", expected, format!("{:.2} %", most * 100.0), most < SHARE)
+    }
+
+    fn first_packet_check(&self) -> Check {
+        let same_node = self.first_packet_after_idle.iter().find(|first| first.way == Way::SameNode);
+        let median = same_node.map_or(f64::NAN, |first| first.median_microseconds);
+        let expected = format!("under {FIRST_PACKET_MICROSECONDS} us");
+        goal("first packet after idle", expected, format!("{median:.0} us"), median < FIRST_PACKET_MICROSECONDS)
+    }
+}
+
+fn requirement(name: &'static str, expected: String, seen: String, held: bool) -> Check {
+    Check { name, kind: CheckKind::Requirement, expected, seen, held }
+}
+
+fn goal(name: &'static str, expected: String, seen: String, held: bool) -> Check {
+    Check { name, kind: CheckKind::Goal, expected, seen, held }
+}

@@ -1,0 +1,138 @@
+//! The report as text for people.
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{Cell, CellAlignment, Table};
+
+use super::reachability::{Row, Way};
+use super::report::{CheckKind, Report};
+use super::traffic::Family;
+use super::traffic::stream::StreamResult;
+
+/// Everything, one table below the other.
+pub(super) fn text(report: &Report) -> String {
+    [reachability(report), speed(report), counters(report), drops(report), checks(report)].join("\n")
+}
+
+fn reachability(report: &Report) -> String {
+    let mut kinds: Vec<(&str, Way)> = report.reachability.iter().map(|row| (row.what, row.way)).collect();
+    kinds.sort_by_key(|(what, way)| (*what != "ping", *what, *way));
+    kinds.dedup();
+    let count = |what: &str, way: Way, family: Family| {
+        let mine = |row: &&Row| row.what == what && row.way == way && row.family == family;
+        let (all, reached) = report
+            .reachability
+            .iter()
+            .filter(mine)
+            .fold((0, 0), |(all, reached), row| (all + 1, reached + usize::from(row.reached)));
+        right(format!("{reached} of {all}"))
+    };
+    let rows = kinds.into_iter().map(|(what, way)| {
+        vec![left(format!("{what} {}", way.text())), count(what, way, Family::Ipv4), count(what, way, Family::Ipv6)]
+    });
+    let mut text = render(&["Reachability", "IPv4", "IPv6"], rows);
+    for row in report.reachability.iter().filter(|row| !row.reached) {
+        let failure = row.failure.as_deref().unwrap_or("not reached");
+        text += &format!("  {} {} from {} to {}: {failure}\n", row.what, row.family.text(), row.from, row.to);
+    }
+    text
+}
+
+fn speed(report: &Report) -> String {
+    let mut rows = Vec::new();
+    if let Some(best) = report.fastest() {
+        let streams = [
+            ("TCP stream, same node", best.same_node),
+            ("TCP stream, AF_XDP on veth (reference)", best.reference),
+            ("TCP stream, across nodes", best.across_nodes),
+            ("TCP stream, across nodes, IPv6", best.across_nodes_ipv6),
+        ];
+        rows.extend(streams.map(|(name, result)| stream_row(name, &result)));
+    }
+    for latency in &report.latency {
+        let times = &latency.times;
+        rows.push(vec![
+            left(format!("1 byte there and back, {}, {}", latency.way.text(), latency.family.text())),
+            right(format!("p50 {:.0} us", times.p50_microseconds)),
+            right(format!("p99 {:.0} us", times.p99_microseconds)),
+        ]);
+    }
+    for first in &report.first_packet_after_idle {
+        let worst = first.microseconds.iter().copied().fold(0.0, f64::max);
+        rows.push(vec![
+            left(format!("first packet after idle, one way, {}", first.way.text())),
+            right(format!("median {:.0} us", first.median_microseconds)),
+            right(format!("worst {worst:.0} us")),
+        ]);
+    }
+    for idle in &report.idle {
+        let share = format!("{:.2} % of a core", idle.share_of_core * 100.0);
+        rows.push(vec![left(format!("idle agent of node {}", idle.node)), right(share), left("")]);
+    }
+    render(&["Speed", "", ""], rows.into_iter())
+}
+
+fn stream_row(name: &str, result: &StreamResult) -> Vec<Cell> {
+    let again = format!("{} of {} segments sent again", result.retransmitted_segments, result.segments);
+    vec![left(name), right(format!("{:.2} Gbit/s", result.gigabits_per_second)), right(again)]
+}
+
+fn counters(report: &Report) -> String {
+    let rows = report.nodes.iter().map(|node| {
+        let dropped = node.drops.iter().map(|drop| drop.frames).fold(0, u64::saturating_add);
+        let ports =
+            |of: fn(&crate::api::model::PortReport) -> u64| node.ports.iter().map(of).fold(0, u64::saturating_add);
+        vec![
+            left(&node.node),
+            right(ports(|port| port.received_frames)),
+            right(ports(|port| port.sent_frames)),
+            right(dropped),
+            right(node.sum(|worker| worker.held_frames)),
+            right(node.status.unaccounted_frames),
+            right(node.sum(|worker| worker.flow_cache_hits)),
+            right(node.sum(|worker| worker.flow_cache_misses)),
+        ]
+    });
+    render(&["Node", "Received", "Sent", "Dropped", "Held", "Unaccounted", "Cache hits", "Misses"], rows)
+}
+
+fn drops(report: &Report) -> String {
+    let mut rows = Vec::new();
+    for node in &report.nodes {
+        for drop in node.drops.iter().filter(|drop| drop.frames > 0) {
+            rows.push(vec![left(&node.node), left(&drop.reason), right(drop.frames), left(&drop.sentence)]);
+        }
+    }
+    if rows.is_empty() {
+        return "Nothing was dropped.\n".to_owned();
+    }
+    render(&["Node", "Drop reason", "Frames", "What happened"], rows.into_iter())
+}
+
+fn checks(report: &Report) -> String {
+    let rows = report.checks.iter().map(|check| {
+        let verdict = match (check.held, check.kind) {
+            (true, _) => "held",
+            (false, CheckKind::Requirement) => "FAILED",
+            (false, CheckKind::Goal) => "goal MISSED",
+        };
+        vec![left(check.name), left(&check.expected), left(&check.seen), left(verdict)]
+    });
+    render(&["Check", "Expected", "Seen", ""], rows)
+}
+
+fn render(heads: &[&str], rows: impl Iterator<Item = Vec<Cell>>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(heads.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n").collect()
+}
+
+fn left(text: impl ToString) -> Cell {
+    Cell::new(text.to_string())
+}
+
+fn right(text: impl ToString) -> Cell {
+    Cell::new(text.to_string()).set_alignment(CellAlignment::Right)
+}
