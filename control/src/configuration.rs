@@ -99,9 +99,9 @@ table! {
 table! {
     /// Flow cache of each worker; a power of two each.
     FlowCache {
-        /// IPv4 flows; 134 bytes each.
+        /// IPv4 flows; 176 bytes each.
         ipv4_entries: usize = limits::FLOWS_IPV4;
-        /// IPv6 flows; 198 bytes each.
+        /// IPv6 flows; 240 bytes each.
         ipv6_entries: usize = limits::FLOWS_IPV6;
     }
     sections {}

@@ -87,6 +87,8 @@ pub struct LinkChange {
     pub mtu: Option<u32>,
     /// Largest GSO unit, for both IP versions: `limits::POD_GSO_BYTES` for pods.
     pub gso_max_size: Option<u32>,
+    /// Most segments in a GSO unit.
+    pub gso_max_segments: Option<u32>,
     /// Number of the bridge it joins; zero takes it out of its bridge.
     pub controller: Option<u32>,
     /// New name; the link must be down, or a kernel of 6.2 or later.
@@ -111,6 +113,7 @@ impl LinkChange {
             self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())),
             self.mtu.map(LinkAttribute::Mtu),
             self.gso_max_size.map(LinkAttribute::GsoMaxSize),
+            self.gso_max_segments.map(LinkAttribute::GsoMaxSegs),
             self.gso_max_size.map(LinkAttribute::GsoIpv4MaxSize),
             self.controller.map(LinkAttribute::Controller),
             self.name.clone().map(LinkAttribute::IfName),

@@ -76,6 +76,7 @@ pub fn configure_pod_interface(
         mac: (link.mac != interface.mac).then_some(interface.mac),
         mtu: Some(interface.mtu),
         gso_max_size: Some(interface.gso_max_size),
+        gso_max_segments: Some(limits::SEGMENTS_PER_UNIT as u32),
         ..LinkChange::default()
     };
     netlink.change_link(name, &change)?;

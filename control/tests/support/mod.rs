@@ -1,5 +1,8 @@
 //! Two pods and the smallest thing that can connect them: what the kernel and TAP tests share.
 
+// Each test program uses a part of this.
+#![allow(dead_code)]
+
 pub(crate) mod forwarder;
 
 use std::net::IpAddr;
