@@ -82,9 +82,9 @@ impl Worker {
             busy |= received > 0;
             self.forward_vector();
         }
-        let unfinished = self.transmit.flush(&mut outlet!(self));
+        self.transmit.flush(&mut outlet!(self));
         self.housekeeping();
-        busy || unfinished
+        busy
     }
 
     /// Forwards the packets of `vector`: hits at once, misses behind them as a batch.
