@@ -43,6 +43,7 @@ drop_reasons! {
     TcpTruncated "tcp_truncated" "The packet ends inside its TCP header, or the data offset is illegal." "Capture on the port and look for a faulty sender.";
     UdpTruncated "udp_truncated" "The packet ends inside its UDP header, or the UDP length is illegal." "Capture on the port and look for a faulty sender.";
     SctpTruncated "sctp_truncated" "The packet ends inside its SCTP common header." "Capture on the port and look for a faulty sender.";
+    SctpFragment "sctp_fragment" "The ports of a fragmented SCTP packet were to be translated, but its CRC covers all fragments." "Lower the path MTU of the SCTP endpoint, so that it sends no fragments.";
     IcmpTruncated "icmp_truncated" "The packet ends inside its ICMP header." "Capture on the port and look for a faulty sender.";
     NeighbourDiscoveryMalformed "neighbour_discovery_malformed" "The ND message breaks a rule of RFC 4861: its length, its options, its addresses, or a hop limit below 255." "Look for an attack from beyond the link, or a faulty sender.";
     GsoMalformed "gso_malformed" "The offload metadata that came with the packet does not fit its headers." "The pod's kernel or a raw socket wrote a bad virtio-net header.";

@@ -126,3 +126,6 @@ pub const WORKER_COMMANDS: usize = 1_024;
 
 /// Pairs of peer and VNI that get a number for the flow key; 48 B each. Beyond it, their flows take the slow path.
 pub const TUNNEL_INGRESSES: usize = 16_384;
+
+/// Longest capture file that a replay reads; it lies in memory whole while the replay runs.
+pub const CAPTURE_BYTES: usize = 1 << 30;

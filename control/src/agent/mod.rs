@@ -120,6 +120,8 @@ fn start_reconciling(
     let shared = Arc::clone(shared);
     let thread = std::thread::Builder::new().name("reconcile".into());
     Ok(thread.spawn(move || {
+        // The whole watch moves here: dropping a part of it would end it.
+        let watch = watch;
         let mut reconciler = Reconciler::publishing_to(local, Box::new(shared.switch.clone()));
         reconciler.run(&watch.events, &taken, |reconciler, settled| {
             shared.settled(reconciler, settled);

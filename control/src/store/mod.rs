@@ -72,6 +72,14 @@ pub struct Watch {
     _running: crossbeam::channel::Sender<()>,
 }
 
+impl Watch {
+    /// A watch whose events come by `events`; `running` is dropped with it, so that its source sees the end.
+    #[must_use]
+    pub fn new(events: Receiver<Event>, running: crossbeam::channel::Sender<()>) -> Self {
+        Self { events, _running: running }
+    }
+}
+
 /// Why a store refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

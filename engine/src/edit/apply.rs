@@ -4,17 +4,21 @@
 //! checksum the field holds the uncomplemented pseudo-header sum, in which addresses count with the other sign and
 //! ports do not count at all. A step that does not fit (a programmer's mistake elsewhere) drops the packet.
 
+use super::translate::translate;
 use super::{CompiledRewrite, Encapsulation, Translation};
 use crate::drop_reason::DropReason;
-use crate::packet::parse::{flag, protocol};
-use crate::packet::wire::{self, ethernet, ipv4, ipv6, tcp, udp};
-use crate::packet::{Checksum, FrameMemory, Headers, Network, Packet, checksum};
+use crate::packet::wire::{self, ethernet, ipv4, ipv6, udp};
+use crate::packet::{FrameMemory, Headers, Network, Packet};
 use crate::transmit::{Layout, OuterLayout};
 
 /// Lowest source port of tunnelled frames; the flow's hash is added (RFC 7348 section 5: the dynamic range).
 const ENTROPY_BASE: u16 = 49152;
 const ENTROPY_MASK: u16 = 0x3fff;
 const ECN_MASK: u8 = 3;
+/// The codepoints of RFC 3168 section 5: not capable, and capable in two shades.
+const ECN_NOT_CAPABLE: u8 = 0;
+const ECN_CAPABLE_1: u8 = 1;
+const ECN_CAPABLE_0: u8 = 2;
 const ECN_CONGESTION: u8 = 3;
 
 /// What the edit must know of the packet it gets.
@@ -44,13 +48,14 @@ pub fn apply(
 ) -> Result<Layout, DropReason> {
     let rewrite = &compiled.rewrite;
     let mut shift = 0i32;
+    let mut traffic_class = subject.headers.traffic_class;
     if rewrite.decapsulate {
-        decapsulate(memory, packet, subject)?;
+        traffic_class = decapsulate(memory, packet, subject)?;
     }
     if rewrite.pop_tags > 0 {
         shift -= pop_tags(memory, packet, rewrite.pop_tags)?;
     }
-    if *translation != Translation::NONE {
+    if translation.source.is_some() || translation.destination.is_some() {
         translate(memory, packet, subject.headers, shift, translation)?;
     }
     if let Some(macs) = rewrite.route {
@@ -64,7 +69,7 @@ pub fn apply(
     }
     let outer = match &rewrite.encapsulate {
         None => None,
-        Some(encapsulation) => Some(encapsulate(memory, packet, subject, compiled, encapsulation)?),
+        Some(encapsulation) => Some(encapsulate(memory, packet, subject, traffic_class, compiled, encapsulation)?),
     };
     let base = shift + outer.map_or(0, |_| i32::from(compiled.template_length));
     let headers = subject.headers;
@@ -76,30 +81,43 @@ pub fn apply(
     })
 }
 
-fn at(offset: u16, shift: i32) -> usize {
+pub(super) fn at(offset: u16, shift: i32) -> usize {
     (i32::from(offset) + shift).max(0) as usize
 }
 
-/// Takes the outer headers off and carries congestion inwards (RFC 6040 section 4.2).
-fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>) -> Result<(), DropReason> {
+/// Takes the outer headers off and carries congestion inwards; returns the inner DSCP and ECN as they are then.
+fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>) -> Result<u8, DropReason> {
     if !packet.strip(subject.inner_offset) {
         return Err(DropReason::VxlanTruncated);
     }
     let headers = subject.headers;
-    let is_ip = matches!(headers.network, Network::Ipv4 | Network::Ipv6);
-    if !is_ip || subject.outer_traffic_class & ECN_MASK != ECN_CONGESTION {
-        return Ok(());
+    let inner = headers.traffic_class;
+    if !matches!(headers.network, Network::Ipv4 | Network::Ipv6) {
+        return Ok(inner);
     }
-    if headers.traffic_class & ECN_MASK == 0 {
-        return Err(DropReason::EcnNotCapable);
+    let traffic_class = inner & !ECN_MASK | inner_ecn(inner & ECN_MASK, subject.outer_traffic_class & ECN_MASK)?;
+    if traffic_class == inner {
+        return Ok(inner);
     }
     let header = memory.head_mut(packet).get_mut(headers.network_offset as usize..).unwrap_or_default();
-    let traffic_class = headers.traffic_class | ECN_CONGESTION;
     let done = match headers.network {
         Network::Ipv4 => ipv4::set_traffic_class(header, traffic_class),
         _ => ipv6::set_traffic_class(header, traffic_class),
     };
-    done.ok_or(DropReason::VxlanTruncated)
+    done.map(|()| traffic_class).ok_or(DropReason::VxlanTruncated)
+}
+
+/// The ECN field that leaves a tunnel (RFC 6040 figure 4): congestion is carried inwards, a sender that cannot hear of
+/// it loses the packet instead, and the weaker sign of pre-congestion overrules ECT(0).
+#[inline]
+fn inner_ecn(inner: u8, outer: u8) -> Result<u8, DropReason> {
+    match (inner, outer) {
+        (ECN_NOT_CAPABLE, ECN_CONGESTION) => Err(DropReason::EcnNotCapable),
+        (ECN_NOT_CAPABLE, _) => Ok(ECN_NOT_CAPABLE),
+        (_, ECN_CONGESTION) => Ok(ECN_CONGESTION),
+        (ECN_CAPABLE_0, ECN_CAPABLE_1) => Ok(ECN_CAPABLE_1),
+        (inner, _) => Ok(inner),
+    }
 }
 
 /// Moves the MAC addresses over `tags` VLAN tags; returns the bytes that went.
@@ -138,86 +156,13 @@ fn decrement_ttl(header: &mut [u8], headers: &Headers) -> Result<(), DropReason>
     }
 }
 
-/// Replaces addresses and ports, the IPv4 header checksum and the layer-4 checksum.
-fn translate(
-    memory: &FrameMemory,
-    packet: &mut Packet,
-    headers: &Headers,
-    shift: i32,
-    translation: &Translation,
-) -> Result<(), DropReason> {
-    let partial = matches!(packet.checksum, Checksum::Partial { .. });
-    let frame = memory.head_mut(packet);
-    let (network, transport) = (at(headers.network_offset, shift), at(headers.transport_offset, shift));
-    let sides = [
-        (translation.source, headers.source, headers.ports[0], 0),
-        (translation.destination, headers.destination, headers.ports[1], 1),
-    ];
-    for (new, old_address, old_port, side) in sides {
-        let Some((address, port)) = new else { continue };
-        let length = if headers.network == Network::Ipv4 { 4 } else { 16 };
-        let header = frame.get_mut(network..).unwrap_or_default();
-        let done = match (headers.network, side) {
-            (Network::Ipv4, 0) => ipv4::set_source(header, [address[0], address[1], address[2], address[3]]),
-            (Network::Ipv4, _) => ipv4::set_destination(header, [address[0], address[1], address[2], address[3]]),
-            (_, 0) => wire::write_bytes(header, ipv6::SOURCE, &address),
-            (_, _) => wire::write_bytes(header, ipv6::DESTINATION, &address),
-        };
-        done.ok_or(DropReason::Ipv4Truncated)?;
-        if !headers.has(flag::LATER_FRAGMENT) {
-            let addresses = checksum::difference(&old_address[..length], &address[..length]);
-            let ports = checksum::difference(&old_port.to_be_bytes(), &port.to_be_bytes());
-            let segment = frame.get_mut(transport..).unwrap_or_default();
-            translate_transport(segment, headers.protocol, partial, addresses, ports, side, port)?;
-        }
-    }
-    Ok(())
-}
-
-/// `addresses` and `ports` are one's-complement differences; ICMP checksums cover no pseudo header.
-fn translate_transport(
-    segment: &mut [u8],
-    protocol: u8,
-    partial: bool,
-    addresses: u16,
-    ports: u16,
-    side: usize,
-    port: u16,
-) -> Result<(), DropReason> {
-    let (field, truncated) = match protocol {
-        protocol::TCP => (tcp::CHECKSUM, DropReason::TcpTruncated),
-        protocol::UDP => (udp::CHECKSUM, DropReason::UdpTruncated),
-        protocol::SCTP => {
-            // SCTP has a CRC over ports and payload; transmit computes it again (see `checksum::complete`).
-            return wire::write_u16(segment, side * 2, port).ok_or(DropReason::SctpTruncated);
-        }
-        protocol::ICMPV6 => {
-            let old = wire::read_u16(segment, wire::icmpv6::CHECKSUM).ok_or(DropReason::IcmpTruncated)?;
-            let new = if partial { checksum::apply_partial(old, addresses) } else { checksum::apply(old, addresses) };
-            return wire::write_u16(segment, wire::icmpv6::CHECKSUM, new).ok_or(DropReason::IcmpTruncated);
-        }
-        _ => return Ok(()),
-    };
-    wire::write_u16(segment, side * 2, port).ok_or(truncated)?;
-    let old = wire::read_u16(segment, field).ok_or(truncated)?;
-    if protocol == protocol::UDP && old == 0 && !partial {
-        return Ok(());
-    }
-    let new = if partial {
-        checksum::apply_partial(old, addresses)
-    } else {
-        checksum::apply(checksum::apply(old, addresses), ports)
-    };
-    let new = if protocol == protocol::UDP && !partial { udp::checksum_field(new) } else { new };
-    wire::write_u16(segment, field, new).ok_or(truncated)
-}
-
 /// Puts the outer headers on. Lengths are those of the packet as it is; cutting a unit writes each segment's own.
 #[inline]
 fn encapsulate(
     memory: &FrameMemory,
     packet: &mut Packet,
     subject: &Subject<'_>,
+    traffic_class: u8,
     compiled: &CompiledRewrite,
     encapsulation: &Encapsulation,
 ) -> Result<OuterLayout, DropReason> {
@@ -232,7 +177,7 @@ fn encapsulate(
     let (network, udp_offset) = (ethernet::HEADER_BYTES, template.len() - 16);
     let datagram = inner_bytes + 16;
     let ecn = match subject.headers.network {
-        Network::Ipv4 | Network::Ipv6 => subject.headers.traffic_class & ECN_MASK,
+        Network::Ipv4 | Network::Ipv6 => traffic_class & ECN_MASK,
         Network::Arp | Network::Other => 0,
     };
     let header = &mut frame[network..];

@@ -3,6 +3,9 @@
 mod apply;
 mod compiled;
 mod rewrite;
+#[cfg(test)]
+mod tests;
+mod translate;
 
 pub use apply::{Subject, apply};
 pub use compiled::CompiledRewrite;

@@ -59,7 +59,8 @@ pub struct Rewrite {
 }
 
 /// New addresses and ports of a flow: destination for a Service, source for masquerade, either way for replies.
-/// Addresses are IPv4 in the first four bytes, or IPv6.
+/// Addresses are IPv4 in the first four bytes, or IPv6. The port of an ICMP echo is its identifier, as in
+/// [`Headers::ports`](crate::packet::Headers::ports).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// New source address and port.

@@ -64,6 +64,21 @@ impl Crc32c {
     }
 }
 
+/// What the CRC of a packet changes by (exclusive or) when two of its bytes change by `difference` (exclusive or) and
+/// `following` bytes stand behind them: the CRC is linear, so those bytes may be taken as zeros.
+#[must_use]
+pub fn change(difference: [u8; 2], mut following: usize) -> u32 {
+    const ZEROS: [u8; 256] = [0; 256];
+    let mut crc = Crc32c(0);
+    crc.update(&difference);
+    while following > 0 {
+        let step = following.min(ZEROS.len());
+        crc.update(&ZEROS[..step]);
+        following -= step;
+    }
+    crc.0
+}
+
 fn update_table(state: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(state, |state, byte| TABLE[usize::from(state as u8 ^ byte)] ^ (state >> 8))
 }
@@ -96,6 +111,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_change_is_the_difference_of_two(
+            mut bytes in prop::collection::vec(any::<u8>(), 2..700),
+            at: prop::sample::Index,
+            new: [u8; 2],
+        ) {
+            let crc = |bytes: &[u8]| {
+                let mut crc = Crc32c::new();
+                crc.update(bytes);
+                crc.value()
+            };
+            let (before, at) = (crc(&bytes), at.index(bytes.len() - 1));
+            let difference = [bytes[at] ^ new[0], bytes[at + 1] ^ new[1]];
+            bytes[at..at + 2].copy_from_slice(&new);
+            prop_assert_eq!(before ^ change(difference, bytes.len() - at - 2), crc(&bytes));
+        }
+
         #[test]
         fn instruction_and_table_agree(bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200) {
             let cut = cut.min(bytes.len());

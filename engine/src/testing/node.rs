@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use crate::clock::{Clock, ManualClock};
 use crate::counters::Event;
 use crate::drop_reason::DropReason;
-use crate::packet::{FrameMemoryLayout, Mac, PortIndex};
+use crate::limits::SWEEP_STEP;
+use crate::packet::{FrameMemory, FrameMemoryLayout, Mac, PortIndex};
 use crate::port::memory::{MemoryQueue, MemoryWire, WireFrame};
 use crate::port::{Capabilities, PortQueue};
 use crate::switch::{Switch, SwitchOptions};
@@ -17,6 +18,7 @@ use crate::tables::{
     NextHop, Peer, PodPort, Port, PortRole, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind,
     Snapshot, UplinkPort, Vni, Vtep, address_bits,
 };
+use crate::worker;
 
 /// Turns after which a node that still moves is in a loop.
 const TURNS: usize = 10_000;
@@ -29,6 +31,8 @@ pub struct Node {
     /// Its clock.
     pub clock: ManualClock,
     wires: BTreeMap<PortIndex, MemoryWire>,
+    /// Frames for packets that are only explained.
+    imagined: FrameMemory,
 }
 
 impl Node {
@@ -56,7 +60,8 @@ impl Node {
         let clock = ManualClock::new();
         let options = SwitchOptions { clock: Clock::Manual(clock.clone()), ..options };
         let switch = Switch::new(options).expect("a switch");
-        Self { switch, clock, wires: BTreeMap::new() }
+        let imagined = FrameMemory::new(FrameMemoryLayout { head_frames: 64, big_buffers: 2 }).expect("memory");
+        Self { switch, clock, wires: BTreeMap::new(), imagined }
     }
 
     /// Attaches a memory port with a queue on worker `worker`; the others reach it by lane.
@@ -86,6 +91,33 @@ impl Node {
     /// If there is no such port, or frames were lost.
     pub fn inject(&mut self, port: u16, frame: WireFrame) {
         self.wires[&PortIndex(port)].send(frame);
+        self.settle();
+    }
+
+    /// The trail of a frame that would come in by `port` now, as one line; nothing is carried out or learned.
+    ///
+    /// # Panics
+    /// If the frame is longer than any packet.
+    #[must_use]
+    pub fn explain(&mut self, port: u16, frame: &WireFrame) -> String {
+        let mut packet = self.imagined.packet_from(&frame.bytes).expect("a frame of at most a packet's length");
+        packet.ingress = PortIndex(port);
+        packet.gso = frame.gso;
+        let (tables, now) = (self.switch.tables(), Clock::Manual(self.clock.clone()).now());
+        let explained = worker::explain(&tables, self.switch.state(), &self.imagined, &packet, now);
+        self.imagined.release(packet);
+        match explained {
+            Ok(decision) => decision.trail.to_string(),
+            Err(reason) => format!("read drop {reason}"),
+        }
+    }
+
+    /// Turns until every sweep that a publish began is over.
+    pub fn finish_sweeps(&mut self) {
+        let flows = self.switch.options().flows;
+        for _ in 0..(flows.ipv4 + flows.ipv6) / SWEEP_STEP + 3 {
+            self.switch.turn();
+        }
         self.settle();
     }
 

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
+use crate::clock::Time;
 use crate::drop_reason::DropReason;
 use crate::edit::Rewrite;
 use crate::limits;
@@ -16,7 +17,8 @@ use crate::packet::copy_and_checksum::Kernel;
 use crate::packet::parse::{self, flag, protocol};
 use crate::packet::wire::{self, udp};
 use crate::packet::{FrameMemory, Gso, Headers, Network, Packet, checksum};
-use crate::slow_path::{Arrival, Tunnelled};
+use crate::slow_path::{self, Arrival, Decision, Tunnelled};
+use crate::state::State;
 use crate::tables::{PortRole, Snapshot, Vni};
 
 /// Bit that tells a tunnel ingress number from a port number in a flow key.
@@ -173,6 +175,26 @@ impl IngressTable {
         };
         self.memo[slot] = Some((tunnel, number));
         Ok(number)
+    }
+}
+
+/// What the slow path decides of a packet at this moment, without carrying it out: the reading and the stages are the
+/// very ones a worker uses, the flow cache is not asked.
+///
+/// # Errors
+/// Why the packet is refused before any stage sees it.
+pub fn explain(
+    tables: &Snapshot,
+    state: &State,
+    memory: &FrameMemory,
+    packet: &Packet,
+    now: Time,
+) -> Result<Decision, DropReason> {
+    let mut ingress = IngressTable::new();
+    ingress.refresh(tables);
+    match ingress.read(tables, memory, packet) {
+        Reading::Frame(frame) => Ok(slow_path::decide(tables, state, &frame.arrival(memory.head(packet), packet), now)),
+        Reading::Refused(reason) => Err(reason),
     }
 }
 

@@ -29,6 +29,7 @@ use std::sync::Arc;
 
 pub use commands::{AttachError, Command, FlowReport, QueueReport};
 pub use idle::{IdlePolicy, Sleeper, Waker};
+pub use ingress::explain;
 pub use parts::Parts;
 pub use ports::Ports;
 

@@ -1,0 +1,220 @@
+//! Several nodes in one test: each a switch on memory ports with the real control plane, joined by their uplinks.
+//!
+//! Objects travel the production path (store, observe, plan, compile, publish) into the production switch. What the
+//! CNI server and the host's kernel would tell (pods plugged in, uplinks, next hops) is told by the test. Bridged
+//! segments have no object yet and are added to the compiled tables at publish, see [`Extra`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use millrace_control::cluster::{InterfaceName, NodeName, PodName};
+use millrace_control::observe::KINDS;
+use millrace_control::plan::{AttachedPod, LocalUplink, LocalView, UnderlayPath};
+use millrace_control::publish::Tables;
+use millrace_control::reconcile::{Input, Reconciler, Settled};
+use millrace_control::store::{ObjectStore, Watch};
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::port::memory::{MemoryQueue, WireFrame};
+use millrace_engine::tables::{ChangeSet, Port, Segment, Snapshot};
+use millrace_engine::testing::node::Node;
+
+/// Port number of every node's uplink.
+pub const UPLINK: u16 = 0;
+
+/// MTU of the underlay and of uplinks.
+pub const UNDERLAY_MTU: u32 = 1500;
+
+/// Tables that no object describes yet.
+#[derive(Clone, Debug, Default)]
+pub struct Extra {
+    /// Bridged segments.
+    pub segments: Vec<Segment>,
+    /// Their member ports.
+    pub ports: Vec<Port>,
+}
+
+/// The switch's end of a node's control plane: a publish adds [`Extra`] and goes to the switch.
+struct SwitchTables {
+    node: Arc<Mutex<Node>>,
+    extra: Arc<Mutex<Extra>>,
+}
+
+impl Tables for SwitchTables {
+    fn current(&self) -> Arc<Snapshot> {
+        locked(&self.node).switch.tables()
+    }
+
+    fn publish(&mut self, mut snapshot: Snapshot) -> ChangeSet {
+        let extra = locked(&self.extra);
+        extra.segments.iter().for_each(|segment| snapshot.segments.insert(segment.clone()));
+        extra.ports.iter().for_each(|port| snapshot.ports.insert(port.clone()));
+        locked(&self.node).switch.publish(snapshot)
+    }
+
+    fn collect(&mut self) {
+        locked(&self.node).switch.collect_tables();
+    }
+
+    fn generation_in_use(&self) -> u64 {
+        locked(&self.node).switch.generation_in_use()
+    }
+
+    fn retired(&self) -> usize {
+        locked(&self.node).switch.retired_tables()
+    }
+}
+
+fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One node.
+pub struct ClusterNode {
+    /// Its name.
+    pub name: String,
+    /// MAC address of its uplink.
+    pub uplink_mac: Mac,
+    /// Bridged segments and ports; in force with the next publish.
+    pub extra: Arc<Mutex<Extra>>,
+    number: u8,
+    addresses: Vec<IpAddr>,
+    node: Arc<Mutex<Node>>,
+    reconciler: Reconciler,
+    watch: Watch,
+    pods: BTreeMap<PortIndex, AttachedPod>,
+}
+
+impl std::fmt::Debug for ClusterNode {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("ClusterNode").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// MAC address of the uplink of node `number`.
+#[must_use]
+pub fn uplink_mac(number: u8) -> Mac {
+    Mac([2, 0xee, 0, 0, 0, number])
+}
+
+impl ClusterNode {
+    /// Node `number` with its uplink plugged in, following `store`.
+    ///
+    /// # Panics
+    /// If the name is none.
+    #[must_use]
+    pub fn new(number: u8, name: &str, addresses: &[IpAddr], workers: usize, store: &dyn ObjectStore) -> Self {
+        let mut node = Node::new(workers);
+        node.attach(UPLINK, MemoryQueue::LIKE_AF_XDP, 0);
+        let (node, extra) = (Arc::new(Mutex::new(node)), Arc::new(Mutex::new(Extra::default())));
+        let tables = SwitchTables { node: Arc::clone(&node), extra: Arc::clone(&extra) };
+        let local = LocalView::new(NodeName::new(name).expect("node name"));
+        let mut reconciler = Reconciler::publishing_to(local, Box::new(tables));
+        let uplink = LocalUplink {
+            interface: InterfaceName::new("eth1").expect("interface"),
+            mac: uplink_mac(number),
+            mtu: UNDERLAY_MTU,
+            addresses: addresses.to_vec(),
+            link_up: true,
+        };
+        reconciler.take(Input::Uplinks(BTreeMap::from([(PortIndex(UPLINK), uplink)])));
+        Self {
+            name: name.to_owned(),
+            uplink_mac: uplink_mac(number),
+            extra,
+            number,
+            addresses: addresses.to_vec(),
+            node,
+            reconciler,
+            watch: store.watch(&KINDS).expect("watch"),
+            pods: BTreeMap::new(),
+        }
+    }
+
+    /// The switch.
+    #[must_use]
+    pub fn switch(&self) -> MutexGuard<'_, Node> {
+        locked(&self.node)
+    }
+
+    /// Its control plane.
+    #[must_use]
+    pub fn control(&self) -> &Reconciler {
+        &self.reconciler
+    }
+
+    /// Tells the next hop towards each address that is given; others are unresolved.
+    pub fn tell_underlay(&mut self, next_hops: impl IntoIterator<Item = (IpAddr, Mac)>) {
+        let source = |address: IpAddr| self.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4()).copied();
+        let paths = next_hops.into_iter().filter_map(|(address, mac)| {
+            let path = UnderlayPath {
+                port: PortIndex(UPLINK),
+                source: source(address)?,
+                source_mac: self.uplink_mac,
+                next_hop: Some(mac),
+                mtu: UNDERLAY_MTU,
+            };
+            Some((address, path))
+        });
+        let paths = paths.collect();
+        self.reconciler.take(Input::Underlay(paths));
+    }
+
+    /// Plugs a pod in, as the CNI server would, at the first free port; says which.
+    ///
+    /// # Panics
+    /// If the name is none.
+    pub fn plug_in(&mut self, name: &str, addresses: &[IpAddr]) -> (u16, Mac) {
+        let taken = |port: &u16| self.pods.contains_key(&PortIndex(*port));
+        let port = (1..).find(|port| !taken(port)).unwrap_or_else(|| unreachable!("fewer pods than numbers"));
+        let mac = Mac([2, 0, 0, 0, self.number, port as u8]);
+        let workers = self.switch().switch.options().workers;
+        self.switch().attach(port, MemoryQueue::LIKE_TAP, usize::from(port) % workers);
+        let pod = AttachedPod {
+            pod: PodName::new("default", name).expect("pod name"),
+            container_id: name.to_owned(),
+            interface: InterfaceName::new("eth0").expect("interface"),
+            mac,
+            addresses: addresses.to_vec(),
+            mtu: self.reconciler.publish_state().plan().map_or(UNDERLAY_MTU - 50, |plan| plan.pod_mtu),
+        };
+        self.pods.insert(PortIndex(port), pod);
+        self.reconciler.take(Input::Pods(self.pods.clone()));
+        (port, mac)
+    }
+
+    /// Pulls a pod out.
+    pub fn pull_out(&mut self, port: u16) {
+        self.pods.remove(&PortIndex(port));
+        self.reconciler.take(Input::Pods(self.pods.clone()));
+        self.switch().detach(port);
+    }
+
+    /// Takes in at most `events` of the store's events and brings the tables into step.
+    pub fn follow(&mut self, events: usize) -> Settled {
+        for event in self.watch.events.try_iter().take(events) {
+            self.reconciler.take(Input::Store(event));
+        }
+        let settled = self.reconciler.settle(Instant::now());
+        self.switch().settle();
+        settled
+    }
+
+    /// Whether the store has told something that this node has not taken in.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        !self.watch.events.is_empty()
+    }
+
+    /// Sends a frame into a port and lets the switch come to rest.
+    pub fn inject(&self, port: u16, frame: WireFrame) {
+        self.switch().inject(port, frame);
+    }
+
+    /// All pods plugged in, with their ports.
+    #[must_use]
+    pub fn pods(&self) -> &BTreeMap<PortIndex, AttachedPod> {
+        &self.pods
+    }
+}

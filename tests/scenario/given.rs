@@ -1,0 +1,134 @@
+//! What a scenario begins with, and what changes in it: objects, pods, bridged segments.
+//!
+//! ```text
+//! node a vtep 192.0.2.1 2001:db8::1     a Node object, and a switch that runs as this node
+//! node c vtep 192.0.2.3 absent          a Node object only; its next hop is not resolved
+//! node f vtep 192.0.2.4 foreign         a Node object only; its next hop is resolved
+//! block 10.1.0.0/24 on a                an IpBlock of this node; pools exist for 10.0.0.0/8 and fd00::/16
+//! pod client on a 10.1.0.5 fd00:1::5    plugged in at node a
+//! bridge lan vni 10 on a b              a bridged segment with members at these nodes
+//! port p1 on a in lan                   a member port, untagged; `in lan vlan 20` for tagged frames, may be repeated
+//! no pod client · no block 10.1.0.0/24 · no node a
+//! | kind: Node ...                      a line of YAML, as written in an object file
+//! ```
+
+use std::net::IpAddr;
+
+/// A line of `given`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    Node { name: String, addresses: Vec<IpAddr>, presence: Presence },
+    Block { cidr: String, node: String },
+    Pod { name: String, node: String, addresses: Vec<IpAddr> },
+    Bridge { name: String, vni: u32, nodes: Vec<String> },
+    Port { name: String, node: String, memberships: Vec<(String, Option<u16>)> },
+    Yaml(String),
+    NoPod(String),
+    NoBlock(String),
+    NoNode(String),
+}
+
+/// How real a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// A switch runs.
+    Running,
+    /// Only the object exists, and the kernel knows the way.
+    Foreign,
+    /// Only the object exists.
+    Absent,
+}
+
+impl Given {
+    /// Reads a line; `None` if it is none of these.
+    pub(super) fn parse(line: &str) -> Result<Option<Self>, String> {
+        if let Some(yaml) = line.strip_prefix('|') {
+            return Ok(Some(Self::Yaml(yaml.trim().to_owned())));
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let given = match words.as_slice() {
+            ["node", name, "vtep", rest @ ..] => {
+                let presence = match rest.last() {
+                    Some(&"absent") => Presence::Absent,
+                    Some(&"foreign") => Presence::Foreign,
+                    _ => Presence::Running,
+                };
+                let count = rest.len() - usize::from(presence != Presence::Running);
+                Self::Node { name: (*name).to_owned(), addresses: addresses(&rest[..count])?, presence }
+            }
+            ["block", cidr, "on", node] => Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned() },
+            ["pod", name, "on", node, rest @ ..] => {
+                Self::Pod { name: (*name).to_owned(), node: (*node).to_owned(), addresses: addresses(rest)? }
+            }
+            ["bridge", name, "vni", vni, "on", nodes @ ..] => {
+                let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
+                Self::Bridge { name: (*name).to_owned(), vni: number(vni)?, nodes }
+            }
+            ["port", name, "on", node, rest @ ..] => {
+                Self::Port { name: (*name).to_owned(), node: (*node).to_owned(), memberships: memberships(rest)? }
+            }
+            ["no", "pod", name] => Self::NoPod((*name).to_owned()),
+            ["no", "block", cidr] => Self::NoBlock((*cidr).to_owned()),
+            ["no", "node", name] => Self::NoNode((*name).to_owned()),
+            _ => return Ok(None),
+        };
+        Ok(Some(given))
+    }
+}
+
+fn addresses(words: &[&str]) -> Result<Vec<IpAddr>, String> {
+    words.iter().map(|word| word.parse().map_err(|_| format!("{word:?} is no address"))).collect()
+}
+
+/// A number.
+pub(super) fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("{word:?} is no number that fits"))
+}
+
+fn memberships(words: &[&str]) -> Result<Vec<(String, Option<u16>)>, String> {
+    match words {
+        [] => Ok(Vec::new()),
+        ["in", segment, "vlan", vlan, rest @ ..] => {
+            let mut all = vec![((*segment).to_owned(), Some(number(vlan)?))];
+            all.extend(memberships(rest)?);
+            Ok(all)
+        }
+        ["in", segment, rest @ ..] => {
+            let mut all = vec![((*segment).to_owned(), None)];
+            all.extend(memberships(rest)?);
+            Ok(all)
+        }
+        _ => Err(format!("{words:?} is no membership")),
+    }
+}
+
+/// The objects that stand behind a line, as YAML.
+pub(super) fn yaml(given: &Given) -> String {
+    match given {
+        Given::Node { name, addresses, .. } => {
+            let listed: String =
+                addresses.iter().map(|address| format!("  - {{type: InternalIP, address: \"{address}\"}}\n")).collect();
+            format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n{listed}")
+        }
+        Given::Block { cidr, node } => {
+            let pool = if cidr.contains(':') { "six" } else { "four" };
+            format!(
+                "---\napiVersion: millrace.dev/v1alpha1\nkind: IpBlock\nmetadata: {{name: {}}}\n\
+                 spec: {{cidr: \"{cidr}\", pool: {pool}, node: {node}}}\n",
+                block_name(cidr)
+            )
+        }
+        Given::Yaml(line) => format!("{line}\n"),
+        _ => String::new(),
+    }
+}
+
+/// Name of the object of a block, as the program itself would name it.
+pub(super) fn block_name(cidr: &str) -> String {
+    cidr.replace(['.', ':', '/'], "-").replace("--", "-")
+}
+
+/// The pools that every scenario has.
+pub(super) const POOLS: &str = "---\napiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: four}\n\
+    spec: {cidr: 10.0.0.0/8}\n---\napiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: six}\n\
+    spec: {cidr: \"fd00::/16\"}\n";

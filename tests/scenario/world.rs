@@ -1,0 +1,399 @@
+//! Performs a scenario: builds its cluster, does what stands under `when`, and tells everything that happens.
+//!
+//! ```text
+//! client sends PACKET             at a pod or at a member port of a bridged segment
+//! underlay sends a PACKET         at the uplink of node a
+//! time passes 10 s                on every node's clock
+//! ```
+//! and any line of `given`, as a change. What happens is told as
+//! ```text
+//! trace a   TRAIL                 for each frame that comes in at node a: the slow path's reasons
+//! uplink a  PACKET                a frame leaves by the uplink; it goes on at the node whose uplink it is sent to
+//! web gets  PACKET ; ttl 63       a frame leaves by a pod's or member's port
+//! moved a   NAME +N, ...          every counter that moved, all workers together
+//! ```
+//! Frames that leave together go on together, so that segments may be joined; equal lines in a row are counted.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use millrace_control::cluster::{NodeName, StationMac};
+use millrace_control::observe::{IP_BLOCK, KINDS, NODE};
+use millrace_control::plan::GATEWAY_MAC;
+use millrace_control::store::{DirectoryStore, Kind, ObjectKey, ObjectStore};
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::port::memory::{MemoryQueue, WireFrame};
+use millrace_engine::tables::{
+    BridgedPort, BridgedSegment, Port, PortRole, Segment, SegmentIndex, SegmentKind, VlanMember, Vni,
+};
+use millrace_engine::testing::{checksums_valid, describe};
+
+use super::given::{self, Given, Presence, number};
+use super::packet_text::{Link, frame_of};
+use crate::cluster::{ClusterNode, UPLINK, uplink_mac};
+use crate::memory_store::MemoryStore;
+
+/// First port number of members of bridged segments.
+const FIRST_MEMBER: u16 = 100;
+
+/// Frames that leave switches in one step, at most: a scenario beyond it is a loop between nodes.
+const FRAMES: usize = 10_000;
+
+/// A pod or member port.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    node: usize,
+    port: u16,
+    mac: Mac,
+    routed: bool,
+}
+
+/// A running scenario.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    store: MemoryStore,
+    nodes: Vec<ClusterNode>,
+    next_hops: BTreeMap<IpAddr, Mac>,
+    addresses: BTreeMap<String, Vec<IpAddr>>,
+    bridges: Vec<(String, Vec<String>)>,
+    ends: BTreeMap<String, End>,
+}
+
+/// A directory that goes with its value.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}
+
+impl World {
+    /// The world that `given` lines describe.
+    pub(super) fn new(lines: &[String]) -> Result<Self, String> {
+        let mut world = Self::default();
+        world.write(given::POOLS)?;
+        let givens = lines.iter().map(|line| Given::parse(line)?.ok_or(format!("{line:?} is not known under given")));
+        let problems = world.change(&givens.collect::<Result<Vec<_>, _>>()?)?;
+        if problems.is_empty() { Ok(world) } else { Err(problems.join("\n")) }
+    }
+
+    /// Does what `lines` say; all that happens, a line each.
+    pub(super) fn perform(&mut self, lines: &[String]) -> Result<Vec<String>, String> {
+        let before: Vec<_> = self.nodes.iter().map(|node| node.switch().moved()).collect();
+        let mut happened = Vec::new();
+        for line in lines {
+            match Given::parse(line)? {
+                Some(given) => happened.extend(self.change(&[given])?),
+                None => self.send_or_wait(line, &mut happened).map_err(|error| format!("{line}: {error}"))?,
+            }
+        }
+        for (node, before) in self.nodes.iter().zip(before) {
+            let after = node.switch().moved();
+            let moved = after.iter().filter_map(|(name, count)| {
+                let more = count - before.get(name).unwrap_or(&0);
+                (more > 0).then(|| format!("{name} +{more}"))
+            });
+            let moved: Vec<String> = moved.collect();
+            if !moved.is_empty() {
+                happened.push(format!("moved {} {}", node.name, moved.join(", ")));
+            }
+        }
+        Ok(happened)
+    }
+
+    fn send_or_wait(&mut self, line: &str, happened: &mut Vec<String>) -> Result<(), String> {
+        if let Some(time) = line.strip_prefix("time passes ") {
+            return self.wait(time);
+        }
+        let (who, packet) = line.split_once(" sends ").ok_or("is not known under when")?;
+        let (node, port, link, packet) = if who == "underlay" {
+            let (name, packet) = packet.split_once(' ').ok_or("the underlay sends a node a packet")?;
+            let own = StationMac::of_node(&NodeName::new(name).map_err(|error| error.to_string())?).mac();
+            let link = Link { source: Mac([2, 0, 0, 0, 0, 0xee]), destination: own };
+            (self.node(name)?, UPLINK, link, packet)
+        } else {
+            let end = self.ends.get(who).ok_or(format!("{who} is neither a pod nor a port"))?;
+            let destination = if end.routed { GATEWAY_MAC } else { Mac::BROADCAST };
+            (end.node, end.port, Link { source: end.mac, destination }, packet)
+        };
+        let station = |name: &str| match name {
+            "gateway" => Some(GATEWAY_MAC),
+            name => self.ends.get(name).map(|end| end.mac),
+        };
+        let frame = frame_of(packet, link, station)?;
+        let sound = !packet.contains("bad checksum") && !packet.contains("; cut ");
+        self.carry(node, port, frame, sound, happened)
+    }
+
+    fn wait(&mut self, time: &str) -> Result<(), String> {
+        let time = match time.split_once(' ') {
+            Some((count, "s")) => Duration::from_secs(number(count)?),
+            Some((count, "ms")) => Duration::from_millis(number(count)?),
+            _ => return Err("time is N s or N ms".to_owned()),
+        };
+        for node in &self.nodes {
+            node.switch().clock.advance(time);
+            node.switch().finish_sweeps();
+        }
+        Ok(())
+    }
+
+    fn node(&self, name: &str) -> Result<usize, String> {
+        self.nodes.iter().position(|node| node.name == name).ok_or(format!("no switch runs as node {name}"))
+    }
+
+    /// Follows a frame from node to node until nothing moves.
+    fn carry(
+        &mut self,
+        node: usize,
+        port: u16,
+        frame: WireFrame,
+        sound: bool,
+        happened: &mut Vec<String>,
+    ) -> Result<(), String> {
+        let mut batches = VecDeque::from([(node, port, vec![frame])]);
+        let (mut log, mut frames) = (Log { lines: happened, last: None, count: 0 }, 0);
+        while let Some((node, port, batch)) = batches.pop_front() {
+            let mut switch = self.nodes[node].switch();
+            for frame in batch {
+                log.say(format!("trace {} {}", self.nodes[node].name, switch.explain(port, &frame)));
+                switch.queue(port, frame);
+            }
+            switch.settle();
+            let left = switch.all_sent(UPLINK);
+            frames += left.len();
+            let mut onwards: BTreeMap<usize, Vec<WireFrame>> = BTreeMap::new();
+            for frame in left {
+                log.say(format!("uplink {} {}", self.nodes[node].name, describe(&frame.bytes)));
+                checked(&frame, sound)?;
+                let next = self.nodes.iter().position(|node| node.uplink_mac == Mac::read(&frame.bytes));
+                next.into_iter().for_each(|next| onwards.entry(next).or_default().push(frame.clone()));
+            }
+            batches.extend(onwards.into_iter().map(|(next, frames)| (next, UPLINK, frames)));
+            for (name, end) in self.ends.iter().filter(|(_, end)| end.node == node) {
+                for frame in switch.all_sent(end.port) {
+                    frames += 1;
+                    log.say(format!("{name} gets {}", delivered(&frame, end)?));
+                    checked(&frame, sound)?;
+                }
+            }
+            if frames > FRAMES {
+                return Err("the frames go round and round".to_owned());
+            }
+            if switch.switch.lost_frames() != 0 {
+                return Err(format!("node {} lost {} frames", self.nodes[node].name, switch.switch.lost_frames()));
+            }
+        }
+        log.flush();
+        Ok(())
+    }
+
+    /// Applies changes; what is wrong afterwards.
+    fn change(&mut self, givens: &[Given]) -> Result<Vec<String>, String> {
+        self.write(&givens.iter().map(given::yaml).collect::<String>())?;
+        givens.iter().try_for_each(|given| self.remove(given))?;
+        givens.iter().for_each(|given| self.add_node(given));
+        for node in &mut self.nodes {
+            let own = node.uplink_mac;
+            let others = self.next_hops.iter().filter(|(_, mac)| **mac != own);
+            node.tell_underlay(others.map(|(address, mac)| (*address, *mac)));
+            givens.iter().try_for_each(|given| add_bridge(node, given, &self.addresses, &mut self.bridges))?;
+        }
+        givens.iter().try_for_each(|given| self.add_port(given))?;
+        self.follow();
+        givens.iter().try_for_each(|given| self.add_pod(given))?;
+        Ok(self.follow())
+    }
+
+    fn follow(&mut self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for node in &mut self.nodes {
+            let settled = node.follow(usize::MAX);
+            node.switch().finish_sweeps();
+            problems.extend(settled.error.iter().map(|error| format!("problem {} {error}", node.name)));
+            problems.extend(settled.problems.iter().map(|problem| format!("problem {} {problem}", node.name)));
+        }
+        problems
+    }
+
+    /// Reads YAML as an object directory would and writes the objects to the store that all nodes follow.
+    fn write(&self, text: &str) -> Result<(), String> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("millrace-scenario-{}-{number}", std::process::id()));
+        let directory = Directory(path);
+        let written =
+            std::fs::create_dir_all(&directory.0).and_then(|()| std::fs::write(directory.0.join("objects.yaml"), text));
+        written.map_err(|error| error.to_string())?;
+        let read = DirectoryStore::open(&directory.0).map_err(|error| error.to_string())?;
+        for kind in &KINDS {
+            for object in read.list(kind).map_err(|error| error.to_string())? {
+                let json = object.to_json();
+                let known = self.store.get(&object.key).map_err(|error| error.to_string())?;
+                let done = match known {
+                    Some(known) => self.store.update(&json, &known.resource_version),
+                    None => self.store.create(&json),
+                };
+                done.map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, given: &Given) -> Result<(), String> {
+        match given {
+            Given::NoBlock(cidr) => self.delete(IP_BLOCK, &given::block_name(cidr)),
+            Given::NoNode(name) => self.delete(NODE, name),
+            Given::NoPod(name) => {
+                let end = self.ends.remove(name).ok_or(format!("there is no pod {name}"))?;
+                self.nodes[end.node].pull_out(end.port);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn delete(&self, kind: Kind, name: &str) -> Result<(), String> {
+        let key = ObjectKey::cluster_scoped(kind, name);
+        let known = self.store.get(&key).map_err(|error| error.to_string())?;
+        let known = known.ok_or(format!("{key} does not exist"))?;
+        self.store.delete(&key, &known.resource_version).map_err(|error| error.to_string())
+    }
+
+    fn add_node(&mut self, given: &Given) {
+        let Given::Node { name, addresses, presence } = given else { return };
+        let number = self.addresses.len() as u8 + 1;
+        self.addresses.insert(name.clone(), addresses.clone());
+        if *presence != Presence::Absent {
+            self.next_hops.extend(addresses.iter().map(|address| (*address, uplink_mac(number))));
+        }
+        if *presence == Presence::Running {
+            self.nodes.push(ClusterNode::new(number, name, addresses, 1, &self.store));
+        }
+    }
+
+    fn add_pod(&mut self, given: &Given) -> Result<(), String> {
+        let Given::Pod { name, node, addresses } = given else { return Ok(()) };
+        let node = self.node(node)?;
+        let (port, mac) = self.nodes[node].plug_in(name, addresses);
+        self.ends.insert(name.clone(), End { node, port, mac, routed: true });
+        Ok(())
+    }
+
+    fn add_port(&mut self, given: &Given) -> Result<(), String> {
+        let Given::Port { name, node, memberships } = given else { return Ok(()) };
+        let node = self.node(node)?;
+        let number = self.nodes[node].extra.lock().unwrap_or_else(PoisonError::into_inner).ports.len() as u16;
+        let (port, mac) = (FIRST_MEMBER + number, Mac([2, 0, 0, 0, node as u8 + 1, (FIRST_MEMBER + number) as u8]));
+        self.nodes[node].switch().attach(port, MemoryQueue::LIKE_TAP, 0);
+        let (mut untagged, mut tagged) = (None, Vec::new());
+        for (segment, vlan) in memberships {
+            let at = self.bridges.iter().position(|(name, _)| name == segment);
+            let index = bridge_index(at.ok_or(format!("there is no bridge {segment}"))?);
+            match vlan {
+                Some(identifier) => tagged.push(VlanMember { identifier: *identifier, segment: index }),
+                None => untagged = Some(index),
+            }
+            let mut extra = self.nodes[node].extra.lock().unwrap_or_else(PoisonError::into_inner);
+            let segment = extra.segments.iter_mut().find(|segment| segment.index == index);
+            let Some(Segment { kind: SegmentKind::Bridged(bridged), .. }) = segment else {
+                return Err(format!("bridge {segment:?} is not on this node"));
+            };
+            bridged.members.push((PortIndex(port), *vlan));
+        }
+        let role = PortRole::Bridged(BridgedPort { untagged, tagged });
+        let entry = Port { index: PortIndex(port), name: name.as_str().into(), mtu: 1500, role };
+        self.nodes[node].extra.lock().unwrap_or_else(PoisonError::into_inner).ports.push(entry);
+        self.ends.insert(name.clone(), End { node, port, mac, routed: false });
+        Ok(())
+    }
+}
+
+fn bridge_index(position: usize) -> SegmentIndex {
+    SegmentIndex(position as u16 + 1)
+}
+
+/// Puts a bridged segment on a node that has members; floods go to the first address of every other such node.
+fn add_bridge(
+    node: &ClusterNode,
+    given: &Given,
+    addresses: &BTreeMap<String, Vec<IpAddr>>,
+    bridges: &mut Vec<(String, Vec<String>)>,
+) -> Result<(), String> {
+    let Given::Bridge { name, vni, nodes } = given else { return Ok(()) };
+    let position = bridges.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+        bridges.push((name.clone(), nodes.clone()));
+        bridges.len() - 1
+    });
+    if !nodes.contains(&node.name) {
+        return Ok(());
+    }
+    let others = nodes.iter().filter(|other| **other != node.name);
+    let remotes = others.filter_map(|other| addresses.get(other)?.first().copied()).collect();
+    let segment = Segment {
+        index: bridge_index(position),
+        name: name.as_str().into(),
+        vni: Vni::new(*vni).ok_or("a VNI has 24 bits")?,
+        kind: SegmentKind::Bridged(BridgedSegment { members: Vec::new(), remotes }),
+    };
+    node.extra.lock().unwrap_or_else(PoisonError::into_inner).segments.push(segment);
+    Ok(())
+}
+
+/// Checksums of a frame that leaves a switch must be right, unless they are partial or were wrong from the start.
+fn checked(frame: &WireFrame, sound: bool) -> Result<(), String> {
+    if !sound || frame.partial_checksum.is_some() {
+        return Ok(());
+    }
+    checksums_valid(&frame.bytes).map_err(|error| format!("{}: {error}", describe(&frame.bytes)))
+}
+
+/// What a pod or member gets, in words; a pod's frames must come from the gateway to the pod.
+fn delivered(frame: &WireFrame, end: &End) -> Result<String, String> {
+    let mut text = describe(&frame.bytes);
+    if let Some(gso) = frame.gso {
+        text += &format!(" ; gso {}", gso.size);
+    }
+    if !end.routed {
+        return Ok(text);
+    }
+    let macs = (Mac::read(&frame.bytes), Mac::read(frame.bytes.get(6..).unwrap_or_default()));
+    if macs != (end.mac, GATEWAY_MAC) {
+        return Err(format!("{text}: sent from {} to {}, the pod is {}", macs.1, macs.0, end.mac));
+    }
+    let ttl = match frame.bytes.get(12..14) {
+        Some([0x08, 0x00]) => frame.bytes.get(22),
+        Some([0x86, 0xdd]) => frame.bytes.get(21),
+        _ => None,
+    };
+    ttl.iter().for_each(|ttl| text += &format!(" ; ttl {ttl}"));
+    Ok(text)
+}
+
+/// Lines, equal ones in a row counted.
+struct Log<'a> {
+    lines: &'a mut Vec<String>,
+    last: Option<String>,
+    count: usize,
+}
+
+impl Log<'_> {
+    fn say(&mut self, line: String) {
+        if self.last.as_ref() != Some(&line) {
+            self.flush();
+        }
+        self.last = Some(line);
+        self.count += 1;
+    }
+
+    fn flush(&mut self) {
+        let Some(line) = self.last.take() else { return };
+        self.lines.push(if self.count == 1 { line } else { format!("{} times {line}", self.count) });
+        self.count = 0;
+    }
+}
