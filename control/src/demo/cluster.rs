@@ -108,7 +108,8 @@ impl Cluster {
         };
         for mut node in self.nodes.drain(..) {
             node.agent.keep();
-            node.namespace.keep();
+            // The handle it gives is not needed any more.
+            let _ = node.namespace.keep();
         }
         self.pods.drain(..).for_each(Pod::keep);
         Ok(summary)

@@ -74,7 +74,8 @@ impl Pod {
 
     /// Leaves it standing.
     pub(super) fn keep(self) {
-        self.namespace.keep();
+        // The handle it gives is not needed any more.
+        let _ = self.namespace.keep();
     }
 }
 

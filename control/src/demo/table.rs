@@ -1,8 +1,11 @@
 //! The report as text for people.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, Table};
 
+use super::counters::NodeCounters;
 use super::reachability::{Row, Way};
 use super::report::{CheckKind, Report};
 use super::traffic::Family;
@@ -10,7 +13,7 @@ use super::traffic::stream::StreamResult;
 
 /// Everything, one table below the other.
 pub(super) fn text(report: &Report) -> String {
-    [reachability(report), speed(report), counters(report), drops(report), checks(report)].join("\n")
+    [reachability(report), speed(report), counters(report), events(report), drops(report), checks(report)].join("\n")
 }
 
 fn reachability(report: &Report) -> String {
@@ -93,6 +96,18 @@ fn counters(report: &Report) -> String {
         ]
     });
     render(&["Node", "Received", "Sent", "Dropped", "Held", "Unaccounted", "Cache hits", "Misses"], rows)
+}
+
+/// Every event that happened on any node.
+fn events(report: &Report) -> String {
+    let nodes: Vec<_> = report.nodes.iter().map(NodeCounters::events).collect();
+    let names: BTreeSet<&str> = nodes.iter().flat_map(|events| events.keys().copied()).collect();
+    let count = |events: &BTreeMap<&str, u64>, name: &str| events.get(name).copied().unwrap_or(0);
+    let happened = names.into_iter().filter(|name| nodes.iter().any(|events| count(events, name) > 0));
+    let row = |name| std::iter::once(left(name)).chain(nodes.iter().map(|events| right(count(events, name)))).collect();
+    let heads: Vec<_> = report.nodes.iter().map(|node| format!("Node {}", node.node)).collect();
+    let heads: Vec<_> = std::iter::once("Event").chain(heads.iter().map(String::as_str)).collect();
+    render(&heads, happened.map(row))
 }
 
 fn drops(report: &Report) -> String {
