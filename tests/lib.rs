@@ -4,6 +4,7 @@
 //! - [`memory_store`]: an object store in memory, which all nodes of a cluster share.
 //! - [`scenario`]: text files of the form given, when, then.
 //! - [`tcp_stream`]: TCP peers of smoltcp at two pods and a bad wire between their nodes.
+//! - [`objects`]: objects of a cluster as JSON.
 //! - [`random`]: numbers from a seed.
 //!
 //! Everything runs on one thread and on a clock that the test moves: the same seed gives the same run. Mistakes of a
@@ -11,6 +12,7 @@
 
 pub mod cluster;
 pub mod memory_store;
+pub mod objects;
 pub mod random;
 pub mod scenario;
 pub mod tcp_stream;
