@@ -6,7 +6,7 @@
 //! a seed.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use millrace_control::store::ObjectStore;
@@ -66,6 +66,10 @@ const SEGMENT_MTU: usize = 1430;
 const UNIT_BYTES: usize = 16_000;
 /// Virtual time after which a stream is stuck.
 const LONGEST: Duration = Duration::from_secs(600);
+
+/// smoltcp asks for its router from an address in the router's network and takes no other answer, so each pod has
+/// this one too.
+const ARP_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 2));
 
 /// A pod's interface as smoltcp sees it.
 struct PodDevice {
@@ -136,8 +140,7 @@ impl Peer {
         let length = if address.is_ipv4() { 32 } else { 128 };
         interface.update_ip_addrs(|list| {
             list.push(IpCidr::new(IpAddress::from(address), length)).expect("room for an address");
-            // smoltcp takes ARP replies from its own networks only; the pod's address stays the source.
-            list.push(IpCidr::new(IpAddress::v4(169, 254, 1, 2), 24)).expect("room for an address");
+            list.push(IpCidr::new(IpAddress::from(ARP_ADDRESS), 24)).expect("room for an address");
         });
         let routes = interface.routes_mut();
         routes.add_default_ipv4_route("169.254.1.1".parse().expect("address")).expect("room for a route");
@@ -246,7 +249,7 @@ fn nodes(test: &StreamTest) -> (Vec<ClusterNode>, [(u16, Mac, IpAddr); 2]) {
         let number = number + 1;
         node.follow(usize::MAX);
         let address = ip(if test.ipv6 { format!("fd00:{number}::5") } else { format!("10.{number}.0.5") });
-        let (port, mac) = node.plug_in("peer", &[address]);
+        let (port, mac) = node.plug_in("peer", &[address, ARP_ADDRESS]);
         ends.push((port, mac, address));
         let settled = node.follow(usize::MAX);
         assert!(settled.problems.is_empty() && settled.error.is_none(), "{settled:?}");

@@ -18,7 +18,7 @@ fn streams_arrive_whole() {
         seed: 1,
     };
     let bad = StreamTest { lost: 5, doubled: 10, delayed: 20, bytes: 2_000_000, ..plain };
-    let worse = StreamTest { lost: 30, doubled: 30, delayed: 200, bytes: 400_000, ..plain };
+    let worse = StreamTest { lost: 10, doubled: 30, delayed: 100, bytes: 400_000, ..plain };
     let rows = [
         plain,
         StreamTest { ipv6: true, seed: 2, ..plain },
