@@ -19,7 +19,14 @@ impl Mutator {
     /// The frames of this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let packets = valid_packets().into_iter().map(|(_, bytes)| bytes).collect();
+        Self::with_packets(seed, Vec::new())
+    }
+
+    /// The same with further packets to start from.
+    #[must_use]
+    pub fn with_packets(seed: u64, more: Vec<Vec<u8>>) -> Self {
+        let mut packets: Vec<Vec<u8>> = valid_packets().into_iter().map(|(_, bytes)| bytes).collect();
+        packets.extend(more);
         Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, packets }
     }
 
