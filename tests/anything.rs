@@ -249,8 +249,7 @@ impl AnyNode {
             .node
             .switch
             .counters()
-            .map(|counters| Self::PORTS.map(|port| counters.port(usize::from(port)).received_frames.get()))
-            .flatten()
+            .flat_map(|counters| Self::PORTS.map(|port| counters.port(usize::from(port)).received_frames.get()))
             .sum();
         assert_eq!((received, self.queued), (frames, frames), "frames that came in");
         let sum = |pick: fn(DropReason) -> bool| -> u64 {
