@@ -187,6 +187,50 @@ impl AnyNode {
         self.node.finish_sweeps();
     }
 
+    /// Plays an input of the fuzz target: frames one after another, each behind its port's number in [`Self::PORTS`]
+    /// (high nibble: offload metadata) and its length in two bytes; what is cut short ends with the input.
+    ///
+    /// # Panics
+    /// If the switch breaks a promise.
+    pub fn play(&mut self, mut input: &[u8]) {
+        while let [choice, high, low, rest @ ..] = input {
+            let length = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
+            let (bytes, behind) = rest.split_at(length);
+            let mut frame = WireFrame::plain(bytes.to_vec());
+            match choice >> 4 {
+                1 => frame.partial_checksum = Some((34, 6)),
+                2 => frame.partial_checksum = Some((54, 16)),
+                3 => {
+                    frame.partial_checksum = Some((34, 16));
+                    frame.gso = Some(Gso { kind: GsoKind::TcpIpv4, size: 100, ecn: false });
+                }
+                4 => {
+                    frame.partial_checksum = Some((54, 6));
+                    frame.gso = Some(Gso { kind: GsoKind::Udp, size: 100, ecn: false });
+                }
+                5 => frame.partial_checksum = bytes.first_chunk().map(|[start, at]| ((*start).into(), (*at).into())),
+                _ => {}
+            }
+            self.queue(Self::PORTS[usize::from(choice & 15) % Self::PORTS.len()], frame);
+            input = behind;
+        }
+        self.rest();
+        self.node.assert_conserved();
+        assert_eq!(self.node.switch.lost_frames(), 0, "frame memory is missing");
+    }
+
+    /// An input of [`Self::play`] with one frame at each port.
+    #[must_use]
+    pub fn input_of(frame: &[u8]) -> Vec<u8> {
+        let mut input = Vec::new();
+        for port in 0..Self::PORTS.len() as u8 {
+            input.push(port);
+            input.extend_from_slice(&(frame.len() as u16).to_be_bytes());
+            input.extend_from_slice(frame);
+        }
+        input
+    }
+
     /// What was counted.
     #[must_use]
     pub fn moved(&self) -> std::collections::BTreeMap<&'static str, u64> {
@@ -205,8 +249,7 @@ impl AnyNode {
             .node
             .switch
             .counters()
-            .map(|counters| Self::PORTS.map(|port| counters.port(usize::from(port)).received_frames.get()))
-            .flatten()
+            .flat_map(|counters| Self::PORTS.map(|port| counters.port(usize::from(port)).received_frames.get()))
             .sum();
         assert_eq!((received, self.queued), (frames, frames), "frames that came in");
         let sum = |pick: fn(DropReason) -> bool| -> u64 {
@@ -222,5 +265,19 @@ impl AnyNode {
             self.node.event(Event::FlowCacheHit),
             self.moved()
         );
+    }
+}
+
+/// Parses any bytes.
+///
+/// # Panics
+/// If an offset that the parser gives lies outside the bytes.
+pub fn parse(bytes: &[u8]) {
+    if let Ok(headers) = millrace_engine::packet::parse::parse(bytes, bytes.len()) {
+        assert!(usize::from(headers.network_offset) <= bytes.len(), "{headers:?}");
+        assert!(usize::from(headers.transport_offset) <= bytes.len(), "{headers:?}");
+        if let Ok((_, inner)) = millrace_engine::packet::parse::parse_vxlan(bytes, &headers) {
+            parse(bytes.get(inner..).expect("the inner frame lies in the outer one"));
+        }
     }
 }

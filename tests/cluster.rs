@@ -133,7 +133,6 @@ impl ClusterNode {
     }
 
     /// The switch.
-    #[must_use]
     pub fn switch(&self) -> MutexGuard<'_, Node> {
         locked(&self.node)
     }

@@ -192,3 +192,22 @@ fn spoofed_and_foreign_frames_are_dropped_by_name() {
     }
     assert!(node.sent(1).is_none() && node.sent(2).is_none());
 }
+
+/// A virtio-net header is the pod's to write: a checksum "field" that is an address would be written behind
+/// anti-spoofing, one before the network header would lie outside the packet once a tag is taken off.
+#[test]
+fn a_pod_cannot_have_its_headers_rewritten_by_a_partial_checksum() {
+    let mut node = node(1, 2, 1, "192.0.2.");
+    let packet = frame().from(mac(1), "10.1.0.1").to(GATEWAY_MAC, "10.2.0.1").udp().ports(1, 2).payload(&[9; 40]);
+    for (start, offset) in [(0, 6), (14, 12), (14, 16), (34, 2), (34, 16), (41, 6)] {
+        let forged = WireFrame { partial_checksum: Some((start, offset)), ..packet.wire() };
+        node.inject(1, forged);
+        assert!(node.sent(UPLINK).is_none(), "sum from {start} written at {offset}");
+    }
+    assert_eq!(node.moved().get("gso_malformed"), Some(&6));
+    // Its own sum, and that of a tunnel inside its datagram.
+    for (start, offset) in [(34, 6), (42 + 8, 6)] {
+        node.inject(1, WireFrame { partial_checksum: Some((start, offset)), ..packet.wire() });
+        assert!(node.sent(UPLINK).is_some(), "sum from {start} written at {offset}");
+    }
+}

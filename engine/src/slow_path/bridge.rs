@@ -24,8 +24,19 @@ pub(super) fn bridge(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verd
     }
     let station = walk.state.stations.find(segment.index, destination, walk.now);
     match station {
-        Some(location) if !destination.is_group() => forward(walk, segment, bridged, here, location),
+        Some(location) if !destination.is_group() && is_there(walk, bridged, location) => {
+            forward(walk, segment, bridged, here, location)
+        }
         _ => flood(walk, segment, bridged),
+    }
+}
+
+/// Whether the place where a station was heard of still is part of the segment; if not, the station is looked for
+/// like any unknown one, rather than lost until it is forgotten.
+fn is_there(walk: &Walk<'_>, bridged: &BridgedSegment, location: Location) -> bool {
+    match location {
+        Location::Port(port) => bridged.members.iter().any(|(member, _)| *member == port),
+        Location::Peer(peer) => walk.tables.tunnels.peer(peer).is_some(),
     }
 }
 
@@ -50,7 +61,11 @@ fn forward(
         }
     };
     let Some(forward) = towards else {
-        return walk.drop(Stage::Bridge, DropReason::PortDown);
+        let reason = match location {
+            Location::Port(_) => DropReason::PortDown,
+            Location::Peer(_) => DropReason::NeighbourUnresolved,
+        };
+        return walk.drop(Stage::Bridge, reason);
     };
     walk.dependencies.egress = forward.egress;
     let place = name_of(walk, location);

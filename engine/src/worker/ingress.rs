@@ -15,8 +15,8 @@ use crate::edit::Rewrite;
 use crate::limits;
 use crate::packet::copy_and_checksum::Kernel;
 use crate::packet::parse::{self, flag, protocol};
-use crate::packet::wire::{self, udp};
-use crate::packet::{FrameMemory, Gso, Headers, Network, Packet, checksum};
+use crate::packet::wire::{self, tcp, udp};
+use crate::packet::{Checksum, FrameMemory, Gso, Headers, Network, Packet, checksum};
 use crate::slow_path::{self, Arrival, Decision, Tunnelled};
 use crate::state::State;
 use crate::tables::{PortRole, Snapshot, Vni};
@@ -152,6 +152,7 @@ impl IngressTable {
         let end = (usize::from(outer.network_offset) + outer.network_length as usize).min(packet.length());
         let inner = head.get(inner_offset..).unwrap_or_default();
         let headers = parse::parse(inner, end.saturating_sub(inner_offset))?;
+        verify_offload(packet, inner_offset, &headers)?;
         let outer_traffic_class = outer.traffic_class;
         Ok(FrameReading { headers, inner_offset, outer_traffic_class, ingress, tunnel: Some(tunnel) })
     }
@@ -210,8 +211,30 @@ fn memo_slot(tunnel: &Tunnelled) -> usize {
 #[inline]
 fn read_local(memory: &FrameMemory, packet: &Packet) -> Result<FrameReading, DropReason> {
     let headers = parse::parse(memory.head(packet), packet.length())?;
+    verify_offload(packet, 0, &headers)?;
     let ingress = u32::from(packet.ingress.0);
     Ok(FrameReading { headers, inner_offset: 0, outer_traffic_class: 0, ingress, tunnel: None })
+}
+
+/// Where a partial checksum would be written, as the sender has it. A field among the headers that were just believed
+/// (addresses, ports) would let a pod change them behind anti-spoofing; one before them would be cut off with a tag.
+/// So the sum is the layer-4 header's own, or one of a tunnel that the pod itself runs, which lies behind that header.
+#[inline]
+fn verify_offload(packet: &Packet, inner_offset: usize, headers: &Headers) -> Result<(), DropReason> {
+    let Checksum::Partial { start, offset } = packet.checksum else { return Ok(()) };
+    let frame = packet.start() + inner_offset;
+    let start = usize::from(start);
+    let behind = match headers.network {
+        Network::Ipv4 | Network::Ipv6 => usize::from(headers.transport_offset),
+        Network::Arp | Network::Other => return Err(DropReason::GsoMalformed),
+    };
+    let own_field = match headers.protocol {
+        protocol::TCP => Some(tcp::CHECKSUM),
+        protocol::UDP => Some(udp::CHECKSUM),
+        _ => None,
+    };
+    let own = start == frame + behind && own_field == Some(usize::from(offset));
+    if own || start >= frame + behind + udp::HEADER_BYTES { Ok(()) } else { Err(DropReason::GsoMalformed) }
 }
 
 /// A zero outer checksum is usual over IPv4 and forbidden over IPv6 (RFC 7348 section 5); any other must be right.

@@ -1,0 +1,379 @@
+//! Whatever changes, a warm cache forwards as a fresh node with the same tables and the same stations would.
+//!
+//! Random tables and flows from a seed; after each change (every sort of `Change`, additions too) and the end of its
+//! sweep, every flow's packet is sent into the warm node and into a new one, and what comes out must be the same
+//! bytes at the same ports.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::port::memory::{MemoryQueue, WireFrame};
+use millrace_engine::tables::{
+    BridgedPort, BridgedSegment, Change, NextHop, Peer, PodPort, Port, PortRole, Route, RouteTarget, RoutedSegment,
+    Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep, address_bits,
+};
+use millrace_engine::testing::node::{GATEWAY_MAC, Node, uplink_mac};
+use millrace_engine::testing::{ACK, frame};
+use millrace_tests::random::{Random, Rerun, seeds};
+
+const UPLINK: u16 = 100;
+const PODS: u16 = 4;
+const MEMBERS: [u16; 3] = [10, 11, 12];
+const TUNNEL_MAC: Mac = Mac([2, 0, 0, 0, 0, 200]);
+const CHANGES: usize = 25;
+
+/// Everything tables are made of, to be changed piece by piece.
+#[derive(Clone)]
+struct World {
+    pods: BTreeMap<u16, PodPort>,
+    pod_mtu: u32,
+    routes: BTreeMap<IpNet, RouteTarget>,
+    peers: BTreeMap<IpAddr, Peer>,
+    gateway_mac: Mac,
+    vni: u32,
+    members: Vec<u16>,
+    remotes: Vec<IpAddr>,
+    udp_port: u16,
+    own: IpAddr,
+    /// Where each station of the bridged segment speaks: at a member, or behind a peer.
+    stations: BTreeMap<u8, u16>,
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+fn peer_address(number: usize) -> IpAddr {
+    ip(&format!("192.0.2.{}", 10 + number))
+}
+
+fn station(number: u8) -> Mac {
+    Mac([2, 0xaa, 0, 0, 0, number])
+}
+
+fn pod(port: u16) -> PodPort {
+    let addresses = vec![ip(&format!("10.1.0.{port}")), ip(&format!("fd00:1::{port}"))];
+    PodPort { segment: SegmentIndex(0), mac: Mac([2, 0, 0, 0, 0, port as u8]), addresses }
+}
+
+fn peer(address: IpAddr, mac: u8) -> Peer {
+    let hop = NextHop {
+        port: PortIndex(UPLINK),
+        source_mac: uplink_mac(UPLINK),
+        destination_mac: Mac([2, 0xff, 0, 0, 0, mac]),
+    };
+    Peer { name: address.to_string().into(), address, source: ip("192.0.2.1"), next_hop: Some(hop), mtu: 1500 }
+}
+
+impl World {
+    fn new(random: &mut Random) -> Self {
+        let pods: BTreeMap<u16, PodPort> = (1..=PODS).map(|port| (port, pod(port))).collect();
+        let peers = (0..3).map(|number| (peer_address(number), peer(peer_address(number), number as u8)));
+        let mut world = Self {
+            pods,
+            pod_mtu: 1450,
+            routes: BTreeMap::new(),
+            peers: peers.collect(),
+            gateway_mac: GATEWAY_MAC,
+            vni: 1,
+            members: MEMBERS.to_vec(),
+            remotes: vec![peer_address(0)],
+            udp_port: 8472,
+            own: ip("192.0.2.1"),
+            stations: (1..=3).map(|number| (number, MEMBERS[usize::from(number) - 1])).collect(),
+        };
+        for prefix in ["10.2.0.0/16", "10.3.0.0/16", "fd00:2::/32", "fd00:3::/32", "10.0.0.0/8"] {
+            world.route(random, prefix.parse().expect("prefix"));
+        }
+        world
+    }
+
+    fn route(&mut self, random: &mut Random, prefix: IpNet) {
+        let known: Vec<IpAddr> = self.peers.keys().copied().collect();
+        let target = match random.below(5) {
+            0 => RouteTarget::Unreachable,
+            _ if known.is_empty() => RouteTarget::Unreachable,
+            _ => RouteTarget::Tunnel { peer: *random.pick(&known), mac: Mac([2, 0, 0, 0, 1, random.below(3) as u8]) },
+        };
+        self.routes.insert(prefix, target);
+    }
+
+    fn tables(&self) -> Snapshot {
+        let mut tables = Snapshot::default();
+        let mut routed = RoutedSegment {
+            gateway_mac: self.gateway_mac,
+            gateway_addresses: vec![ip("169.254.1.1"), ip("fe80::1")],
+            router_addresses: Vec::new(),
+            tunnel_mac: TUNNEL_MAC,
+            routes_ipv4: Default::default(),
+            routes_ipv6: Default::default(),
+        };
+        let mut add = |prefix: IpNet, target: RouteTarget| {
+            let route = Route { name: prefix.to_string().into(), target };
+            routed.routes_mut(prefix.addr()).insert(address_bits(prefix.network()), prefix.prefix_len(), route);
+        };
+        for (port, pod) in &self.pods {
+            for address in &pod.addresses {
+                add(IpNet::from(*address), RouteTarget::Port { port: PortIndex(*port), mac: pod.mac });
+            }
+            let role = PortRole::Pod(pod.clone());
+            let name = format!("pod-{port}").into();
+            tables.ports.insert(Port { index: PortIndex(*port), name, mtu: self.pod_mtu, role });
+        }
+        self.routes.iter().for_each(|(prefix, target)| add(*prefix, target.clone()));
+        for member in &self.members {
+            let role = PortRole::Bridged(BridgedPort { untagged: Some(SegmentIndex(1)), tagged: Vec::new() });
+            let name = format!("member-{member}").into();
+            tables.ports.insert(Port { index: PortIndex(*member), name, mtu: 1500, role });
+        }
+        let role = PortRole::Uplink(UplinkPort { mac: uplink_mac(UPLINK) });
+        tables.ports.insert(Port { index: PortIndex(UPLINK), name: "uplink".into(), mtu: 1500, role });
+        let members = self.members.iter().map(|member| (PortIndex(*member), None)).collect();
+        let bridged = BridgedSegment { members, remotes: self.remotes.clone() };
+        for (index, vni, kind) in [(0, self.vni, SegmentKind::Routed(routed)), (1, 7, SegmentKind::Bridged(bridged))] {
+            let vni = Vni::new(vni).expect("vni");
+            tables.segments.insert(Segment { index: SegmentIndex(index), name: "s".into(), vni, kind });
+        }
+        self.peers.values().for_each(|peer| tables.tunnels.insert_peer(peer.clone()));
+        tables.tunnels.udp_port = self.udp_port;
+        tables.tunnels.local = Arc::new(vec![Vtep { address: self.own, port: PortIndex(UPLINK) }]);
+        tables
+    }
+
+    /// One random change.
+    fn change(&mut self, random: &mut Random) -> &'static str {
+        let peer_at = peer_address(random.below(4));
+        match random.below(16) {
+            0 => {
+                let port = random.below(usize::from(PODS)) as u16 + 1;
+                if self.pods.remove(&port).is_none() {
+                    self.pods.insert(port, pod(port));
+                }
+                "a pod comes or goes"
+            }
+            1 => {
+                self.pod_mtu = [1450, 1400, 500][random.below(3)];
+                "another MTU"
+            }
+            2 => {
+                let (port, other) = (random.below(4) as u16 + 1, random.below(4) as u16 + 1);
+                if let Some(pod) = self.pods.get_mut(&port) {
+                    pod.mac = Mac([2, 0, 0, 0, 7, other as u8]);
+                }
+                "another MAC address of a pod"
+            }
+            3 | 4 => {
+                let prefix = ["10.2.0.0/17", "10.2.0.2/32", "10.3.3.0/24", "fd00:2::/64", "fd00:3::3/128", "0.0.0.0/0"];
+                self.route(random, random.clone().pick(&prefix).parse().expect("prefix"));
+                "a longer prefix"
+            }
+            5 => {
+                let known: Vec<IpNet> = self.routes.keys().copied().collect();
+                if !known.is_empty() {
+                    self.routes.remove(random.pick(&known));
+                }
+                "a prefix goes"
+            }
+            6 => {
+                let known: Vec<IpNet> = self.routes.keys().copied().collect();
+                if !known.is_empty() {
+                    self.route(random, *random.clone().pick(&known));
+                }
+                "a prefix leads elsewhere"
+            }
+            7 => {
+                self.peers.insert(peer_at, peer(peer_at, random.below(5) as u8));
+                "a peer comes or is reached otherwise"
+            }
+            8 => {
+                self.peers.remove(&peer_at);
+                "a peer goes"
+            }
+            9 => {
+                if let Some(peer) = self.peers.get_mut(&peer_at) {
+                    peer.next_hop = None;
+                }
+                "a next hop is lost"
+            }
+            10 => {
+                self.vni = 1 + random.below(2) as u32;
+                "another VNI"
+            }
+            11 => {
+                self.gateway_mac = Mac([2, 0, 0x5e, 0, 1, random.below(2) as u8 + 1]);
+                "another gateway"
+            }
+            12 => {
+                let member = *random.pick(&MEMBERS);
+                match self.members.iter().position(|known| *known == member) {
+                    Some(at) => drop(self.members.remove(at)),
+                    None => self.members.push(member),
+                }
+                "a member comes or goes"
+            }
+            13 => {
+                self.remotes = (0..random.below(3)).map(peer_address).collect();
+                "other remotes"
+            }
+            14 => {
+                self.udp_port = [8472, 4789][random.below(2)];
+                "another tunnel port"
+            }
+            _ => {
+                // Where it can be heard: else nodes with another past rightly know other places.
+                let heard = self.peers.contains_key(&peer_address(0)).then_some(UPLINK);
+                let places: Vec<u16> = self.members.iter().copied().chain(heard).collect();
+                if !places.is_empty() {
+                    self.stations.insert(random.below(3) as u8 + 1, *random.pick(&places));
+                }
+                "a station moves"
+            }
+        }
+    }
+
+    /// A frame of each station, so that a node knows where it lives.
+    fn speak(&self, node: &mut Node) {
+        for (number, port) in &self.stations {
+            let hello = frame().from(station(*number), "10.9.0.1").to(Mac::BROADCAST, "10.9.0.2").udp();
+            let hello = hello.ports(9, u16::from(*number));
+            let packet = if *port == UPLINK { self.tunnelled(hello.wire(), 7, peer_address(0)) } else { hello.wire() };
+            node.inject(*port, packet);
+        }
+        drop(outputs(node));
+    }
+
+    fn tunnelled(&self, inner: WireFrame, vni: u32, from: IpAddr) -> WireFrame {
+        let mut payload = vec![8, 0, 0, 0];
+        payload.extend_from_slice(&(vni << 8).to_be_bytes());
+        payload.extend_from_slice(&inner.bytes);
+        let outer = frame().from(Mac([2, 0xff, 0, 0, 0, 1]), from).to(uplink_mac(UPLINK), self.own);
+        outer.udp_without_checksum().ports(50_000, self.udp_port).payload(&payload).wire()
+    }
+
+    /// Every flow there can be, present or not: pods to everywhere, peers to pods, stations to stations.
+    fn flows(&self) -> Vec<(u16, WireFrame)> {
+        let mut flows = Vec::new();
+        let far = ["10.2.0.2", "10.2.200.1", "10.3.3.3", "10.77.0.1", "fd00:2::2", "fd00:3::3", "fd00:2:0:1::1"];
+        for port in 1..=PODS {
+            let own = self.pods.get(&port).cloned().unwrap_or_else(|| pod(port));
+            for address in &own.addresses {
+                let near = (1..=PODS).flat_map(|port| pod(port).addresses);
+                let targets = far.iter().map(|text| ip(text)).chain(near);
+                for target in targets.filter(|target| target.is_ipv4() == address.is_ipv4()) {
+                    let packet = frame().from(own.mac, *address).to(self.gateway_mac, target).tcp(ACK).ports(1, 2);
+                    flows.push((port, packet.payload_of(700).wire()));
+                }
+            }
+            for (source, from) in
+                [("10.2.0.2", 0), ("10.3.3.3", 1), ("fd00:2::2", 0), ("fd00:3::3", 2), ("10.2.0.2", 3)]
+            {
+                let target = own.addresses[usize::from(source.contains(':'))];
+                let inner = frame().from(Mac([2, 0, 0, 0, 1, 1]), source).to(TUNNEL_MAC, target).udp().ports(3, 4);
+                flows.push((UPLINK, self.tunnelled(inner.wire(), self.vni, peer_address(from))));
+            }
+        }
+        for from in 1..=3 {
+            for to in (1..=4).filter(|to| *to != from) {
+                let packet = frame().from(station(from), "10.9.0.1").to(station(to), "10.9.0.2").tcp(ACK).ports(5, 6);
+                let port = self.stations[&from];
+                let at_uplink = port == UPLINK;
+                let packet = if at_uplink { self.tunnelled(packet.wire(), 7, peer_address(0)) } else { packet.wire() };
+                flows.push((port, packet));
+            }
+        }
+        flows
+    }
+}
+
+fn ports() -> impl Iterator<Item = u16> {
+    (1..=PODS).chain(MEMBERS).chain([UPLINK])
+}
+
+fn fresh(tables: Snapshot) -> Node {
+    let mut node = Node::new(1);
+    for port in ports() {
+        let like = if port == UPLINK { MemoryQueue::LIKE_AF_XDP } else { MemoryQueue::LIKE_TAP };
+        node.attach(port, like, 0);
+    }
+    node.switch.publish(tables);
+    node.settle();
+    node
+}
+
+fn outputs(node: &Node) -> Vec<(u16, WireFrame)> {
+    ports().flat_map(|port| node.all_sent(port).into_iter().map(move |frame| (port, frame))).collect()
+}
+
+#[test]
+fn after_every_change_the_cache_forwards_as_a_fresh_node() {
+    let mut seen: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let (mut hits, mut compared) = (0, 0);
+    for seed in seeds(1..9) {
+        let _rerun = Rerun { test: "cached_equals_uncached", seed };
+        let mut random = Random::new(seed);
+        let mut world = World::new(&mut random);
+        let mut warm = fresh(world.tables());
+        world.speak(&mut warm);
+        for number in 0..CHANGES {
+            // Twice: the second packet of a flow is the cache's.
+            for (port, packet) in world.flows().into_iter().chain(world.flows()) {
+                warm.inject(port, packet);
+            }
+            drop(outputs(&warm));
+            let what = world.change(&mut random);
+            let changes = warm.switch.publish(world.tables());
+            changes.changes.iter().for_each(|change| *seen.entry(sort(change)).or_default() += 1);
+            world.speak(&mut warm);
+            warm.finish_sweeps();
+            // ICMP errors have a budget a second.
+            warm.clock.advance(std::time::Duration::from_secs(2));
+            let mut cold = fresh(world.tables());
+            world.speak(&mut cold);
+            for (port, packet) in world.flows() {
+                let before = warm.event(millrace_engine::counters::Event::FlowCacheHit);
+                warm.inject(port, packet.clone());
+                cold.inject(port, packet.clone());
+                // Only the first packet of a flow may meet the fresh node: no cache serves it.
+                let (found, right) = (outputs(&warm), outputs(&cold));
+                let text = |list: &[(u16, WireFrame)]| -> Vec<String> {
+                    let line = |(port, frame): &(u16, WireFrame)| {
+                        format!("port {port}: {}", millrace_engine::testing::describe(&frame.bytes))
+                    };
+                    list.iter().map(line).collect()
+                };
+                assert!(
+                    found == right,
+                    "change {number} ({what}, {changes:?}): {} at port {port}\n cached {:#?}\n  fresh {:#?}\n trail {}",
+                    millrace_engine::testing::describe(&packet.bytes),
+                    text(&found),
+                    text(&right),
+                    cold.explain(port, &packet)
+                );
+                hits += warm.event(millrace_engine::counters::Event::FlowCacheHit) - before;
+                compared += 1;
+                cold.clock.advance(std::time::Duration::from_millis(20));
+                warm.clock.advance(std::time::Duration::from_millis(20));
+            }
+            assert_eq!(warm.switch.lost_frames(), 0);
+        }
+    }
+    println!("{compared} flows compared, {hits} served from the cache; changes {seen:?}");
+    if std::env::var_os("MILLRACE_SEED").is_none() {
+        assert!(hits > compared / 4, "the cache served {hits} of {compared}");
+        assert_eq!(seen.len(), 5, "every change a publish can bring: {seen:?}");
+    }
+}
+
+fn sort(change: &Change) -> &'static str {
+    match change {
+        Change::Port(_) => "port",
+        Change::Segment(_) => "segment",
+        Change::Prefix(..) => "prefix",
+        Change::Peer(_) => "peer",
+        Change::Station(..) => "station",
+        Change::Tunnels => "tunnels",
+    }
+}

@@ -1,0 +1,110 @@
+//! The present state alone decides, end to end: whatever order, batches and repeats the objects of a cluster come in,
+//! the tables read the same and the packets come out the same.
+
+use std::net::IpAddr;
+
+use millrace_control::observe::KINDS;
+use millrace_control::plan::GATEWAY_MAC;
+use millrace_control::store::{ObjectKey, ObjectStore};
+use millrace_engine::port::memory::WireFrame;
+use millrace_engine::testing::frame;
+use millrace_tests::cluster::{ClusterNode, UPLINK, uplink_mac};
+use millrace_tests::memory_store::MemoryStore;
+use millrace_tests::objects;
+use millrace_tests::random::{Random, Rerun, seeds};
+use serde_json::Value;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("address")
+}
+
+fn all_objects() -> Vec<Value> {
+    let mut all = vec![objects::pool("four", "10.0.0.0/8", 24), objects::pool("six", "fd00::/16", 112)];
+    for number in 1..=5 {
+        let name = format!("n{number}");
+        all.push(objects::node(&name, &[ip(&format!("192.0.2.{number}")), ip(&format!("2001:db8::{number}"))]));
+        all.push(objects::block(&format!("10.{number}.0.0/24"), "four", &name));
+        all.push(objects::block(&format!("fd00:{number}::/112"), "six", &name));
+    }
+    // Contradictions come out the same in any order too.
+    all.push(objects::block("10.2.0.64/26", "four", "n4"));
+    all.push(objects::node("twin", &[ip("192.0.2.3")]));
+    all
+}
+
+/// Text of the tables of node n1 (but for the generation), its problems, and what it makes of packets.
+fn outcome(history: impl FnOnce(&MemoryStore, &mut ClusterNode)) -> (String, String, Vec<Vec<WireFrame>>) {
+    let store = MemoryStore::default();
+    let mut node = ClusterNode::new(1, "n1", &[ip("192.0.2.1"), ip("2001:db8::1")], 1, &store);
+    node.tell_underlay((2..=5).map(|number| (ip(&format!("192.0.2.{number}")), uplink_mac(number))));
+    let (port, mac) = node.plug_in("client", &[ip("10.1.0.5"), ip("fd00:1::5")]);
+    let (web, _) = node.plug_in("web", &[ip("10.1.0.7"), ip("fd00:1::7")]);
+    history(&store, &mut node);
+    let settled = node.follow(usize::MAX);
+    assert_eq!(settled.error, None);
+    let mut tables = node.switch().switch.tables().as_ref().clone();
+    tables.generation = 0;
+    node.switch().finish_sweeps();
+    let mut out = Vec::new();
+    for (from, to) in [
+        ("10.1.0.5", "10.1.0.7"),
+        ("10.1.0.5", "10.2.0.1"),
+        ("10.1.0.5", "10.2.0.70"),
+        ("10.1.0.5", "10.3.0.1"),
+        ("10.1.0.5", "10.9.0.1"),
+        ("fd00:1::5", "fd00:5::1"),
+        ("fd00:1::5", "fd00:1::99"),
+    ] {
+        node.inject(port, frame().from(mac, ip(from)).to(GATEWAY_MAC, ip(to)).udp().payload(b"x").wire());
+        out.extend([port, web, UPLINK].map(|port| node.switch().all_sent(port)));
+    }
+    (format!("{tables:#?}"), format!("{:#?}", settled.problems), out)
+}
+
+#[test]
+fn any_order_of_objects_gives_the_same_tables_and_packets() {
+    let plain = outcome(|store, _| all_objects().iter().for_each(|object| drop(store.create(object).expect("object"))));
+    assert!(plain.2.iter().flatten().count() >= 7, "packets come out: {:?}", plain.2);
+    for seed in seeds(1..13) {
+        let _rerun = Rerun { test: "order", seed };
+        let mut random = Random::new(seed);
+        let found = outcome(|store, node| {
+            let mut waiting = all_objects();
+            while !waiting.is_empty() {
+                let object = waiting.swap_remove(random.below(waiting.len()));
+                let created = store.create(&object).expect("object");
+                match random.below(5) {
+                    // Gone and back later.
+                    0 => {
+                        store.delete(&created.key, &created.resource_version).expect("delete");
+                        if random.below(2) == 0 {
+                            node.follow(usize::MAX);
+                        }
+                        waiting.push(object);
+                    }
+                    // Told again.
+                    1 => drop(store.update(&object, &created.resource_version).expect("update")),
+                    2 => drop(node.follow(random.below(4))),
+                    3 => drop(node.follow(usize::MAX)),
+                    _ => {}
+                }
+            }
+        });
+        assert_eq!(found.0, plain.0, "tables");
+        assert_eq!(found.1, plain.1, "problems");
+        assert!(found.2 == plain.2, "packets");
+    }
+}
+
+#[test]
+fn the_store_is_compare_and_swap() {
+    let store = MemoryStore::default();
+    let object = objects::node("n1", &[ip("192.0.2.1")]);
+    let first = store.create(&object).expect("created");
+    assert!(store.create(&object).expect_err("exists").is_race());
+    let second = store.update(&object, &first.resource_version).expect("updated");
+    assert!(store.update(&object, &first.resource_version).expect_err("stale").is_race());
+    assert!(store.delete(&first.key, &first.resource_version).expect_err("stale").is_race());
+    store.delete(&second.key, &second.resource_version).expect("deleted");
+    assert!(store.get(&ObjectKey::cluster_scoped(KINDS[0].clone(), "n1")).expect("get").is_none());
+}
