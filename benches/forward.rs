@@ -118,17 +118,9 @@ impl Workload {
             controls.push(control);
         }
         let (source, target) = (Arc::clone(&controls[ingress as usize]), Arc::clone(&controls[egress as usize]));
-        let words = ["pod to pod", "pod to uplink", "uplink to pod"][path as usize];
-        let family = if ipv6 { "IPv6" } else { "IPv4" };
-        let count = match flows {
-            0 => "miss".to_owned(),
-            1 => "1 flow".to_owned(),
-            _ => format!("{}k flows", flows >> 10),
-        };
         let reference = (path == Path::PodToPod && !ipv6 && hits).then(|| Reference::new(traffic(), flows));
         let alone = PortAlone::new(traffic());
-        let mut workload =
-            Self { name: format!("{words}, {family}, {count}"), switch, source, target, hits, alone, reference };
+        let mut workload = Self { name: name(path, ipv6, flows), switch, source, target, hits, alone, reference };
         workload.run(if hits { flows as usize } else { 1 << 16 });
         workload
     }
@@ -242,25 +234,29 @@ fn key(headers: &Headers) -> Key {
     [word(headers.source_ipv4()) | word(headers.destination_ipv4()) << 32, ports, 1]
 }
 
+/// Every workload whose name contains what was asked for on the command line, if anything was.
 fn workloads(short: bool) -> Vec<Workload> {
+    let asked = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let large = if short { 1 << 11 } else { 1 << 17 };
-    let mut workloads = Vec::new();
-    for flows in [1, 1 << 10, large] {
-        for (path, ipv6) in [
-            (Path::PodToPod, false),
-            (Path::PodToUplink, false),
-            (Path::UplinkToPod, false),
-            (Path::PodToPod, true),
-            (Path::PodToUplink, true),
-            (Path::UplinkToPod, true),
-        ] {
-            workloads.push(Workload::new(path, ipv6, flows, short));
+    let mut kinds = Vec::new();
+    for flows in [1, 1 << 10, large, 0] {
+        for ipv6 in [false, true] {
+            kinds.extend([Path::PodToPod, Path::PodToUplink, Path::UplinkToPod].map(|path| (path, ipv6, flows)));
         }
     }
-    workloads.push(Workload::new(Path::PodToPod, false, 0, short));
-    workloads.push(Workload::new(Path::PodToUplink, false, 0, short));
-    workloads.push(Workload::new(Path::PodToPod, true, 0, short));
-    workloads
+    kinds.retain(|(path, ipv6, flows)| name(*path, *ipv6, *flows).contains(&asked));
+    kinds.into_iter().map(|(path, ipv6, flows)| Workload::new(path, ipv6, flows, short)).collect()
+}
+
+/// In words; no flows means that every packet is a new one.
+fn name(path: Path, ipv6: bool, flows: u32) -> String {
+    let words = ["pod to pod", "pod to uplink", "uplink to pod"][path as usize];
+    let family = if ipv6 { "IPv6" } else { "IPv4" };
+    match flows {
+        0 => format!("{words}, {family}, miss"),
+        1 => format!("{words}, {family}, 1 flow"),
+        _ => format!("{words}, {family}, {}k flows", flows >> 10),
+    }
 }
 
 /// Worker, reference and port by turns; one line of result.

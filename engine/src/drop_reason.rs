@@ -43,7 +43,6 @@ drop_reasons! {
     TcpTruncated "tcp_truncated" "The packet ends inside its TCP header, or the data offset is illegal." "Capture on the port and look for a faulty sender.";
     UdpTruncated "udp_truncated" "The packet ends inside its UDP header, or the UDP length is illegal." "Capture on the port and look for a faulty sender.";
     SctpTruncated "sctp_truncated" "The packet ends inside its SCTP common header." "Capture on the port and look for a faulty sender.";
-    SctpFragment "sctp_fragment" "The ports of a fragmented SCTP packet were to be translated, but its CRC covers all fragments." "Lower the path MTU of the SCTP endpoint, so that it sends no fragments.";
     IcmpTruncated "icmp_truncated" "The packet ends inside its ICMP header." "Capture on the port and look for a faulty sender.";
     NeighbourDiscoveryMalformed "neighbour_discovery_malformed" "The ND message breaks a rule of RFC 4861: its length, its options, its addresses, or a hop limit below 255." "Look for an attack from beyond the link, or a faulty sender.";
     GsoMalformed "gso_malformed" "The offload metadata that came with the packet does not fit its headers." "The pod's kernel or a raw socket wrote a bad virtio-net header.";
@@ -53,6 +52,7 @@ drop_reasons! {
     VxlanUnknownVni "vxlan_unknown_vni" "The VNI belongs to no segment of this node." "Compare the VNI of the two nodes' configuration (`millrace show status`).";
     VxlanChecksum "vxlan_checksum" "The outer UDP checksum is present and wrong, or absent over IPv6." "Look for a faulty link; over IPv6 the peer must send a checksum.";
     EcnNotCapable "ecn_not_capable" "The tunnel met congestion, but the inner packet cannot carry the mark (RFC 6040 section 4.2)." "Harmless now and then; if it grows, the underlay is congested.";
+    SctpFragment "sctp_fragment" "The ports of a fragmented SCTP packet were to be translated, but its CRC covers all fragments." "Lower the path MTU of the SCTP endpoint, so that it sends no fragments.";
     NotForUs "not_for_us" "The frame reached an uplink but is neither for a tunnel nor for anything this switch serves." "Harmless; the XDP program passes such frames to the host's kernel before they get here.";
     PortUnknown "port_unknown" "The port is attached but the published tables do not know it yet." "Transient while a pod is being added; if it lasts, see `millrace show status`.";
     PortDown "port_down" "The packet's output port has no queue on this node." "`millrace show ports`: the pod may be terminating.";

@@ -1,7 +1,7 @@
 //! Carries a decision out: edits and sends, floods, answers or drops; writes what was learned; caches what may be.
 
 use super::Worker;
-use super::ingress::{FrameReading, Reading};
+use super::ingress::FrameReading;
 use crate::counters::Event;
 use crate::drop_reason::DropReason;
 use crate::edit::{self, CompiledRewrite, Subject};
@@ -14,7 +14,7 @@ use crate::tables::Change;
 impl Worker {
     /// Decides the packet that is number `number` of the vector.
     pub(super) fn decide_packet(&mut self, number: usize, packet: Packet) {
-        let Reading::Frame(frame) = self.readings[number] else {
+        let Some(frame) = self.readings.get(number).copied() else {
             return outlet!(self).drop(packet, DropReason::PortUnknown);
         };
         // The flow's first packet may stand earlier in this very vector.

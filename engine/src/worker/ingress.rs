@@ -27,18 +27,11 @@ const TUNNEL: u32 = 1 << 31;
 const UNNUMBERED: u32 = u32::MAX;
 const MEMO_SLOTS: usize = 256;
 
-/// What reading a packet gave.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Reading {
-    /// A frame to look up.
-    Frame(FrameReading),
-    /// To be dropped.
-    Refused(DropReason),
-}
-
-/// A packet read.
+/// A packet read; a slot of a vector, written in place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FrameReading {
+    /// Why the packet must be dropped; then nothing else here says anything.
+    pub(super) refused: Option<DropReason>,
     /// Headers of the innermost frame.
     pub(super) headers: Headers,
     /// Bytes before the innermost frame.
@@ -52,6 +45,16 @@ pub(super) struct FrameReading {
 }
 
 impl FrameReading {
+    /// A slot that nothing was read into.
+    pub(super) const EMPTY: FrameReading = FrameReading {
+        refused: None,
+        headers: Headers::EMPTY,
+        inner_offset: 0,
+        outer_traffic_class: 0,
+        ingress: UNNUMBERED,
+        tunnel: None,
+    };
+
     /// Whether the flow cache may serve it.
     #[inline]
     pub(super) fn cacheable(&self) -> bool {
@@ -113,29 +116,28 @@ impl IngressTable {
         }
     }
 
-    /// Reads one packet.
+    /// Reads one packet into `frame`.
     #[inline]
-    pub(super) fn read(&mut self, tables: &Snapshot, memory: &FrameMemory, packet: &Packet) -> Reading {
+    pub(super) fn read(&mut self, frame: &mut FrameReading, tables: &Snapshot, memory: &FrameMemory, packet: &Packet) {
         let role = self.roles.get(packet.ingress.0 as usize).copied().unwrap_or(Role::Absent);
         let read = match role {
             Role::Absent => Err(DropReason::PortUnknown),
-            Role::Local => read_local(memory, packet),
-            Role::Uplink => self.read_uplink(tables, memory, packet),
+            Role::Local => read_local(frame, memory, packet),
+            Role::Uplink => self.read_uplink(frame, tables, memory, packet),
         };
-        match read {
-            Ok(frame) => Reading::Frame(frame),
-            Err(reason) => Reading::Refused(reason),
-        }
+        frame.refused = read.err();
     }
 
     fn read_uplink(
         &mut self,
+        frame: &mut FrameReading,
         tables: &Snapshot,
         memory: &FrameMemory,
         packet: &Packet,
-    ) -> Result<FrameReading, DropReason> {
+    ) -> Result<(), DropReason> {
         let head = memory.head(packet);
-        let outer = parse::parse(head, packet.length())?;
+        let mut outer = Headers::EMPTY;
+        parse::parse_into(&mut outer, head, packet.length())?;
         let for_tunnel = outer.protocol == protocol::UDP
             && outer.ports[1] == tables.tunnels.udp_port
             && !outer.has(flag::FRAGMENT)
@@ -147,14 +149,16 @@ impl IngressTable {
         let (vni, inner_offset) = parse::parse_vxlan(head, &outer)?;
         let vni = Vni::new(vni).ok_or(DropReason::VxlanFlags)?;
         let tunnel = Tunnelled { peer: outer.source_address(), vni };
-        let ingress = self.number(tables, tunnel)?;
+        frame.ingress = self.number(tables, tunnel)?;
         verify_outer(memory, packet, &outer)?;
         let end = (usize::from(outer.network_offset) + outer.network_length as usize).min(packet.length());
         let inner = head.get(inner_offset..).unwrap_or_default();
-        let headers = parse::parse(inner, end.saturating_sub(inner_offset))?;
-        verify_offload(packet, inner_offset, &headers)?;
-        let outer_traffic_class = outer.traffic_class;
-        Ok(FrameReading { headers, inner_offset, outer_traffic_class, ingress, tunnel: Some(tunnel) })
+        parse::parse_into(&mut frame.headers, inner, end.saturating_sub(inner_offset))?;
+        verify_offload(packet, inner_offset, &frame.headers)?;
+        frame.inner_offset = inner_offset;
+        frame.outer_traffic_class = outer.traffic_class;
+        frame.tunnel = Some(tunnel);
+        Ok(())
     }
 
     /// The number of a peer and VNI, both known to the tables.
@@ -209,11 +213,14 @@ fn memo_slot(tunnel: &Tunnelled) -> usize {
 }
 
 #[inline]
-fn read_local(memory: &FrameMemory, packet: &Packet) -> Result<FrameReading, DropReason> {
-    let headers = parse::parse(memory.head(packet), packet.length())?;
-    verify_offload(packet, 0, &headers)?;
-    let ingress = u32::from(packet.ingress.0);
-    Ok(FrameReading { headers, inner_offset: 0, outer_traffic_class: 0, ingress, tunnel: None })
+fn read_local(frame: &mut FrameReading, memory: &FrameMemory, packet: &Packet) -> Result<(), DropReason> {
+    parse::parse_into(&mut frame.headers, memory.head(packet), packet.length())?;
+    verify_offload(packet, 0, &frame.headers)?;
+    frame.inner_offset = 0;
+    frame.outer_traffic_class = 0;
+    frame.ingress = u32::from(packet.ingress.0);
+    frame.tunnel = None;
+    Ok(())
 }
 
 /// Where a partial checksum would be written, as the sender has it. A field among the headers that were just believed

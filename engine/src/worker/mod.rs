@@ -37,13 +37,12 @@ use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
 use crate::edit;
 use crate::flow_cache::{FlowCache, LookupBatch};
-use crate::limits::VECTOR_PACKETS;
 use crate::packet::{FrameMemory, Packet};
 use crate::port::af_xdp::Umem;
 use crate::state::State;
 use crate::tables::{Snapshot, Subscription};
 use crate::transmit::{LaneReceiver, Outlet, Transmit};
-use ingress::{FrameReading, IngressTable, Reading};
+use ingress::{FrameReading, IngressTable};
 
 /// What a worker is made of.
 pub struct Worker {
@@ -59,7 +58,8 @@ pub struct Worker {
     cache: FlowCache,
     batch: LookupBatch,
     vector: Vec<Packet>,
-    readings: Vec<Reading>,
+    /// What was read of each packet of the vector: one slot for each, used again for the next vector.
+    readings: Vec<FrameReading>,
     misses: Vec<(u8, Packet)>,
     transmit: Transmit,
     lanes: Vec<LaneReceiver>,
@@ -102,37 +102,31 @@ impl Worker {
     /// Parses every packet; those the cache may serve get a key, the others a reason.
     fn read_vector(&mut self) {
         self.batch.clear();
-        self.readings.clear();
-        for (number, packet) in self.vector.iter().enumerate().take(VECTOR_PACKETS) {
-            let reading = self.ingress.read(&self.tables, &self.memory, packet);
-            if let Reading::Frame(frame) = &reading
-                && frame.cacheable()
-            {
-                let head = self.memory.head(packet);
-                let macs = head.get(frame.inner_offset..).and_then(|inner| inner.first_chunk::<12>());
-                if let Some(macs) = macs {
-                    self.batch.push(number, &frame.headers, macs, frame.ingress);
-                }
+        for (number, (packet, frame)) in self.vector.iter().zip(&mut self.readings).enumerate() {
+            self.ingress.read(frame, &self.tables, &self.memory, packet);
+            if frame.refused.is_some() || !frame.cacheable() {
+                continue;
             }
-            self.readings.push(reading);
+            let inner = self.memory.head(packet).get(frame.inner_offset..);
+            if let Some(macs) = inner.and_then(|inner| inner.first_chunk::<12>()) {
+                self.batch.push(number, &frame.headers, macs, frame.ingress);
+            }
         }
     }
 
     /// Edits and sends what the cache knows; gathers the rest.
     fn serve_hits(&mut self) {
-        let mut vector = std::mem::take(&mut self.vector);
-        for (number, packet) in vector.drain(..).enumerate() {
-            match self.readings[number] {
-                Reading::Refused(reason) => outlet!(self).drop(packet, reason),
-                Reading::Frame(_) if !self.batch.found(number) => self.misses.push((number as u8, packet)),
-                Reading::Frame(frame) => {
-                    if let Some(packet) = self.serve_cached(number, &frame, packet) {
-                        self.misses.push((number as u8, packet));
-                    }
-                }
+        let (mut vector, readings) = (std::mem::take(&mut self.vector), std::mem::take(&mut self.readings));
+        for (number, (packet, frame)) in vector.drain(..).zip(&readings).enumerate() {
+            if let Some(reason) = frame.refused {
+                outlet!(self).drop(packet, reason);
+            } else if !self.batch.found(number) {
+                self.misses.push((number as u8, packet));
+            } else if let Some(packet) = self.serve_cached(number, frame, packet) {
+                self.misses.push((number as u8, packet));
             }
         }
-        self.vector = vector;
+        (self.vector, self.readings) = (vector, readings);
     }
 
     /// Edits and sends one packet as its flow's entry says. Gives it back if there is no entry, or if the slow path

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender};
 
-use super::ingress::IngressTable;
+use super::ingress::{FrameReading, IngressTable};
 use super::originate::IcmpBudget;
 use super::{Command, Ports, Sleeper, Worker};
 use crate::clock::Clock;
@@ -70,7 +70,7 @@ impl Worker {
             cache: FlowCache::new(parts.flows, parts.hash_key),
             batch: LookupBatch::new(),
             vector: Vec::with_capacity(VECTOR_PACKETS),
-            readings: Vec::with_capacity(VECTOR_PACKETS),
+            readings: vec![FrameReading::EMPTY; VECTOR_PACKETS],
             misses: Vec::with_capacity(VECTOR_PACKETS),
             transmit: Transmit::default(),
             lanes: parts.lane_receivers,
