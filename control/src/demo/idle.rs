@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::cluster::Cluster;
 use super::interruption::Interruption;
+use super::performance::ATTEMPTS;
 use super::reachability::Way;
 use super::traffic::{Endpoint, Family};
 
@@ -21,13 +22,15 @@ pub(super) const SHARE: f64 = 0.01;
 /// The first packet after a pause takes less.
 pub(super) const FIRST_PACKET_MICROSECONDS: f64 = 100.0;
 
-/// From the end of traffic to the begin of the measurement, and its length.
+/// Longest time from the end of traffic to the measurement, longest measurement, longest pause before a packet:
+/// shorter only where all measurements are.
 const REST: Duration = Duration::from_secs(1);
-const MEASURED: Duration = Duration::from_secs(1);
 
-/// First packets for a median, and the pause before each.
+/// First packets for a median.
 const PACKETS: usize = 5;
-const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a first packet may take before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Ticks of `/proc/PID/stat`: the same on every Linux (`USER_HZ`).
 const TICKS_PER_SECOND: u64 = 100;
@@ -50,10 +53,10 @@ pub(super) struct FirstPacket {
 }
 
 /// The agents' idle second, again if one was busy; the least of each.
-pub(super) fn agents(cluster: &Cluster, attempts: usize, interruption: &Interruption) -> anyhow::Result<Vec<Idle>> {
+pub(super) fn agents(cluster: &Cluster, duration: Duration, interruption: &Interruption) -> anyhow::Result<Vec<Idle>> {
     let mut least: Vec<Idle> = Vec::new();
-    for _ in 0..attempts {
-        let measured = agents_once(cluster, interruption)?;
+    for _ in 0..ATTEMPTS {
+        let measured = agents_once(cluster, duration.min(REST), interruption)?;
         if least.is_empty() {
             least = measured;
         } else {
@@ -68,12 +71,12 @@ pub(super) fn agents(cluster: &Cluster, attempts: usize, interruption: &Interrup
     Ok(least)
 }
 
-fn agents_once(cluster: &Cluster, interruption: &Interruption) -> anyhow::Result<Vec<Idle>> {
-    interruption.pause(REST)?;
+fn agents_once(cluster: &Cluster, rest: Duration, interruption: &Interruption) -> anyhow::Result<Vec<Idle>> {
+    interruption.pause(rest)?;
     let processes: Vec<_> = cluster.nodes.iter().map(|node| node.agent.process()).collect();
     let start = Instant::now();
     let before = processes.iter().map(|process| run_time(*process)).collect::<anyhow::Result<Vec<_>>>()?;
-    interruption.pause(MEASURED)?;
+    interruption.pause(rest)?;
     let after = processes.iter().map(|process| run_time(*process)).collect::<anyhow::Result<Vec<_>>>()?;
     let elapsed = start.elapsed().as_secs_f64();
     let share = |(before, after): (Duration, Duration)| after.saturating_sub(before).as_secs_f64() / elapsed;
@@ -105,32 +108,58 @@ fn ticks(process: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_millis(times.sum::<u64>().saturating_mul(1000) / TICKS_PER_SECOND))
 }
 
-/// First packets on one node and across nodes.
-pub(super) fn first_packets(cluster: &Cluster, interruption: &Interruption) -> anyhow::Result<Vec<FirstPacket>> {
-    let measure = |to: usize, way: Way| {
+/// First packets on one node and across nodes, again if one way was slow; the best median of each.
+pub(super) fn first_packets(
+    cluster: &Cluster,
+    duration: Duration,
+    interruption: &Interruption,
+) -> anyhow::Result<Vec<FirstPacket>> {
+    let mut best = Vec::new();
+    for (to, way) in [(1, Way::SameNode), (2, Way::AcrossNodes)] {
         let (from, to) = (&cluster.pod(0)?.endpoint, &cluster.pod(to)?.endpoint);
-        let microseconds = one_way_times(from, to, interruption)?;
+        let mut attempts: Vec<FirstPacket> = Vec::new();
+        while attempts.len() < ATTEMPTS && !attempts.last().is_some_and(FirstPacket::is_as_expected) {
+            let microseconds = one_way_times(from, to, duration.min(REST), interruption)?;
+            attempts.push(FirstPacket::new(way, microseconds));
+        }
+        best.extend(
+            attempts.into_iter().min_by(|one, other| one.median_microseconds.total_cmp(&other.median_microseconds)),
+        );
+    }
+    Ok(best)
+}
+
+impl FirstPacket {
+    fn new(way: Way, microseconds: Vec<f64>) -> Self {
         let mut sorted = microseconds.clone();
         sorted.sort_unstable_by(f64::total_cmp);
         let median_microseconds = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::INFINITY);
-        anyhow::Ok(FirstPacket { way, median_microseconds, microseconds })
-    };
-    Ok(vec![measure(1, Way::SameNode)?, measure(2, Way::AcrossNodes)?])
+        Self { way, median_microseconds, microseconds }
+    }
+
+    fn is_as_expected(&self) -> bool {
+        self.median_microseconds < FIRST_PACKET_MICROSECONDS
+    }
 }
 
-fn one_way_times(from: &Endpoint, to: &Endpoint, interruption: &Interruption) -> anyhow::Result<Vec<f64>> {
+fn one_way_times(
+    from: &Endpoint,
+    to: &Endpoint,
+    pause: Duration,
+    interruption: &Interruption,
+) -> anyhow::Result<Vec<f64>> {
     let (sender, receiver) = (from.udp_socket(Family::Ipv4)?, to.udp_socket(Family::Ipv4)?);
     sender.connect(receiver.local_addr()?)?;
-    receiver.set_read_timeout(Some(2 * PAUSE))?;
+    receiver.set_read_timeout(Some(PATIENCE))?;
     let (arrivals, arrived) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || note_arrivals(&receiver, &arrivals));
         let mut times = Vec::new();
         for _ in 0..PACKETS {
-            interruption.pause(PAUSE)?;
+            interruption.pause(pause)?;
             let start = Instant::now();
             sender.send(&[0])?;
-            let end = arrived.recv_timeout(PAUSE).context("the first packet after a pause did not arrive")?;
+            let end = arrived.recv_timeout(PATIENCE).context("the first packet after a pause did not arrive")?;
             times.push(end.saturating_duration_since(start).as_nanos() as f64 / 1000.0);
         }
         Ok(times)

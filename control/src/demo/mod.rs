@@ -105,10 +105,10 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
         latency = performance::latency(cluster, options.duration, interruption)?;
     }
     say("measuring the idle agents");
-    let idle = idle::agents(cluster, performance::ATTEMPTS, interruption)?;
+    let idle = idle::agents(cluster, options.duration, interruption)?;
     if missed == 0 {
         say("measuring the first packet after a pause");
-        first_packet_after_idle = idle::first_packets(cluster, interruption)?;
+        first_packet_after_idle = idle::first_packets(cluster, options.duration, interruption)?;
     }
     let nodes = counters::read(cluster)?;
     Ok(Report {
