@@ -41,11 +41,25 @@ impl Netlink {
         one: (&str, Option<&NamespaceHandle>),
         other: (&str, Option<&NamespaceHandle>),
     ) -> Result<(), KernelError> {
+        self.create_veth_with_queues(one, other, 1)
+    }
+
+    /// Creates a veth pair with this many queues for each direction at both ends.
+    ///
+    /// # Errors
+    /// As [`create_veth`](Self::create_veth).
+    pub fn create_veth_with_queues(
+        &mut self,
+        one: (&str, Option<&NamespaceHandle>),
+        other: (&str, Option<&NamespaceHandle>),
+        queues: u32,
+    ) -> Result<(), KernelError> {
         let files = [one.1.map(namespace_file).transpose()?, other.1.map(namespace_file).transpose()?];
         let end = |name: &str, file: &Option<std::fs::File>| {
             let mut message = LinkMessage::default();
             message.attributes.push(LinkAttribute::IfName(name.to_owned()));
             message.attributes.extend(file.as_ref().map(|file| LinkAttribute::NetNsFd(file.as_raw_fd())));
+            message.attributes.extend([LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)]);
             message
         };
         let mut message = end(one.0, &files[0]);

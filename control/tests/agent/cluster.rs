@@ -1,0 +1,111 @@
+//! Nodes `a` and `b`: namespaces joined by a veth pair, and the objects that describe them.
+
+use millrace_control::kernel::{LinkChange, Namespace, Netlink};
+use millrace_engine::port::af_xdp::set_transmit_checksum;
+
+use crate::agent_process::{Agent, AgentOptions};
+use crate::directory::{Directory, unique};
+
+/// Name of the interface the nodes are joined by.
+pub(crate) const UPLINK: &str = "up0";
+
+/// The nodes, by name and underlay addresses.
+pub(crate) const NODES: [(&str, [&str; 2]); 2] =
+    [("a", ["192.0.2.1", "2001:db8::1"]), ("b", ["192.0.2.2", "2001:db8::2"])];
+
+/// Pools for both families.
+pub(crate) const POOLS: &str = "\
+apiVersion: millrace.dev/v1alpha1
+kind: IpPool
+metadata: {name: pods-ipv4}
+spec: {cidr: 10.1.0.0/16}
+---
+apiVersion: millrace.dev/v1alpha1
+kind: IpPool
+metadata: {name: pods-ipv6}
+spec: {cidr: 'fd00:1::/64'}
+";
+
+/// Object of a node without pods of its own knowledge.
+pub(crate) fn node_object(number: usize) -> String {
+    let (name, [ipv4, _]) = NODES[number];
+    format!(
+        "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n  \
+         - {{type: InternalIP, address: {ipv4}}}\n"
+    )
+}
+
+/// Object of a node's uplink.
+pub(crate) fn uplink_object(number: usize) -> String {
+    let (name, _) = NODES[number];
+    format!(
+        "---\napiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {{name: {name}-up}}\n\
+         spec: {{node: {name}, interface: {UPLINK}}}\n"
+    )
+}
+
+/// Two node namespaces, joined; the order of the fields is that of their end.
+pub(crate) struct Underlay {
+    /// The nodes.
+    pub(crate) nodes: [Namespace; 2],
+    /// Files of the test.
+    pub(crate) directory: Directory,
+}
+
+impl Underlay {
+    /// Joins two nodes by a veth pair of this many queues.
+    pub(crate) fn create(queues: u32) -> Underlay {
+        let directory = Directory::create();
+        let nodes = NODES.map(|(name, _)| Namespace::create_named(&unique(name)).expect("namespace"));
+        let ends = [(UPLINK, None), (UPLINK, Some(nodes[1].handle()))];
+        Netlink::open_in(nodes[0].handle())
+            .expect("netlink")
+            .create_veth_with_queues(ends[0], ends[1], queues)
+            .expect("veth");
+        for ((_, addresses), node) in NODES.iter().zip(&nodes) {
+            let mut netlink = Netlink::open_in(node.handle()).expect("netlink");
+            netlink.change_link("lo", &LinkChange::up()).expect("up");
+            // A kernel would leave checksums to a wire that does not exist.
+            node.handle().enter(|| set_transmit_checksum(UPLINK, false)).expect("entered").expect("set");
+            netlink.change_link(UPLINK, &LinkChange::up()).expect("up");
+            for (address, length) in addresses.iter().zip([24, 64]) {
+                netlink.add_address(UPLINK, format!("{address}/{length}").parse().expect("prefix")).expect("address");
+            }
+        }
+        Underlay { nodes, directory }
+    }
+
+    /// Starts the agent of a node.
+    pub(crate) fn start(&self, number: usize, options: AgentOptions) -> Agent {
+        Agent::start(NODES[number].0, &self.directory, self.nodes[number].handle(), options)
+    }
+}
+
+/// Both nodes with an agent.
+pub(crate) struct Cluster {
+    /// The agents, of `a` and `b`.
+    pub(crate) agents: [Agent; 2],
+    /// What they stand on.
+    pub(crate) underlay: Underlay,
+}
+
+impl Cluster {
+    /// Builds it.
+    pub(crate) fn create(queues: u32, options: AgentOptions) -> Cluster {
+        let underlay = Underlay::create(queues);
+        let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object(0), uplink_object(1)];
+        underlay.directory.write_objects("cluster.yaml", &objects.concat());
+        let agents = [0, 1].map(|number| underlay.start(number, options));
+        Cluster { agents, underlay }
+    }
+
+    /// Its files.
+    pub(crate) fn directory(&self) -> &Directory {
+        &self.underlay.directory
+    }
+
+    /// That no agent lost a frame or has a problem.
+    pub(crate) fn assert_sound(&self) {
+        self.agents.iter().for_each(Agent::assert_sound);
+    }
+}

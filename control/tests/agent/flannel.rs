@@ -1,0 +1,39 @@
+//! One node of ours and one of flannel: frames of either are understood by the other.
+
+use ipnet::IpNet;
+use millrace_control::api::model::{RouteReport, RouteTargetReport};
+use millrace_control::cluster::{NodeName, StationMac};
+
+use crate::agent_process::AgentOptions;
+use crate::cluster::{NODES, POOLS, Underlay, node_object, uplink_object};
+use crate::kernel_peer;
+use crate::pod::Pod;
+use crate::traffic;
+
+pub(crate) fn a_kernel_in_flannels_layout_is_a_peer() {
+    let underlay = Underlay::create(1);
+    let directory = &underlay.directory;
+    let objects = [POOLS.to_owned(), node_object(0), uplink_object(0), kernel_peer::object()];
+    directory.write_objects("cluster.yaml", &objects.concat());
+    let agent = underlay.start(0, AgentOptions::default());
+    let other = kernel_peer::create(underlay.nodes[1].handle());
+    let pod = Pod::create("pod", "a");
+    let end = pod.add(directory);
+
+    // The blocks just claimed come back from the store as objects, like those of other nodes.
+    let of_us = |route: &&RouteReport| route.target == RouteTargetReport::Unreachable;
+    let routes = agent.wait_for_routes(|routes| routes.iter().filter(of_us).count() == 2);
+    for prefix in kernel_peer::PREFIXES {
+        let found = routes.iter().find(|route| route.prefix == prefix).expect("a route to the peer's pods");
+        let mac = kernel_peer::DEVICE_MAC.to_string();
+        assert_eq!(found.target, RouteTargetReport::Tunnel { peer: NODES[1].1[0].to_owned(), mac });
+    }
+    let blocks = routes.iter().filter(of_us).map(|route| route.prefix.parse().expect("prefix"));
+    let blocks: Vec<IpNet> = blocks.collect();
+    let mac = StationMac::of_node(&NodeName::new(NODES[0].0).expect("name")).mac();
+    let own = NODES[0].1[0].parse().expect("address");
+    kernel_peer::lead(underlay.nodes[1].handle(), &blocks, own, mac);
+
+    traffic::check(&end, &other.endpoint);
+    agent.assert_sound();
+}

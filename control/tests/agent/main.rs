@@ -1,0 +1,59 @@
+//! The whole agent on nodes made of network namespaces: the real program, the real plugin, kernels at both ends.
+//!
+//! Each test makes its own nodes, pods and directory, named by process and number, and takes them away again whatever
+//! happens. Without root nothing of this can be made: then all tests are reported as ignored and the reason is said.
+//! Tests run one after another unless `--test-threads` says otherwise, since some measure time.
+
+mod agent_process;
+mod cluster;
+mod directory;
+mod flannel;
+mod idle;
+mod kernel_peer;
+mod objects;
+mod plugging;
+mod pod;
+mod reachability;
+mod restart;
+mod traffic;
+mod workers;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+/// A test by its name.
+type Test = (&'static str, fn());
+
+const TESTS: [Test; 13] = [
+    ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
+    ("the_program_shows_and_traces", reachability::the_program_shows_and_traces),
+    ("a_kernel_in_flannels_layout_is_a_peer", flannel::a_kernel_in_flannels_layout_is_a_peer),
+    ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
+    ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
+    ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),
+    ("a_foreign_interface_is_left_alone", plugging::a_foreign_interface_is_left_alone),
+    ("many_pods_are_plugged_at_once", plugging::many_pods_are_plugged_at_once),
+    ("an_address_is_used_again", plugging::an_address_is_used_again),
+    ("a_broken_object_is_named_and_harms_nothing", objects::a_broken_object_is_named_and_harms_nothing),
+    ("new_objects_apply_at_once", objects::new_objects_apply_at_once),
+    ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
+    ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let root = rustix::process::geteuid().is_root();
+    if !root && !arguments.list {
+        eprintln!("all tests are ignored: they need root to make network namespaces");
+    }
+    arguments.test_threads = arguments.test_threads.or(Some(1));
+    let trial = |(name, test): Test| {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        Trial::test(name, run).with_ignored_flag(!root)
+    };
+    libtest_mimic::run(&arguments, TESTS.map(trial).into()).exit_code()
+}

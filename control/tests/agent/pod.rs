@@ -1,0 +1,108 @@
+//! A pod: a namespace, plugged in by the real plugin as a container runtime would do it.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::process::{Command, Stdio};
+
+use ipnet::IpNet;
+use millrace_cni::spec::NetworkResult;
+use millrace_control::kernel::{Link, Namespace, Netlink};
+use serde_json::Value;
+
+use crate::directory::{Directory, unique};
+use crate::traffic::Endpoint;
+
+/// A pod, plugged in or not; its namespace goes with it.
+pub(crate) struct Pod {
+    /// Its name; its Kubernetes namespace is `default`.
+    pub(crate) name: String,
+    /// Its node.
+    pub(crate) node: String,
+    /// Its namespace.
+    pub(crate) namespace: Namespace,
+}
+
+/// What the plugin answered.
+pub(crate) struct Answer {
+    /// Whether its exit code was 0.
+    pub(crate) success: bool,
+    /// What it printed; null if nothing.
+    pub(crate) document: Value,
+}
+
+impl Answer {
+    /// The error code it printed.
+    pub(crate) fn code(&self) -> Option<u64> {
+        self.document["code"].as_u64()
+    }
+
+    /// The addresses it printed.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        assert!(self.success, "{}", self.document);
+        let result: NetworkResult = serde_json::from_value(self.document.clone()).expect("a result");
+        result.ips.iter().map(|ip| ip.address.parse::<IpNet>().expect("address").addr()).collect()
+    }
+}
+
+impl Pod {
+    /// Makes the namespace only.
+    pub(crate) fn create(name: &str, node: &str) -> Pod {
+        let namespace = Namespace::create_named(&unique(name)).expect("namespace");
+        Pod { name: name.to_owned(), node: node.to_owned(), namespace }
+    }
+
+    /// Calls the plugin for it.
+    pub(crate) fn call(&self, verb: &str, directory: &Directory) -> Answer {
+        let socket = directory.file(&format!("{}.sock", self.node));
+        let configuration = serde_json::json!({
+            "cniVersion": "1.1.0", "name": "millrace", "type": "millrace-cni", "socket": socket,
+        });
+        let mut child = Command::new(directory.plugin())
+            .env_clear()
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", format!("container-{}", self.name))
+            .env("CNI_NETNS", self.namespace.handle().path())
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", directory.path())
+            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={}", self.name))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("plugin");
+        let mut stdin = child.stdin.take().expect("standard input");
+        stdin.write_all(configuration.to_string().as_bytes()).expect("written");
+        drop(stdin);
+        let output = child.wait_with_output().expect("plugin");
+        let document = match output.stdout.as_slice() {
+            [] => Value::Null,
+            text => serde_json::from_slice(text).expect("a document"),
+        };
+        Answer { success: output.status.success(), document }
+    }
+
+    /// Plugs it in.
+    pub(crate) fn add(&self, directory: &Directory) -> Endpoint {
+        let addresses = self.call("ADD", directory).addresses();
+        assert!(!addresses.is_empty());
+        Endpoint { name: self.name.clone(), namespace: self.namespace.handle().clone(), addresses }
+    }
+
+    /// Unplugs it.
+    pub(crate) fn delete(&self, directory: &Directory) {
+        let answer = self.call("DEL", directory);
+        assert!(answer.success && answer.document.is_null(), "{}", answer.document);
+    }
+
+    /// Its interface, if it has one.
+    pub(crate) fn interface(&self) -> Option<Link> {
+        Netlink::open_in(self.namespace.handle()).expect("netlink").link("eth0").expect("asked")
+    }
+
+    /// The addresses of its interface, link-local ones left out.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        let held = Netlink::open_in(self.namespace.handle()).expect("netlink").addresses("eth0").expect("addresses");
+        let local = |address: &IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        held.iter().map(IpNet::addr).filter(|address| !local(address)).collect()
+    }
+}

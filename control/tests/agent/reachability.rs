@@ -1,0 +1,79 @@
+//! Two nodes of ours, joined by AF_XDP on a veth pair: pods reach each other, and the program can say how.
+
+use serde_json::Value;
+
+use crate::agent_process::AgentOptions;
+use crate::cluster::{Cluster, UPLINK};
+use crate::pod::Pod;
+use crate::traffic::{self, Endpoint};
+
+/// Pods `a1` and `a2` on node a, `b1` on node b.
+fn plug(cluster: &Cluster) -> ([Pod; 3], [Endpoint; 3]) {
+    let pods = [("a1", "a"), ("a2", "a"), ("b1", "b")].map(|(name, node)| Pod::create(name, node));
+    let endpoints = [0, 1, 2].map(|number: usize| pods[number].add(cluster.directory()));
+    (pods, endpoints)
+}
+
+pub(crate) fn two_agents_connect_their_pods() {
+    let cluster = Cluster::create(1, AgentOptions::default());
+    let (pods, [a1, a2, b1]) = plug(&cluster);
+    for (pod, endpoint) in pods.iter().zip([&a1, &a2, &b1]) {
+        assert_eq!(endpoint.addresses.len(), 2, "one address of each family");
+        let mut held = pod.addresses();
+        held.sort();
+        assert_eq!(held, endpoint.addresses, "the interface has what the plugin said");
+    }
+    traffic::check(&a1, &a2);
+    traffic::check(&a1, &b1);
+    cluster.assert_sound();
+    for agent in &cluster.agents {
+        let kinds: Vec<String> = agent
+            .client()
+            .show::<Vec<millrace_control::api::model::PortReport>>("ports")
+            .expect("ports")
+            .into_iter()
+            .filter(|port| port.role == "uplink" && port.received_frames > 0 && port.sent_frames > 0)
+            .map(|port| port.kind)
+            .collect();
+        assert_eq!(kinds, ["af_xdp"], "the uplink carried the tunnel");
+    }
+    pods.iter().for_each(|pod| pod.delete(cluster.directory()));
+    cluster.assert_sound();
+}
+
+pub(crate) fn the_program_shows_and_traces() {
+    let cluster = Cluster::create(1, AgentOptions::default());
+    let (_pods, [a1, a2, b1]) = plug(&cluster);
+    traffic::udp(&a1, &b1, true);
+    let agent = &cluster.agents[0];
+    let json = |words: &[&str]| -> Value {
+        let output = agent.program(&[words, &["-o", "json"]].concat());
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    assert_eq!(json(&["show", "ports"]).as_array().map(Vec::len), Some(3));
+    assert_eq!(json(&["show", "workers"]).as_array().map(Vec::len), Some(1));
+    assert!(json(&["show", "routes"]).as_array().is_some_and(|routes| routes.len() >= 8));
+    assert_eq!(json(&["show", "neighbours"])[0]["nodes"], serde_json::json!(["b"]));
+    assert!(json(&["show", "flows"])["total"].as_u64().is_some_and(|flows| flows >= 2));
+    assert!(json(&["show", "drops"]).is_array());
+    assert_eq!(json(&["show", "status"])["pods"], 2);
+    for what in ["ports", "workers", "routes", "neighbours", "flows", "drops", "status"] {
+        let output = agent.program(&["show", what]);
+        assert!(output.status.success() && !output.stdout.is_empty(), "show {what}");
+    }
+    for ipv4 in [true, false] {
+        for (target, verdict) in [(&a2, "default/a2"), (&b1, UPLINK)] {
+            let address = target.address(ipv4);
+            let to = if ipv4 { format!("{address}:80/udp") } else { format!("[{address}]:80/udp") };
+            let trace = json(&["trace", "--from", "default/a1", "--to", &to]);
+            assert!(trace["steps"].as_array().is_some_and(|steps| steps.len() > 2), "{trace}");
+            let said = trace["verdict"].as_str().expect("verdict");
+            assert!(said.starts_with("forward") && said.contains(verdict), "{said}");
+            let plain = agent.program(&["trace", "--from", "default/a1", "--to", &to]);
+            assert!(plain.status.success() && !plain.stdout.is_empty());
+        }
+    }
+    let absent = agent.program(&["trace", "--from", "default/nobody", "--to", "10.1.0.1:80"]);
+    assert!(!absent.status.success() && !absent.stderr.is_empty());
+}
