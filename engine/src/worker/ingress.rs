@@ -197,9 +197,11 @@ pub fn explain(
 ) -> Result<Decision, DropReason> {
     let mut ingress = IngressTable::new();
     ingress.refresh(tables);
-    match ingress.read(tables, memory, packet) {
-        Reading::Frame(frame) => Ok(slow_path::decide(tables, state, &frame.arrival(memory.head(packet), packet), now)),
-        Reading::Refused(reason) => Err(reason),
+    let mut frame = FrameReading::EMPTY;
+    ingress.read(&mut frame, tables, memory, packet);
+    match frame.refused {
+        None => Ok(slow_path::decide(tables, state, &frame.arrival(memory.head(packet), packet), now)),
+        Some(reason) => Err(reason),
     }
 }
 
