@@ -25,6 +25,11 @@ pub(super) struct DemoOptions {
     seconds: Duration,
 }
 
+/// Everything works, but a goal of speed was missed: often the machine was busy.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("everything works, but a goal of speed was missed; the report says which")]
+pub(super) struct GoalMissed;
+
 pub(super) fn run(options: &DemoOptions) -> anyhow::Result<()> {
     if options.remove {
         let count = demo::remove()?;
@@ -42,7 +47,11 @@ pub(super) fn run(options: &DemoOptions) -> anyhow::Result<()> {
             Format::Json => eprint!("{guide}"),
         }
     }
-    if outcome.held() { Ok(()) } else { bail!("not every check held; the report says which") }
+    match (outcome.held(), outcome.works()) {
+        (true, _) => Ok(()),
+        (false, true) => Err(GoalMissed.into()),
+        (false, false) => bail!("not every check held; the report says which"),
+    }
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, &'static str> {

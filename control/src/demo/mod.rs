@@ -125,6 +125,12 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
 }
 
 impl Outcome {
+    /// Whether everything works; a goal of speed may have been missed.
+    #[must_use]
+    pub fn works(&self) -> bool {
+        self.report.works()
+    }
+
     /// Whether every check held.
     #[must_use]
     pub fn held(&self) -> bool {

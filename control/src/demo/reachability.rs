@@ -21,6 +21,9 @@ const PING_TIME: Duration = Duration::from_millis(500);
 /// How two ends lie to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) enum Way {
+    /// A pod and itself: the kernel alone, as a reference.
+    #[serde(rename = "within one pod")]
+    WithinPod,
     /// A pod and the gateway.
     #[serde(rename = "to the gateway")]
     ToGateway,
@@ -35,6 +38,7 @@ pub(super) enum Way {
 impl Way {
     pub(super) const fn text(self) -> &'static str {
         match self {
+            Way::WithinPod => "within one pod (reference)",
             Way::ToGateway => "to the gateway",
             Way::SameNode => "same node",
             Way::AcrossNodes => "across nodes",
