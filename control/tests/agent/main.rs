@@ -25,8 +25,9 @@ use libtest_mimic::{Arguments, Trial};
 /// A test by its name.
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 13] = [
+const TESTS: [Test; 14] = [
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
+    ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),
     ("the_program_shows_and_traces", reachability::the_program_shows_and_traces),
     ("a_kernel_in_flannels_layout_is_a_peer", flannel::a_kernel_in_flannels_layout_is_a_peer),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),

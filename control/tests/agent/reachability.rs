@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::agent_process::AgentOptions;
-use crate::cluster::{Cluster, UPLINK};
+use crate::cluster::{Cluster, NODES, POOLS, UPLINK, Underlay, node_object, uplink_object};
 use crate::pod::Pod;
 use crate::traffic::{self, Endpoint};
 
@@ -38,6 +38,22 @@ pub(crate) fn two_agents_connect_their_pods() {
         assert_eq!(kinds, ["af_xdp"], "the uplink carried the tunnel");
     }
     pods.iter().for_each(|pod| pod.delete(cluster.directory()));
+    cluster.assert_sound();
+}
+
+/// Nodes that have IPv6 addresses only: the same pods of both families, the tunnel over IPv6.
+pub(crate) fn tunnels_run_over_ipv6() {
+    let underlay = Underlay::create(1);
+    let over_ipv6 = |number: usize| {
+        let (_, [ipv4, ipv6]) = NODES[number];
+        node_object(number).replace(ipv4, &format!("'{ipv6}'")) + &uplink_object(number)
+    };
+    underlay.directory.write_objects("cluster.yaml", &[POOLS.to_owned(), over_ipv6(0), over_ipv6(1)].concat());
+    let agents = [0, 1].map(|number| underlay.start(number, AgentOptions::default()));
+    let cluster = Cluster { agents, underlay };
+    let (pods, [a1, _, b1]) = plug(&cluster);
+    assert_eq!(pods[0].interface().map(|link| link.mtu), Some(1430), "20 bytes less than over IPv4");
+    traffic::check(&a1, &b1);
     cluster.assert_sound();
 }
 
