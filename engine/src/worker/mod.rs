@@ -37,6 +37,7 @@ use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
 use crate::edit;
 use crate::flow_cache::{FlowCache, LookupBatch};
+use crate::limits::VECTOR_PACKETS;
 use crate::packet::{FrameMemory, Packet};
 use crate::port::af_xdp::Umem;
 use crate::state::State;
@@ -170,10 +171,12 @@ impl Worker {
         self.refresh_tables();
     }
 
+    /// At most a vector from each lane, so that a busy neighbour cannot hold this worker's own ports up.
     fn receive_lanes(&mut self) -> bool {
         let mut busy = false;
         for lane in &mut self.lanes {
-            while let Some((egress, packet)) = lane.receive(&mut self.memory) {
+            for _ in 0..VECTOR_PACKETS {
+                let Some((egress, packet)) = lane.receive(&mut self.memory) else { break };
                 busy = true;
                 self.counters.event(Event::LaneReceived).add(1);
                 let mut outlet = Outlet { ports: &mut self.ports, memory: &mut self.memory, counters: &self.counters };
