@@ -1,9 +1,9 @@
 //! What an idle node costs, and how long its first packet takes.
 //!
 //! The first packet is a UDP datagram after a pause: from before the call that sends it until the receiver runs, one
-//! way. Both ends are threads of this process and read one clock. Most of that time is the receiving thread's own
-//! wake-up on a processor that slept, which no switch can shorten; so the same is measured within one pod, where the
-//! kernel alone carries the packet, and what the switch adds is the difference.
+//! way. Both ends are threads of this process and read one clock. Part of that time is the receiving thread's own
+//! wake-up on a processor that slept; so the same is measured within one pod, where the kernel alone carries the
+//! packet, and the difference is shown beside the whole.
 
 use std::net::UdpSocket;
 use std::sync::mpsc;
@@ -21,7 +21,7 @@ use super::traffic::{Endpoint, Family};
 /// An idle agent uses less than this share of a core.
 pub(super) const SHARE: f64 = 0.01;
 
-/// The switch adds less to the first packet after a pause.
+/// The first packet after a pause takes less.
 pub(super) const FIRST_PACKET_MICROSECONDS: f64 = 100.0;
 
 /// Longest time from the end of traffic to the measurement, longest measurement, longest pause before a packet:

@@ -121,10 +121,10 @@ impl Report {
             let measured = self.first_packet_after_idle.iter().find(|first| first.way == way);
             measured.map_or(f64::NAN, |first| first.median_microseconds)
         };
-        let added = median(Way::SameNode) - median(Way::WithinPod);
+        let (total, kernel_alone) = (median(Way::SameNode), median(Way::WithinPod));
         let expected = format!("under {FIRST_PACKET_MICROSECONDS} us");
-        let seen = format!("{added:.0} us");
-        goal("first packet after idle, added by the switch", expected, seen, added < FIRST_PACKET_MICROSECONDS)
+        let seen = format!("{total:.0} us, {:.0} of them by the switch", total - kernel_alone);
+        goal("first packet after idle", expected, seen, total < FIRST_PACKET_MICROSECONDS)
     }
 }
 
