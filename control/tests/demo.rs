@@ -2,6 +2,10 @@
 //!
 //! The measurements are cut short and their goals not asserted: how fast a machine is, is no matter of a test.
 
+#[path = "support/root_tests.rs"]
+#[macro_use]
+mod root_tests;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,14 +17,6 @@ use serde_json::Value;
 
 /// Runs measure and remove each other's remains: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn have_root(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("{test}: skipped, needs root to make network namespaces");
-    }
-    root
-}
 
 fn demo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
@@ -96,11 +92,7 @@ fn expected_code(report: &Value) -> i32 {
     if report["held"] == true { 0 } else { 4 }
 }
 
-#[test]
 fn a_run_works_also_after_one_that_was_killed_and_neither_leaves_anything() {
-    if !have_root("a_run_works_also_after_one_that_was_killed") {
-        return;
-    }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut killed = start_until("checking who reaches whom");
     killed.kill().expect("kill");
@@ -116,11 +108,7 @@ fn a_run_works_also_after_one_that_was_killed_and_neither_leaves_anything() {
     assert_eq!(remains(killed.id()), [""; 0]);
 }
 
-#[test]
 fn an_interrupted_run_leaves_nothing() {
-    if !have_root("an_interrupted_run_leaves_nothing") {
-        return;
-    }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     for (line, signal) in
         [("building two nodes", Signal::INT), ("plugging in", Signal::TERM), ("measuring TCP streams", Signal::INT)]
@@ -136,11 +124,7 @@ fn an_interrupted_run_leaves_nothing() {
     }
 }
 
-#[test]
 fn a_kept_cluster_stands_until_it_is_removed() {
-    if !have_root("a_kept_cluster_stands_until_it_is_removed") {
-        return;
-    }
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (process, output) = run(&["--keep"]);
     let guide = String::from_utf8_lossy(&output.stdout);
@@ -161,4 +145,12 @@ fn a_kept_cluster_stands_until_it_is_removed() {
     let (_, output) = run(&["--remove"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(remains(process), [""; 0]);
+}
+
+root_tests! {
+    every run [
+        a_run_works_also_after_one_that_was_killed_and_neither_leaves_anything,
+        an_interrupted_run_leaves_nothing,
+        a_kept_cluster_stands_until_it_is_removed,
+    ],
 }

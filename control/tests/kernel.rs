@@ -1,6 +1,9 @@
 //! Real TAPs, namespaces and netlink: pods talk, TAPs survive their agent, flows keep their queue, and the kernel's
-//! own links do what they are told. Needs root; otherwise each test says so and ends.
+//! own links do what they are told. Needs root.
 
+#[path = "support/root_tests.rs"]
+#[macro_use]
+mod root_tests;
 mod support;
 
 use std::io::{Read, Write};
@@ -70,11 +73,7 @@ fn eth0(pod: &Pod) -> Link {
     Netlink::open_in(pod.handle()).expect("netlink").existing_link("eth0").expect("eth0")
 }
 
-#[test]
 fn pods_talk_over_both_ip_versions_in_whole_units() {
-    if !support::can_run() {
-        return;
-    }
     let (pods, devices) = two_pods(1);
     let path = pods[0].handle().path().to_owned();
     let forwarder = forward(&pods, devices);
@@ -91,11 +90,7 @@ fn pods_talk_over_both_ip_versions_in_whole_units() {
     assert!(!path.exists(), "{} is left behind", path.display());
 }
 
-#[test]
 fn a_tap_survives_its_agent_and_is_taken_up_again() {
-    if !support::can_run() {
-        return;
-    }
     let (pods, devices) = two_pods(2);
     let forwarder = forward(&pods, devices);
     ping_pong(&pods, 0, 3);
@@ -130,11 +125,7 @@ fn a_tap_survives_its_agent_and_is_taken_up_again() {
     pods[0].configure(); // setting it up again is allowed and harmless
 }
 
-#[test]
 fn removing_takes_the_device_at_once_or_with_its_last_queue() {
-    if !support::can_run() {
-        return;
-    }
     let (pod, device) = Pod::create(1, 2);
     let exists = || TapDevice::exists(pod.handle(), "eth0").expect("asked").is_some();
     assert!(TapDevice::remove_in_namespace(pod.handle(), "eth0").expect("removed"));
@@ -151,11 +142,7 @@ fn removing_takes_the_device_at_once_or_with_its_last_queue() {
     assert!(matches!(refused, Err(TapError::System { .. })), "{refused:?}");
 }
 
-#[test]
 fn both_directions_of_a_flow_meet_one_queue_and_flows_spread() {
-    if !support::can_run() {
-        return;
-    }
     let (pods, devices) = two_pods(2);
     let forwarder = forward(&pods, devices);
     for _ in 0..40 {
@@ -173,11 +160,7 @@ fn both_directions_of_a_flow_meet_one_queue_and_flows_spread() {
     assert!(flows_of.iter().all(|flows| *flows >= 8), "{flows_of:?}");
 }
 
-#[test]
 fn what_a_full_ring_loses_is_counted_by_the_pods_link() {
-    if !support::can_run() {
-        return;
-    }
     let (pod, device) = Pod::create(1, 1);
     let statistics = || Netlink::open_in(pod.handle()).and_then(|mut netlink| netlink.link_statistics("eth0"));
     assert_eq!(statistics().expect("statistics").transmit_dropped, 0);
@@ -190,11 +173,7 @@ fn what_a_full_ring_loses_is_counted_by_the_pods_link() {
     drop(device);
 }
 
-#[test]
 fn errors_name_what_was_attempted() {
-    if !support::can_run() {
-        return;
-    }
     let (pod, _device) = Pod::create(1, 1);
     let mut netlink = Netlink::open_in(pod.handle()).expect("netlink");
     let absent = netlink.add_address("eth7", IpAddr::V4(Ipv4Addr::LOCALHOST).into()).expect_err("no such link");
@@ -208,12 +187,7 @@ fn errors_name_what_was_attempted() {
 
 /// How fast two TAPs are behind one thread; for a release build on a quiet machine, so not part of a normal run:
 /// `cargo test --release -p millrace-control --test kernel -- --ignored --nocapture throughput`.
-#[test]
-#[ignore = "a measurement: takes ten seconds and wants a release build"]
 fn throughput_between_two_taps() {
-    if !support::can_run() {
-        return;
-    }
     support::forwarder::pin(0); // and with it every thread that is started here
     let (pods, devices) = two_pods(1);
     let forwarder = Forwarder::start(devices, [pods[0].mac, pods[1].mac], Some(1));
@@ -343,4 +317,18 @@ mod measure {
         times.sort_by(f64::total_cmp);
         (times[rounds / 2], times[rounds * 99 / 100])
     }
+}
+
+root_tests! {
+    every run [
+        pods_talk_over_both_ip_versions_in_whole_units,
+        a_tap_survives_its_agent_and_is_taken_up_again,
+        removing_takes_the_device_at_once_or_with_its_last_queue,
+        both_directions_of_a_flow_meet_one_queue_and_flows_spread,
+        what_a_full_ring_loses_is_counted_by_the_pods_link,
+        errors_name_what_was_attempted,
+    ],
+    on demand [
+        throughput_between_two_taps,
+    ],
 }

@@ -1,6 +1,9 @@
 //! Links, addresses, routes and neighbours against the real kernel, between two namespaces of the test's own.
-//! Needs root; otherwise each test says so and ends.
+//! Needs root.
 
+#[path = "support/root_tests.rs"]
+#[macro_use]
+mod root_tests;
 mod support;
 
 use std::net::{IpAddr, UdpSocket};
@@ -71,11 +74,7 @@ fn request_and_reply(nodes: &[Node; 2], from: IpAddr, to: IpAddr) {
     assert_eq!(client.recv_from(&mut buffer).expect("reply arrives").0, 7);
 }
 
-#[test]
 fn a_link_reads_back_as_it_was_set() {
-    if !support::can_run() {
-        return;
-    }
     let mut nodes = nodes();
     let link = nodes[0].netlink.existing_link("up0").expect("link");
     assert_eq!((link.mac, link.mtu, link.up), (Mac([2, 0, 0, 0, 0, 1]), 1600, true));
@@ -101,11 +100,7 @@ fn a_link_reads_back_as_it_was_set() {
     assert!(nodes[1].netlink.link("a1").expect("asked").is_none(), "a pair goes together");
 }
 
-#[test]
 fn addresses_need_no_duplicate_detection_and_can_be_taken_back() {
-    if !support::can_run() {
-        return;
-    }
     let mut nodes = nodes();
     // An address under detection could not be bound yet.
     request_and_reply(&nodes, address("2001:db8::1"), address("2001:db8::2"));
@@ -119,11 +114,7 @@ fn addresses_need_no_duplicate_detection_and_can_be_taken_back() {
     assert!(!netlink.addresses("up0").expect("addresses").contains(&network("192.0.2.1/24")));
 }
 
-#[test]
 fn routes_are_set_found_replaced_and_deleted() {
-    if !support::can_run() {
-        return;
-    }
     let mut nodes = nodes();
     let netlink = &mut nodes[0].netlink;
     let link = netlink.existing_link("up0").expect("link").index;
@@ -177,11 +168,7 @@ fn wait_for(monitor: &mut Monitor, wanted: impl Fn(&Change) -> bool) -> Change {
     panic!("not seen among {seen:?}");
 }
 
-#[test]
 fn a_managed_neighbour_is_resolved_without_traffic_and_reported() {
-    if !support::can_run() {
-        return;
-    }
     let mut nodes = nodes();
     let mut monitor = Monitor::open_in(nodes[0].namespace.handle()).expect("monitor");
     let link = nodes[0].netlink.existing_link("up0").expect("link").index;
@@ -210,11 +197,7 @@ fn a_managed_neighbour_is_resolved_without_traffic_and_reported() {
     assert!(!nodes[0].netlink.delete_neighbour(link, absent).expect("not there"));
 }
 
-#[test]
 fn the_monitor_reports_links_addresses_and_routes() {
-    if !support::can_run() {
-        return;
-    }
     let mut nodes = nodes();
     let mut monitor = Monitor::open_in(nodes[0].namespace.handle()).expect("monitor");
     assert_eq!(monitor.wait(Duration::from_millis(1)).expect("nothing"), []);
@@ -237,11 +220,7 @@ fn the_monitor_reports_links_addresses_and_routes() {
 
 /// What flannel makes of a node: one VXLAN device, the peers' devices as permanent neighbours and forwarding
 /// entries, the peers' blocks by on-link routes.
-#[test]
 fn the_kernels_vxlan_device_works_in_flannels_layout() {
-    if !support::can_run() {
-        return;
-    }
     let mut nodes = nodes();
     let mac = |node: usize| Mac([0x12, 0, 0, 0, 0, node as u8 + 1]);
     for underlay in ["192.0.2.", "2001:db8::"] {
@@ -283,11 +262,7 @@ fn the_kernels_vxlan_device_works_in_flannels_layout() {
     }
 }
 
-#[test]
 fn a_named_namespace_is_found_by_name_and_leaves_nothing() {
-    if !support::can_run() {
-        return;
-    }
     let name = support::unique("named");
     let made = Namespace::create_named(&name).expect("made");
     let found = namespace::open_named(&name).expect("found");
@@ -308,4 +283,16 @@ fn a_named_namespace_is_found_by_name_and_leaves_nothing() {
     let kept = Namespace::create_named(&name).expect("made").keep();
     assert!(kept.enter(|| ()).is_ok());
     assert!(namespace::delete_named(&name).expect("deleted"));
+}
+
+root_tests! {
+    every run [
+        a_link_reads_back_as_it_was_set,
+        addresses_need_no_duplicate_detection_and_can_be_taken_back,
+        routes_are_set_found_replaced_and_deleted,
+        a_managed_neighbour_is_resolved_without_traffic_and_reported,
+        the_monitor_reports_links_addresses_and_routes,
+        the_kernels_vxlan_device_works_in_flannels_layout,
+        a_named_namespace_is_found_by_name_and_leaves_nothing,
+    ],
 }

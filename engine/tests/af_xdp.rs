@@ -1,11 +1,14 @@
 //! AF_XDP queues and steering against the real kernel: veth pairs in namespaces of the test's own, real UDP sockets
-//! at the far ends. Needs root; without it each test says so and ends.
+//! at the far ends. Needs root.
 //!
 //! ```text
 //!  namespace A        switch namespace          namespace B
 //!  a1 10.0.0.1  <---> a0 [queue] [queue] b0 <---> b1 10.0.0.2
 //! ```
 
+#[path = "support/root_tests.rs"]
+#[macro_use]
+mod root_tests;
 #[path = "support/namespaces.rs"]
 mod namespaces;
 #[path = "support/af_xdp_wire.rs"]
@@ -23,7 +26,7 @@ use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
     AfXdpOptions, AfXdpQueue, AttachMode, AttachPreference, OpenError, RingSizes, Steering, SteeringError, Umem,
 };
-use namespaces::{have_root, set_up};
+use namespaces::set_up;
 use wire::{A, B, HEADS, Network, PORT_A, PORT_B, Side, Wire, mac, memory, socket, wait_for};
 
 /// Sends `count` datagrams from `a` to `b`, never more than 200 ahead of the receiver, who answers the last of each
@@ -94,29 +97,17 @@ fn forward(mtu: u32, count: u64, length: usize, preference: AttachPreference) ->
     })
 }
 
-#[test]
 fn forwards_every_datagram_through_one_memory() {
-    if !have_root("forwards_every_datagram_through_one_memory") {
-        return;
-    }
     let (mode, words) = forward(1500, 20_000, 1000, AttachPreference::NativeThenGeneric);
     assert_eq!((mode, words.as_str()), (AttachMode::Native, "native copy need_wakeup queue 0"));
 }
 
-#[test]
 fn forwards_in_generic_mode() {
-    if !have_root("forwards_in_generic_mode") {
-        return;
-    }
     let (mode, words) = forward(1500, 2_000, 64, AttachPreference::Generic);
     assert_eq!((mode, words.as_str()), (AttachMode::Generic, "generic copy need_wakeup queue 0"));
 }
 
-#[test]
 fn forwards_frames_of_several_buffers() {
-    if !have_root("forwards_frames_of_several_buffers") {
-        return;
-    }
     let (_, words) = forward(9000, 2_000, 8900, AttachPreference::Native);
     assert_eq!(words, "native copy need_wakeup multi_buffer queue 0");
 }
@@ -133,11 +124,7 @@ fn receive(side: &mut Side, memory: &mut FrameMemory, wanted: usize) -> usize {
     count
 }
 
-#[test]
 fn a_queue_opens_again_at_once_and_sharing_outlives_the_first_socket() {
-    if !have_root("a_queue_opens_again_at_once_and_sharing_outlives_the_first_socket") {
-        return;
-    }
     let network = Network::new(1500);
     let send = |count: u8| {
         network.a.run(|| {
@@ -172,11 +159,7 @@ fn a_queue_opens_again_at_once_and_sharing_outlives_the_first_socket() {
     });
 }
 
-#[test]
 fn frames_of_a_queue_that_was_only_dropped_come_back() {
-    if !have_root("frames_of_a_queue_that_was_only_dropped_come_back") {
-        return;
-    }
     let network = Network::new(1500);
     network.switch.run(|| {
         let mut memory = memory(HEADS);
@@ -195,11 +178,7 @@ fn frames_of_a_queue_that_was_only_dropped_come_back() {
     });
 }
 
-#[test]
 fn two_workers_with_memories_of_their_own_share_an_interface() {
-    if !have_root("two_workers_with_memories_of_their_own_share_an_interface") {
-        return;
-    }
     let network = Network::with_queues(1500, 2);
     network.switch.run(|| {
         let mut steering = Steering::everything("a0", AttachPreference::Native).expect("steering");
@@ -239,11 +218,7 @@ fn two_workers_with_memories_of_their_own_share_an_interface() {
     });
 }
 
-#[test]
 fn a_worker_that_sleeps_is_woken_by_the_first_packet() {
-    if !have_root("a_worker_that_sleeps_is_woken_by_the_first_packet") {
-        return;
-    }
     let network = Network::new(1500);
     network.switch.run(|| {
         let mut memory = memory(HEADS);
@@ -273,11 +248,7 @@ fn a_worker_that_sleeps_is_woken_by_the_first_packet() {
     });
 }
 
-#[test]
 fn a_link_that_is_down_keeps_no_frame() {
-    if !have_root("a_link_that_is_down_keeps_no_frame") {
-        return;
-    }
     let network = Network::new(1500);
     network.switch.run(|| {
         let mut memory = memory(HEADS);
@@ -296,11 +267,7 @@ fn a_link_that_is_down_keeps_no_frame() {
     });
 }
 
-#[test]
 fn what_the_ring_cannot_carry_is_refused_and_counted() {
-    if !have_root("what_the_ring_cannot_carry_is_refused_and_counted") {
-        return;
-    }
     let network = Network::new(1500);
     network.switch.run(|| {
         let mut memory = memory(HEADS);
@@ -323,11 +290,7 @@ fn what_the_ring_cannot_carry_is_refused_and_counted() {
     });
 }
 
-#[test]
 fn packets_in_big_buffers_leave_in_several_frames() {
-    if !have_root("packets_in_big_buffers_leave_in_several_frames") {
-        return;
-    }
     let network = Network::new(9000);
     let receiver = network.a.run(|| socket(A, 9001));
     network.switch.run(|| {
@@ -368,11 +331,7 @@ fn udp_frame(to: [u8; 6], source: IpAddr, target: IpAddr, from_port: u16, to_por
     [&to[..], &mac(0xa0), &[8, 0], &ip, &ports, payload].concat()
 }
 
-#[test]
 fn the_kernel_counts_each_packet_it_drops_once() {
-    if !have_root("the_kernel_counts_each_packet_it_drops_once") {
-        return;
-    }
     let network = Network::new(1500);
     for (heads, receive_ring) in [(128, 2048), (HEADS, 64)] {
         network.switch.run(|| {
@@ -400,11 +359,7 @@ fn the_kernel_counts_each_packet_it_drops_once() {
     }
 }
 
-#[test]
 fn refusals_name_the_interface_the_queue_and_what_was_tried() {
-    if !have_root("refusals_name_the_interface_the_queue_and_what_was_tried") {
-        return;
-    }
     let network = Network::new(1500);
     network.switch.run(|| {
         let memory = memory(HEADS);
@@ -440,4 +395,21 @@ fn refusals_name_the_interface_the_queue_and_what_was_tried() {
         let error = Steering::everything("none", AttachPreference::Native).err().expect("no interface");
         assert!(matches!(error, SteeringError::Interface { .. }), "{error}");
     });
+}
+
+root_tests! {
+    every run [
+        forwards_every_datagram_through_one_memory,
+        forwards_in_generic_mode,
+        forwards_frames_of_several_buffers,
+        a_queue_opens_again_at_once_and_sharing_outlives_the_first_socket,
+        frames_of_a_queue_that_was_only_dropped_come_back,
+        two_workers_with_memories_of_their_own_share_an_interface,
+        a_worker_that_sleeps_is_woken_by_the_first_packet,
+        a_link_that_is_down_keeps_no_frame,
+        what_the_ring_cannot_carry_is_refused_and_counted,
+        packets_in_big_buffers_leave_in_several_frames,
+        the_kernel_counts_each_packet_it_drops_once,
+        refusals_name_the_interface_the_queue_and_what_was_tried,
+    ],
 }

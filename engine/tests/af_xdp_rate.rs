@@ -8,6 +8,9 @@
 //! machine: compare runs on one machine, interleaved.
 #![allow(unsafe_code)]
 
+#[path = "support/root_tests.rs"]
+#[macro_use]
+mod root_tests;
 #[path = "support/namespaces.rs"]
 mod namespaces;
 #[path = "support/af_xdp_wire.rs"]
@@ -20,7 +23,6 @@ use std::time::{Duration, Instant};
 
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::AttachPreference;
-use namespaces::have_root;
 use wire::{A, B, Network, Wire, socket, wait_for};
 
 const SECONDS: u64 = 2;
@@ -93,12 +95,7 @@ fn receive(socket: &UdpSocket, done: &AtomicBool) -> u64 {
     received
 }
 
-#[test]
-#[ignore = "a measurement of two seconds"]
 fn forwarding_rate_of_minimum_frames() {
-    if !have_root("forwarding_rate_of_minimum_frames") {
-        return;
-    }
     let network = Network::new(1500);
     let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
     let (sink, source) = (network.b.run(|| socket(B, 9000)), network.a.run(|| socket(A, 9001)));
@@ -144,4 +141,11 @@ fn forwarding_rate_of_minimum_frames() {
         );
         assert!(arrived > 0 && received >= sent && sent >= arrived);
     });
+}
+
+root_tests! {
+    every run [],
+    on demand [
+        forwarding_rate_of_minimum_frames,
+    ],
 }

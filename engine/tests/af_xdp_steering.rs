@@ -8,6 +8,9 @@
 //! The switch namespace's kernel has UDP sockets on the same ports: what is passed to it is received there, what is
 //! steered is not.
 
+#[path = "support/root_tests.rs"]
+#[macro_use]
+mod root_tests;
 #[path = "support/namespaces.rs"]
 mod namespaces;
 
@@ -23,7 +26,7 @@ use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
     AfXdpOptions, AfXdpQueue, AttachPreference, Steering, SteeringError, Umem, VxlanRules, set_transmit_checksum,
 };
-use namespaces::{End, Namespace, add_address, add_neighbour, have_root, make_veth, set_up};
+use namespaces::{End, Namespace, add_address, add_neighbour, make_veth, set_up};
 
 const VXLAN: u16 = 8472;
 const OTHER: u16 = 4789;
@@ -141,11 +144,7 @@ fn rules() -> VxlanRules {
     }
 }
 
-#[test]
 fn only_vxlan_from_known_peers_to_our_tunnel_address_is_steered() {
-    if !have_root("only_vxlan_from_known_peers_to_our_tunnel_address_is_steered") {
-        return;
-    }
     let network = Network::new();
     for preference in [AttachPreference::Native, AttachPreference::Generic] {
         network.switch.run(|| {
@@ -176,11 +175,7 @@ fn only_vxlan_from_known_peers_to_our_tunnel_address_is_steered() {
     }
 }
 
-#[test]
 fn steering_follows_its_rules_and_ends_with_its_socket() {
-    if !have_root("steering_follows_its_rules_and_ends_with_its_socket") {
-        return;
-    }
     let network = Network::new();
     network.switch.run(|| {
         let mut steering = Steering::vxlan("a0", VxlanRules::default(), AttachPreference::Native).expect("steering");
@@ -228,8 +223,6 @@ fn steering_can_attach() -> bool {
 }
 
 /// Not a test: what [`a_killed_process_leaves_the_interface_to_the_kernel`] starts and kills.
-#[test]
-#[ignore = "started by another test as a process of its own"]
 fn hold_the_queue_until_killed() {
     if std::env::var_os(HOLD).is_none() {
         return;
@@ -240,11 +233,7 @@ fn hold_the_queue_until_killed() {
     ends.next(Duration::from_secs(30));
 }
 
-#[test]
 fn a_killed_process_leaves_the_interface_to_the_kernel() {
-    if !have_root("a_killed_process_leaves_the_interface_to_the_kernel") {
-        return;
-    }
     let network = Network::new();
     network.switch.run(|| {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
@@ -267,4 +256,15 @@ fn a_killed_process_leaves_the_interface_to_the_kernel() {
         assert_eq!(ends.next(Duration::from_secs(2)), Some(('x', 142)));
         ends.queue.close(&mut ends.memory);
     });
+}
+
+root_tests! {
+    every run [
+        only_vxlan_from_known_peers_to_our_tunnel_address_is_steered,
+        steering_follows_its_rules_and_ends_with_its_socket,
+        a_killed_process_leaves_the_interface_to_the_kernel,
+    ],
+    on demand [
+        hold_the_queue_until_killed,
+    ],
 }

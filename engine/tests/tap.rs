@@ -1,6 +1,9 @@
 //! The TAP port against the real kernel, without the control plane: frames of the test's own making go in and out.
-//! Needs root; otherwise each test says so and ends.
+//! Needs root.
 
+#[path = "support/root_tests.rs"]
+#[macro_use]
+mod root_tests;
 mod tap_support;
 
 use std::net::{SocketAddrV4, UdpSocket};
@@ -14,7 +17,7 @@ use millrace_engine::packet::{Checksum, FrameMemory, FrameMemoryLayout, Gso, Gso
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::tap::{TapDevice, TapQueue};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use tap_support::{POD, PodNamespace, SWITCH, can_run, udp_frame};
+use tap_support::{POD, PodNamespace, SWITCH, udp_frame};
 
 const LAYOUT: FrameMemoryLayout = FrameMemoryLayout { head_frames: 256, big_buffers: 8 };
 const PORT: PortIndex = PortIndex(3);
@@ -72,11 +75,7 @@ fn all_frames_are_back(memory: &FrameMemory) {
     assert_eq!((memory.free_heads(), memory.free_bigs()), (LAYOUT.head_frames, LAYOUT.big_buffers));
 }
 
-#[test]
 fn a_packet_from_the_pod_carries_its_metadata() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(1);
     let mut memory = memory();
     let socket = namespace.udp();
@@ -101,11 +100,7 @@ fn a_packet_from_the_pod_carries_its_metadata() {
     all_frames_are_back(&memory);
 }
 
-#[test]
 fn a_unit_of_udp_datagrams_crosses_whole_both_ways() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(1);
     let udp_segmentation = queues[0].capabilities().udp_segmentation;
     if !udp_segmentation {
@@ -140,11 +135,7 @@ fn a_unit_of_udp_datagrams_crosses_whole_both_ways() {
     all_frames_are_back(&memory);
 }
 
-#[test]
 fn a_chain_and_a_partial_checksum_arrive_and_a_wrong_one_does_not() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(1);
     let (mut memory, counters) = (memory(), WorkerCounters::default());
     let receiver = namespace.udp();
@@ -176,11 +167,7 @@ fn a_chain_and_a_partial_checksum_arrive_and_a_wrong_one_does_not() {
     all_frames_are_back(&memory);
 }
 
-#[test]
 fn what_the_kernel_refuses_is_counted_and_freed() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(1);
     let (mut memory, counters) = (memory(), WorkerCounters::default());
     let frame = udp_frame(SWITCH, POD, [1, 2], b"payload", true);
@@ -206,11 +193,7 @@ fn what_the_kernel_refuses_is_counted_and_freed() {
     all_frames_are_back(&memory);
 }
 
-#[test]
 fn a_queue_without_free_frames_holds_the_pod_back() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(1);
     let mut memory = memory();
     let held: Vec<_> = std::iter::from_fn(|| memory.allocate_big()).collect();
@@ -227,11 +210,7 @@ fn a_queue_without_free_frames_holds_the_pod_back() {
     all_frames_are_back(&memory);
 }
 
-#[test]
 fn a_deleted_device_falls_silent() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(1);
     let (mut memory, counters) = (memory(), WorkerCounters::default());
     namespace.delete("eth0");
@@ -249,11 +228,7 @@ fn a_deleted_device_falls_silent() {
     all_frames_are_back(&memory);
 }
 
-#[test]
 fn every_flow_stays_on_its_queue_whichever_queue_answers() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(4);
     let (mut memory, counters) = (memory(), WorkerCounters::default());
     let mut flows_of = [0u32; 4];
@@ -280,11 +255,7 @@ fn every_flow_stays_on_its_queue_whichever_queue_answers() {
     all_frames_are_back(&memory);
 }
 
-#[test]
 fn a_checksum_outside_the_head_never_becomes_a_packet() {
-    if !can_run() {
-        return;
-    }
     let (namespace, mut queues) = tap(1);
     let mut memory = memory();
     let frame = udp_frame(POD, SWITCH, [705, 706], &[7; 6000], true);
@@ -307,4 +278,17 @@ fn a_checksum_outside_the_head_never_becomes_a_packet() {
     assert!(packet.is_chained() && packet.checksum != Checksum::Complete);
     memory.release(packet);
     assert_eq!(queues[0].malformed(), 1);
+}
+
+root_tests! {
+    every run [
+        a_packet_from_the_pod_carries_its_metadata,
+        a_unit_of_udp_datagrams_crosses_whole_both_ways,
+        a_chain_and_a_partial_checksum_arrive_and_a_wrong_one_does_not,
+        what_the_kernel_refuses_is_counted_and_freed,
+        a_queue_without_free_frames_holds_the_pod_back,
+        a_deleted_device_falls_silent,
+        every_flow_stays_on_its_queue_whichever_queue_answers,
+        a_checksum_outside_the_head_never_becomes_a_packet,
+    ],
 }

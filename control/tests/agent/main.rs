@@ -1,7 +1,7 @@
 //! The whole agent on nodes made of network namespaces: the real program, the real plugin, kernels at both ends.
 //!
 //! Each test makes its own nodes, pods and directory, named by process and number, and takes them away again whatever
-//! happens. Without root nothing of this can be made: then all tests are reported as ignored and the reason is said.
+//! happens. Without root nothing of this can be made: then all tests are reported as ignored, with the reason.
 //! Tests run one after another unless `--test-threads` says otherwise, since some measure time.
 
 mod agent_process;
@@ -15,12 +15,14 @@ mod plugging;
 mod pod;
 mod reachability;
 mod restart;
+#[path = "../support/root_tests.rs"]
+mod root_tests;
 mod traffic;
 mod workers;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Trial};
+use root_tests::RootTest;
 
 /// A test by its name.
 type Test = (&'static str, fn());
@@ -43,18 +45,6 @@ const TESTS: [Test; 14] = [
 ];
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    let root = rustix::process::geteuid().is_root();
-    if !root && !arguments.list {
-        eprintln!("all tests are ignored: they need root to make network namespaces");
-    }
-    arguments.test_threads = arguments.test_threads.or(Some(1));
-    let trial = |(name, test): Test| {
-        let run = move || {
-            test();
-            Ok(())
-        };
-        Trial::test(name, run).with_ignored_flag(!root)
-    };
-    libtest_mimic::run(&arguments, TESTS.map(trial).into()).exit_code()
+    let listed = |(name, run): Test| RootTest { name, run, on_demand: false };
+    root_tests::run(TESTS.into_iter().map(listed).collect(), Some(1))
 }

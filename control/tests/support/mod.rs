@@ -15,15 +15,6 @@ use millrace_engine::port::tap::TapDevice;
 /// MAC address of the gateway that the pods send to.
 pub(crate) const GATEWAY: Mac = Mac([0x02, 0, 0x5e, 0, 0, 0xfe]);
 
-/// Whether the test can run; says why not otherwise.
-pub(crate) fn can_run() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("not run: needs root to make network namespaces");
-    }
-    root
-}
-
 /// A name no other process and no other test uses.
 pub(crate) fn unique(word: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -12,15 +12,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
-/// False, and said aloud, if the process may not make network namespaces.
-pub(crate) fn have_root(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("{test}: skipped, needs root");
-    }
-    root
-}
-
 /// A network namespace of this test.
 pub(crate) struct Namespace(OwnedFd);
 

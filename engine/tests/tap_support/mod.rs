@@ -18,15 +18,6 @@ pub(crate) const SWITCH: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const POD_MAC: [u8; 6] = [0x02, 0, 0x5e, 0, 0, 1];
 const SWITCH_MAC: [u8; 6] = [0x02, 0, 0x5e, 0, 0, 2];
 
-/// Whether the test can run; says why not otherwise.
-pub(crate) fn can_run() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("not run: needs root to make network namespaces");
-    }
-    root
-}
-
 /// A namespace without a name, gone with this value.
 pub(crate) struct PodNamespace {
     handle: NamespaceHandle,

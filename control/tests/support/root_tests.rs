@@ -1,0 +1,54 @@
+//! The runner of tests that need root. Without root each of them is reported as ignored, with the reason: a test that
+//! did not run must not look like one that passed, and the built-in harness cannot say so at run time.
+//!
+//! A test program with this runner has `harness = false` in `Cargo.toml` and lists its tests with [`root_tests!`]. A
+//! test that is left out of the list is dead code, which the lints refuse.
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+
+/// Why tests are ignored.
+const REASON: &str = "needs root to make network namespaces";
+
+/// One test.
+pub(crate) struct RootTest {
+    /// As the filter on the command line knows it.
+    pub(crate) name: &'static str,
+    /// Panics if what it checks does not hold.
+    pub(crate) run: fn(),
+    /// Run only with `--ignored` or `--include-ignored`: measurements, and what other tests start.
+    pub(crate) on_demand: bool,
+}
+
+/// Runs the tests that the command line asks for. `threads` at a time, unless it says otherwise there.
+pub(crate) fn run(tests: Vec<RootTest>, threads: Option<usize>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(threads);
+    let root = rustix::process::geteuid().is_root();
+    let trial = |RootTest { name, run, on_demand }: RootTest| {
+        let run = move || {
+            if !root {
+                return Ok(Completion::ignored_with(REASON));
+            }
+            run();
+            Ok(Completion::Completed)
+        };
+        Trial::ignorable_test(name, run).with_ignored_flag(on_demand)
+    };
+    libtest_mimic::run(&arguments, tests.into_iter().map(trial).collect()).exit_code()
+}
+
+/// The `main` of a test program: the tests of every run, and those that run only when asked for.
+#[allow(unused_macros, reason = "a test program may make its list itself")]
+macro_rules! root_tests {
+    (every run [$($test:ident),* $(,)?] $(, on demand [$($rare:ident),* $(,)?])? $(,)?) => {
+        fn main() -> std::process::ExitCode {
+            let every_run: &[(&'static str, fn())] = &[$((stringify!($test), $test)),*];
+            let on_demand: &[(&'static str, fn())] = &[$($((stringify!($rare), $rare)),*)?];
+            let listed = |on_demand| move |&(name, run): &_| root_tests::RootTest { name, run, on_demand };
+            let tests = every_run.iter().map(listed(false)).chain(on_demand.iter().map(listed(true)));
+            root_tests::run(tests.collect(), None)
+        }
+    };
+}
