@@ -59,7 +59,7 @@ impl Case {
         for _ in 0..PACKETS {
             let mut packet = self.memory.packet_from(&self.bytes).expect("packet");
             if let Some((start, offset)) = self.partial {
-                packet.checksum = Checksum::Partial { start: packet.start() as u16 + start, offset };
+                packet.set_checksum(Checksum::Partial { start: packet.start() as u16 + start, offset });
             }
             self.packets.push(packet);
         }

@@ -78,7 +78,7 @@ pub(crate) fn bytes(tunnel: Tunnel) -> Vec<u8> {
 /// The unit as a packet with its offload metadata.
 pub(crate) fn packet(memory: &mut FrameMemory, bytes: &[u8]) -> Packet {
     let mut packet = memory.packet_from(bytes).expect("frames");
-    packet.gso = Some(Gso { kind: GsoKind::TcpIpv4, size: SEGMENT_BYTES as u16, ecn: false });
+    packet.set_gso(Some(Gso { kind: GsoKind::TcpIpv4, size: SEGMENT_BYTES as u16, ecn: false }));
     packet
 }
 

@@ -11,6 +11,7 @@ pub mod flow_cache;
 pub mod limits;
 pub mod packet;
 pub mod port;
+mod prefetch;
 pub mod slow_path;
 pub mod state;
 pub mod switch;

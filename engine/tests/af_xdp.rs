@@ -279,7 +279,7 @@ fn what_the_ring_cannot_carry_is_refused_and_counted() {
             .iter()
             .map(|length| memory.packet_from(&vec![1; *length]).expect("packet"))
             .collect();
-        packets[1].checksum = millrace_engine::packet::Checksum::Partial { start: 256, offset: 6 };
+        packets[1].set_checksum(millrace_engine::packet::Checksum::Partial { start: 256, offset: 6 });
         side.queue.transmit(&mut memory, &mut packets, &counters);
         assert!(packets.is_empty() && !side.queue.flush(&mut memory));
         let port = counters.port(PORT_A.0 as usize);

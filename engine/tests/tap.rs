@@ -81,10 +81,10 @@ fn a_packet_from_the_pod_carries_its_metadata() {
     let socket = namespace.udp();
     socket.send_to(b"small", SocketAddrV4::new(SWITCH, 700)).expect("sent");
     let (_, packet) = receive(&mut memory, &mut queues, |m, p| is_udp_to(m, p, 700)).expect("arrives");
-    assert_eq!((packet.ingress, packet.start(), packet.gso), (PORT, limits::XDP_HEADROOM_BYTES, None));
+    assert_eq!((packet.ingress, packet.start(), packet.gso()), (PORT, limits::XDP_HEADROOM_BYTES, None));
     assert!(!packet.is_chained() && packet.headroom() >= limits::HEADROOM_BYTES);
     let start = packet.start() as u16 + 34;
-    assert_eq!(packet.checksum, Checksum::Partial { start, offset: 6 });
+    assert_eq!(packet.checksum(), Checksum::Partial { start, offset: 6 });
     assert_eq!(&memory.head(&packet)[42..], b"small");
     memory.release(packet);
 
@@ -113,7 +113,7 @@ fn a_unit_of_udp_datagrams_crosses_whole_both_ways() {
     let payload: Vec<u8> = (0..20_000u32).map(|number| (number % 251) as u8).collect();
     socket.send_to(&payload, SocketAddrV4::new(SWITCH, 702)).expect("sent");
     let (_, packet) = receive(&mut memory, &mut queues, |m, p| is_udp_to(m, p, 702)).expect("arrives");
-    assert_eq!(packet.gso, Some(Gso { kind: GsoKind::Udp, size: 1000, ecn: false }));
+    assert_eq!(packet.gso(), Some(Gso { kind: GsoKind::Udp, size: 1000, ecn: false }));
     assert_eq!(bytes(&memory, &packet)[42..], payload);
     memory.release(packet);
 
@@ -122,8 +122,8 @@ fn a_unit_of_udp_datagrams_crosses_whole_both_ways() {
     let port = receiver.local_addr().expect("address").port();
     let frame = udp_frame(SWITCH, POD, [702, port], &payload, true);
     let mut packet = memory.packet_from(&frame).expect("packet");
-    packet.gso = Some(Gso { kind: GsoKind::Udp, size: 1000, ecn: false });
-    packet.checksum = Checksum::Partial { start: packet.start() as u16 + 34, offset: 6 };
+    packet.set_gso(Some(Gso { kind: GsoKind::Udp, size: 1000, ecn: false }));
+    packet.set_checksum(Checksum::Partial { start: packet.start() as u16 + 34, offset: 6 });
     let mut packets = vec![packet];
     queues[0].transmit(&mut memory, &mut packets, &counters);
     assert_eq!((counters.port(3).sent_frames.get(), counters.port(3).sent_bytes.get()), (1, frame.len() as u64));
@@ -151,7 +151,7 @@ fn a_chain_and_a_partial_checksum_arrive_and_a_wrong_one_does_not() {
             memory.append_packet(&mut packet, other, 0);
         }
         if checksum {
-            packet.checksum = Checksum::Partial { start: packet.start() as u16 + 34, offset: 6 };
+            packet.set_checksum(Checksum::Partial { start: packet.start() as u16 + 34, offset: 6 });
         }
         packet
     };
@@ -172,9 +172,9 @@ fn what_the_kernel_refuses_is_counted_and_freed() {
     let (mut memory, counters) = (memory(), WorkerCounters::default());
     let frame = udp_frame(SWITCH, POD, [1, 2], b"payload", true);
     let mut outside = memory.packet_from(&frame).expect("packet");
-    outside.checksum = Checksum::Partial { start: 2000, offset: 60 };
+    outside.set_checksum(Checksum::Partial { start: 2000, offset: 60 });
     let mut before_start = memory.packet_from(&frame).expect("packet");
-    before_start.checksum = Checksum::Partial { start: 0, offset: 6 };
+    before_start.set_checksum(Checksum::Partial { start: 0, offset: 6 });
     let mut too_many = memory.packet_from(&frame).expect("packet");
     for _ in 0..limits::CHAIN_SEGMENTS + 10 {
         let other = memory.packet_from(b"x").expect("packet");
@@ -244,7 +244,7 @@ fn every_flow_stays_on_its_queue_whichever_queue_answers() {
             // Answer by each queue in turn: the kernel's own steering would follow it.
             let reply = udp_frame(SWITCH, POD, [704, port], b"reply", true);
             let mut packet = memory.packet_from(&reply).expect("packet");
-            packet.checksum = Checksum::Partial { start: packet.start() as u16 + 34, offset: 6 };
+            packet.set_checksum(Checksum::Partial { start: packet.start() as u16 + 34, offset: 6 });
             queues[round].transmit(&mut memory, &mut vec![packet], &counters);
             let (length, _) = socket.recv_from(&mut [0; 16]).expect("reply");
             assert_eq!(length, 5);
@@ -275,7 +275,7 @@ fn a_checksum_outside_the_head_never_becomes_a_packet() {
     // The same with the checksum where UDP has it passes, so it was the header.
     namespace.inject("eth0", &header(34), &frame);
     let (_, packet) = receive(&mut memory, &mut queues, |m, p| is_udp_to(m, p, 706)).expect("arrives");
-    assert!(packet.is_chained() && packet.checksum != Checksum::Complete);
+    assert!(packet.is_chained() && packet.checksum() != Checksum::Complete);
     memory.release(packet);
     assert_eq!(queues[0].malformed(), 1);
 }

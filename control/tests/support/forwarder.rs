@@ -102,7 +102,7 @@ fn run(devices: [TapDevice; 2], macs: [Mac; 2], core: Option<usize>, until: &Ato
 fn observe(crossed: &mut Crossed, memory: &FrameMemory, packet: &Packet, side: usize, queue: usize, fast: bool) {
     crossed.packets += 1;
     crossed.longest = crossed.longest.max(packet.length());
-    if let Some(gso) = packet.gso {
+    if let Some(gso) = packet.gso() {
         let kind = match gso.kind {
             GsoKind::TcpIpv4 => 0,
             GsoKind::TcpIpv6 => 1,
@@ -110,7 +110,7 @@ fn observe(crossed: &mut Crossed, memory: &FrameMemory, packet: &Packet, side: u
         };
         crossed.units[kind] += 1;
     }
-    if packet.checksum != millrace_engine::packet::Checksum::Complete {
+    if packet.checksum() != millrace_engine::packet::Checksum::Complete {
         crossed.partial += 1;
     }
     let head = memory.head(packet);

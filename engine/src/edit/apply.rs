@@ -14,7 +14,7 @@ use crate::transmit::{Layout, OuterLayout};
 /// Lowest source port of tunnelled frames; the flow's hash is added (RFC 7348 section 5: the dynamic range).
 const ENTROPY_BASE: u16 = 49152;
 const ENTROPY_MASK: u16 = 0x3fff;
-const ECN_MASK: u8 = 3;
+pub(super) const ECN_MASK: u8 = 3;
 /// The codepoints of RFC 3168 section 5: not capable, and capable in two shades.
 const ECN_NOT_CAPABLE: u8 = 0;
 const ECN_CAPABLE_1: u8 = 1;
@@ -81,12 +81,14 @@ pub fn apply(
     })
 }
 
+#[inline]
 pub(super) fn at(offset: u16, shift: i32) -> usize {
     (i32::from(offset) + shift).max(0) as usize
 }
 
 /// Takes the outer headers off and carries congestion inwards; returns the inner DSCP and ECN as they are then.
-fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>) -> Result<u8, DropReason> {
+#[inline]
+pub(super) fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>) -> Result<u8, DropReason> {
     if !packet.strip(subject.inner_offset) {
         return Err(DropReason::VxlanTruncated);
     }
@@ -156,6 +158,12 @@ fn decrement_ttl(header: &mut [u8], headers: &Headers) -> Result<(), DropReason>
     }
 }
 
+/// The UDP source port of a flow's outer headers.
+#[inline]
+pub(super) fn entropy_port(flow_hash: u64) -> u16 {
+    ENTROPY_BASE + ((flow_hash >> 17) as u16 & ENTROPY_MASK)
+}
+
 /// Puts the outer headers on. Lengths are those of the packet as it is; cutting a unit writes each segment's own.
 #[inline]
 fn encapsulate(
@@ -191,7 +199,7 @@ fn encapsulate(
         let sum = compiled.ipv4_checksum(ecn, total);
         wire::write_u16(header, ipv4::CHECKSUM, sum).ok_or(DropReason::Oversized)?;
     }
-    let source_port = ENTROPY_BASE + ((subject.flow_hash >> 17) as u16 & ENTROPY_MASK);
+    let source_port = entropy_port(subject.flow_hash);
     let udp_header = &mut frame[udp_offset..];
     wire::write_u16(udp_header, udp::SOURCE_PORT, source_port).ok_or(DropReason::Oversized)?;
     wire::write_u16(udp_header, udp::LENGTH, datagram.min(65535) as u16).ok_or(DropReason::Oversized)?;

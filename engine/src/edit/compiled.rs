@@ -17,20 +17,38 @@ const HOP_LIMIT: u8 = 64;
 /// VXLAN flags with only the "VNI is valid" bit (RFC 7348 section 5).
 const VXLAN_FLAGS: u8 = 0x08;
 
-/// A rewrite and the outer headers it puts on.
+/// What a rewrite consists of, as bits: the name of the function that carries it out on a plain packet.
+pub(super) mod step {
+    /// Outer headers go.
+    pub(in crate::edit) const DECAPSULATE: u8 = 1;
+    /// New MAC addresses, TTL or hop limit one less.
+    pub(in crate::edit) const ROUTE: u8 = 1 << 1;
+    /// Outer headers of IPv4 come.
+    pub(in crate::edit) const ENCAPSULATE: u8 = 1 << 2;
+    /// Something else, too: tags, outer headers of IPv6, whose checksum covers the packet.
+    pub(in crate::edit) const OTHER: u8 = 1 << 3;
+}
+
+/// A rewrite and the outer headers it puts on. What a plain packet needs stands first, in one line and a half.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct CompiledRewrite {
-    /// What it was made from.
-    pub rewrite: Rewrite,
-    /// Outer headers, in the first `template_length` bytes.
-    pub template: [u8; 72],
+    /// Bits of [`step`].
+    pub(super) steps: u8,
     /// 0 without encapsulation, 50 over IPv4, 70 over IPv6.
     pub template_length: u8,
     /// Ones' complement sum, not complemented, of what stays the same: over IPv4 the IP header with length,
     /// identifier, type of service and checksum zero; over IPv6 the UDP pseudo header with length zero (RFC 8200
     /// section 8.1).
     pub constant_sum: u16,
+    /// [`Rewrite::mtu`].
+    pub mtu: u32,
+    /// New destination and source MAC address, where it routes.
+    pub(super) macs: [u8; 12],
+    /// Outer headers, in the first `template_length` bytes.
+    pub template: [u8; 72],
+    /// What it was made from.
+    pub rewrite: Rewrite,
 }
 
 impl CompiledRewrite {
@@ -38,11 +56,31 @@ impl CompiledRewrite {
     /// table holds, yields no template.
     #[must_use]
     pub fn new(rewrite: &Rewrite) -> Self {
-        let mut compiled = Self { rewrite: *rewrite, template: [0; 72], template_length: 0, constant_sum: 0 };
+        let mut macs = [0; 12];
+        if let Some(route) = &rewrite.route {
+            macs[..6].copy_from_slice(&route.destination.0);
+            macs[6..].copy_from_slice(&route.source.0);
+        }
+        let mut compiled = Self {
+            steps: steps(rewrite),
+            template_length: 0,
+            constant_sum: 0,
+            mtu: rewrite.mtu,
+            macs,
+            template: [0; 72],
+            rewrite: *rewrite,
+        };
         if let Some(outer) = &rewrite.encapsulate {
             compiled.write_template(outer);
         }
         compiled
+    }
+
+    /// Whether its packets are routed: hops are needed.
+    #[inline]
+    #[must_use]
+    pub fn routes(&self) -> bool {
+        self.steps & step::ROUTE != 0
     }
 
     /// The outer headers.
@@ -89,6 +127,16 @@ impl CompiledRewrite {
         writer.put(&(outer.vni.number() << 8).to_be_bytes());
         self.template_length = writer.at as u8;
     }
+}
+
+fn steps(rewrite: &Rewrite) -> u8 {
+    let bit = |set, bit| if set { bit } else { 0 };
+    let over_ipv4 = rewrite.encapsulate.is_some_and(|outer| outer.source.is_ipv4() && outer.destination.is_ipv4());
+    let other = rewrite.pop_tags > 0 || rewrite.push_tag.is_some() || rewrite.encapsulate.is_some() != over_ipv4;
+    bit(rewrite.decapsulate, step::DECAPSULATE)
+        | bit(rewrite.route.is_some(), step::ROUTE)
+        | bit(over_ipv4, step::ENCAPSULATE)
+        | bit(other, step::OTHER)
 }
 
 struct Writer<'a> {

@@ -2,6 +2,7 @@
 
 mod apply;
 mod compiled;
+mod plain;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -9,4 +10,5 @@ mod translate;
 
 pub use apply::{Subject, apply};
 pub use compiled::CompiledRewrite;
+pub use plain::apply_plain;
 pub use rewrite::{Encapsulation, MacPair, Rewrite, Translation};

@@ -72,4 +72,11 @@ pub struct Translation {
 impl Translation {
     /// Nothing is translated.
     pub const NONE: Translation = Translation { source: None, destination: None };
+
+    /// Whether nothing is translated.
+    #[inline]
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.source.is_none() && self.destination.is_none()
+    }
 }

@@ -49,7 +49,7 @@ pub(super) fn translate(
     shift: i32,
     translation: &Translation,
 ) -> Result<(), DropReason> {
-    let partial = matches!(packet.checksum, Checksum::Partial { .. });
+    let partial = matches!(packet.checksum(), Checksum::Partial { .. });
     let frame = memory.head_mut(packet);
     let sides = [
         (Side::Source, translation.source, headers.source, headers.ports[0]),

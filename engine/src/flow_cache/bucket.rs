@@ -101,19 +101,6 @@ impl Bucket {
     }
 }
 
-/// Asks the processor to fetch the line of `target`; a hint, without effect on what the program means.
-#[inline]
-pub(super) fn prefetch<T>(target: &T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: prefetching any address is allowed; this one is even valid.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = target;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,13 +9,14 @@
 //! and takes the place of another. Fixed size.
 
 use super::batch::{Lane, NOT_LOOKED_UP};
-use super::bucket::{Bucket, NO_SLOT, prefetch, tag};
+use super::bucket::{Bucket, NO_SLOT, tag};
 use super::entry::{Cold, Entry};
 use super::eviction::Hand;
 use super::hash::HashKey;
 use super::huge_array::HugeArray;
 use super::key::FlowKey;
 use super::rewrites::Rewrites;
+use crate::prefetch::prefetch;
 use crate::slow_path::decision::{Dependencies, Forward};
 
 /// Entries for each bucket of eight places.

@@ -217,7 +217,7 @@ pub fn complete(memory: &mut FrameMemory, packet: &mut Packet) -> Result<(), Dro
 /// # Errors
 /// As [`complete`].
 pub fn complete_with(kernel: Kernel, memory: &mut FrameMemory, packet: &mut Packet) -> Result<(), DropReason> {
-    let Checksum::Partial { start, offset } = packet.checksum else { return Ok(()) };
+    let Checksum::Partial { start, offset } = packet.checksum() else { return Ok(()) };
     let malformed = DropReason::GsoMalformed;
     let first = usize::from(start).checked_sub(packet.start()).ok_or(malformed)?;
     let at = first + usize::from(offset);
@@ -230,7 +230,7 @@ pub fn complete_with(kernel: Kernel, memory: &mut FrameMemory, packet: &mut Pack
         let field = if offset == UDP_FIELD { finish_udp(sum) } else { finish(sum) };
         memory.head_mut(packet)[at..at + 2].copy_from_slice(&field.to_be_bytes());
     }
-    packet.checksum = Checksum::Complete;
+    packet.set_checksum(Checksum::Complete);
     Ok(())
 }
 
@@ -349,9 +349,9 @@ mod tests {
             lengths.extend(cuts);
             for kernel in Kernel::available() {
                 let mut packet = chained(&mut memory, &bytes, &lengths);
-                packet.checksum = Checksum::Partial { start: packet.start() as u16 + 4, offset };
+                packet.set_checksum(Checksum::Partial { start: packet.start() as u16 + 4, offset });
                 prop_assert_eq!(complete_with(kernel, &mut memory, &mut packet), Ok(()));
-                prop_assert_eq!(packet.checksum, Checksum::Complete);
+                prop_assert_eq!(packet.checksum(), Checksum::Complete);
                 let after: Vec<u8> = memory.parts(&packet).flatten().copied().collect();
                 let field = u16::from_be_bytes([after[at], after[at + 1]]);
                 // Receiver's view: everything behind `start`, with the pseudo header, sums to all ones.
@@ -368,7 +368,7 @@ mod tests {
         let mut memory = memory();
         let mut bytes: Vec<u8> = (0..101u8).collect();
         let mut packet = chained(&mut memory, &bytes, &[43, 35, 23]);
-        packet.checksum = Checksum::Partial { start: packet.start() as u16 + 10, offset: 8 };
+        packet.set_checksum(Checksum::Partial { start: packet.start() as u16 + 10, offset: 8 });
         complete(&mut memory, &mut packet).expect("field inside the head");
         bytes[18..22].fill(0);
         let mut crc = Crc32c::new();
@@ -387,7 +387,7 @@ mod tests {
         for (start, offset) in
             [(start - 1, 16), (start + 59, 0), (start + 20, 50), (start + 20, u16::MAX), (start + 50, 8)]
         {
-            packet.checksum = Checksum::Partial { start, offset };
+            packet.set_checksum(Checksum::Partial { start, offset });
             assert_eq!(complete(&mut memory, &mut packet), Err(DropReason::GsoMalformed));
             assert_eq!(memory.head(&packet), [7; 60]);
         }

@@ -45,6 +45,7 @@ impl Default for FrameMemoryLayout {
 
 /// The right to one frame's bytes. Leaking one leaks its frame until the process ends.
 #[derive(Debug, PartialEq, Eq)]
+#[repr(C)]
 #[must_use = "a frame that is dropped is lost; give it back with FrameMemory::release_frame"]
 pub struct Frame {
     index: u32,
@@ -124,10 +125,12 @@ impl Region {
     }
 
     /// Bytes a frame of this number has.
+    #[inline]
     fn frame_bytes(&self, index: u32) -> usize {
         if (index as usize) < self.layout.head_frames { HEAD_FRAME_BYTES } else { BIG_BUFFER_BYTES }
     }
 
+    #[inline]
     fn frame_offset(&self, index: u32) -> usize {
         let index = index as usize;
         let heads = self.layout.head_frames;
@@ -138,8 +141,11 @@ impl Region {
         }
     }
 
+    #[inline]
     fn check(&self, frame: &Frame) {
-        assert_eq!(frame.region, self.number, "a frame was used with another worker's memory");
+        if frame.region != self.number {
+            foreign_frame();
+        }
     }
 
     /// All bytes of a frame.
@@ -173,6 +179,12 @@ impl Region {
         // SAFETY: inside the mapping and initialised; exclusive, since the one Frame is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), self.frame_bytes(frame.index)) }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn foreign_frame() -> ! {
+    panic!("a frame was used with another worker's memory");
 }
 
 impl Drop for Region {

@@ -1,7 +1,7 @@
 //! From bytes to [`Headers`]: where each header lies, what the flow is, or why the frame is malformed.
 //!
-//! Reads each header once, bounds-checked, front to back; the result is plain offsets and numbers. Nothing here
-//! verifies layer-4 checksums (a switch forwards them) but IPv4 header checksums are verified (RFC 1812 section
+//! Reads each header once, bounds-checked, front to back; the result is plain offsets and numbers. The plain frame, which
+//! nearly every frame is, is read by a shortcut (`parse/plain.rs`) that gives the same result. Nothing here verifies layer-4 checksums (a switch forwards them) but IPv4 header checksums are verified (RFC 1812 section
 //! 5.2.2). Runs on a worker for every packet; 60 B of result each. Measured on a 3.7 GHz Zen 4: 15 ns for a TCP/IPv4
 //! frame into a slot, 13 ns for TCP/IPv6, about 4 ns more by value.
 //!
@@ -10,6 +10,7 @@
 //! (no port has them). What only an end host needs (the content of IP options, TCP flag combinations) is not judged.
 
 mod network;
+mod plain;
 mod transport;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -219,8 +220,16 @@ pub fn parse(head: &[u8], length: usize) -> Result<Headers, DropReason> {
 /// The reason why the frame is malformed.
 #[inline]
 pub fn parse_into(headers: &mut Headers, head: &[u8], length: usize) -> Result<(), DropReason> {
-    *headers = Headers::EMPTY;
     let head = head.get(..length).unwrap_or(head);
+    if plain::parse(headers, head, length) {
+        return Ok(());
+    }
+    parse_any(headers, head, length)
+}
+
+/// Any frame, header by header.
+fn parse_any(headers: &mut Headers, head: &[u8], length: usize) -> Result<(), DropReason> {
+    *headers = Headers::EMPTY;
     let Some(front) = head.first_chunk::<{ ethernet::HEADER_BYTES }>() else {
         return Err(DropReason::EthernetTruncated);
     };

@@ -117,11 +117,10 @@ impl PortQueue for MemoryQueue {
                 let Some(mut packet) = memory.packet_from(&frame.bytes) else { break };
                 let start = packet.start() as u16;
                 packet.ingress = self.port;
-                packet.gso = frame.gso;
-                packet.checksum = frame.partial_checksum.map_or(Checksum::Complete, |(at, offset)| Checksum::Partial {
-                    start: start.saturating_add(at),
-                    offset,
-                });
+                packet.set_gso(frame.gso);
+                packet.set_checksum(frame.partial_checksum.map_or(Checksum::Complete, |(at, offset)| {
+                    Checksum::Partial { start: start.saturating_add(at), offset }
+                }));
                 bytes += packet.length();
                 vector.push(packet);
                 shared.towards_switch.pop_front();
@@ -137,13 +136,13 @@ impl PortQueue for MemoryQueue {
             for packet in packets.drain(..room) {
                 let mut bytes = Vec::with_capacity(packet.length());
                 memory.parts(&packet).for_each(|part| bytes.extend_from_slice(part));
-                let partial_checksum = match packet.checksum {
+                let partial_checksum = match packet.checksum() {
                     Checksum::Complete => None,
                     Checksum::Partial { start, offset } => Some((start - packet.start() as u16, offset)),
                 };
                 port.sent_frames.add(1);
                 port.sent_bytes.add(bytes.len() as u64);
-                shared.from_switch.push_back(WireFrame { bytes, partial_checksum, gso: packet.gso });
+                shared.from_switch.push_back(WireFrame { bytes, partial_checksum, gso: packet.gso() });
                 memory.release(packet);
             }
         });

@@ -114,8 +114,8 @@ impl PcapQueue {
 
 /// What the bytes alone do not tell; only ports that take units or partial checksums have any.
 fn comment(packet: &Packet) -> Option<String> {
-    let unit = packet.gso.map(|gso| format!("unit in segments of {} bytes", gso.size));
-    let partial = matches!(packet.checksum, Checksum::Partial { .. }).then(|| "partial checksum".to_owned());
+    let unit = packet.gso().map(|gso| format!("unit in segments of {} bytes", gso.size));
+    let partial = matches!(packet.checksum(), Checksum::Partial { .. }).then(|| "partial checksum".to_owned());
     match (unit, partial) {
         (Some(unit), Some(partial)) => Some(format!("{unit}, {partial}")),
         (unit, partial) => unit.or(partial),

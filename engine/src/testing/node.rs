@@ -102,7 +102,7 @@ impl Node {
     pub fn explain(&mut self, port: u16, frame: &WireFrame) -> String {
         let mut packet = self.imagined.packet_from(&frame.bytes).expect("a frame of at most a packet's length");
         packet.ingress = PortIndex(port);
-        packet.gso = frame.gso;
+        packet.set_gso(frame.gso);
         let (tables, now) = (self.switch.tables(), Clock::Manual(self.clock.clone()).now());
         let explained = worker::explain(&tables, self.switch.state(), &self.imagined, &packet, now);
         self.imagined.release(packet);

@@ -115,7 +115,7 @@ pub(super) fn packet(memory: &mut FrameMemory, bytes: &[u8], head: usize, part: 
         memory.bytes_mut(&mut frame)[at..at + piece.len()].copy_from_slice(piece);
         memory.append(&mut packet, frame, at, piece.len());
     }
-    packet.gso = gso;
+    packet.set_gso(gso);
     packet
 }
 

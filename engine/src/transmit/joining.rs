@@ -73,7 +73,7 @@ impl Joiner {
     /// of their first segment; all others keep their order.
     pub fn join(&mut self, memory: &mut FrameMemory, packets: &mut Vec<Packet>) -> Joined {
         let mut joined = Joined::default();
-        if packets.len() < 2 || packets.len() > LIST_PACKETS {
+        if packets.len() > LIST_PACKETS || !any_may_join(memory, packets) {
             return joined;
         }
         for packet in packets.drain(..) {
@@ -231,8 +231,8 @@ impl Segment {
             && segment.length > 0
             && flags & field::ACK != 0
             && flags & !JOINABLE_FLAGS == 0
-            && packet.gso.is_none()
-            && packet.checksum == Checksum::Complete;
+            && packet.gso().is_none()
+            && packet.checksum() == Checksum::Complete;
         Found::Segment(segment)
     }
 
@@ -259,6 +259,23 @@ impl Segment {
             total.add(kernel.sum(part), part.len());
         }
         total.sum() == 0xffff
+    }
+}
+
+/// Whether two of the packets at least may be TCP segments: most lists towards most pods can be left as they are.
+fn any_may_join(memory: &FrameMemory, packets: &[Packet]) -> bool {
+    packets.iter().filter(|packet| may_be_tcp(memory.head(packet))).nth(1).is_some()
+}
+
+/// "Yes" also for tagged frames.
+#[inline]
+fn may_be_tcp(head: &[u8]) -> bool {
+    let Some(front) = head.first_chunk::<24>() else { return false };
+    match u16::from_be_bytes([front[12], front[13]]) {
+        ethertype::IPV4 => front[23] == protocol::TCP,
+        ethertype::IPV6 => front[20] == protocol::TCP,
+        ethertype::VLAN | ethertype::QINQ => true,
+        _ => false,
     }
 }
 
@@ -383,9 +400,9 @@ impl Unit {
         let length = packet.length();
         self.write_headers(memory.head_mut(packet), length);
         let start = (packet.start() + self.first.transport) as u16;
-        packet.checksum = Checksum::Partial { start, offset: field::TCP_CHECKSUM as u16 };
+        packet.set_checksum(Checksum::Partial { start, offset: field::TCP_CHECKSUM as u16 });
         let kind = if self.first.is_ipv6 { GsoKind::TcpIpv6 } else { GsoKind::TcpIpv4 };
-        packet.gso = Some(Gso { kind, size: self.first.length as u16, ecn: false });
+        packet.set_gso(Some(Gso { kind, size: self.first.length as u16, ecn: false }));
     }
 
     fn write_headers(&self, head: &mut [u8], length: usize) {

@@ -71,14 +71,14 @@ fn expand(memory: &mut FrameMemory, list: Vec<Packet>) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     for packet in list {
         let bytes = frames::flat(memory, &packet);
-        if packet.gso.is_none() {
+        if packet.gso().is_none() {
             memory.release(packet);
             frames.push(bytes);
             continue;
         }
         let layout = layout(&bytes);
         let start = packet.start() as u16 + layout.transport_offset;
-        assert_eq!(packet.checksum, Checksum::Partial { start, offset: 16 });
+        assert_eq!(packet.checksum(), Checksum::Partial { start, offset: 16 });
         let mut cut = Segmenter::segment_list();
         Segmenter::new(Kernel::SCALAR).cut(memory, packet, &layout, 2000, &mut cut).expect("cut");
         assert!(cut.len() > 1);
@@ -187,7 +187,7 @@ proptest! {
             let mut list = packets(&mut memory, &sent);
             let joined = Joiner::new(kernel).join(&mut memory, &mut list);
             prop_assert_eq!(list.len() + joined.merged_frames(), sent.len());
-            prop_assert_eq!(list.iter().filter(|packet| packet.gso.is_some()).count(), joined.units);
+            prop_assert_eq!(list.iter().filter(|packet| packet.gso().is_some()).count(), joined.units);
             let received = expand(&mut memory, list);
             prop_assert_eq!(by_flow(&received), by_flow(&sent));
             assert_all_free(&memory);
@@ -218,8 +218,8 @@ proptest! {
         let mut unit = list.remove(0);
         if segments > 1 {
             prop_assert_eq!(joined, Joined { units: 1, segments });
-            prop_assert_eq!(unit.gso, gso);
-            unit.gso = None;
+            prop_assert_eq!(unit.gso(), gso);
+            unit.set_gso(None);
             checksum::complete(&mut memory, &mut unit).expect("partial checksum in the head");
         }
         prop_assert_eq!(frames::flat(&memory, &unit), frames::frame(shape, &whole));
@@ -397,7 +397,7 @@ fn a_wrong_checksum_goes_on_alone_and_parts_its_flow() {
         let joined = join(&mut memory, &mut list);
         assert_eq!(joined.segments, [3, 2, 2, 3][broken], "{broken}");
         let alone = list.iter().find(|packet| frames::flat(&memory, packet) == sent[broken]).expect("as it came");
-        assert_eq!((alone.gso, alone.checksum), (None, Checksum::Complete));
+        assert_eq!((alone.gso(), alone.checksum()), (None, Checksum::Complete));
         release(&mut memory, list);
     }
 }
@@ -410,9 +410,9 @@ fn partial_checksums_and_units_are_left_alone() {
         let mut list = packets(&mut memory, &sent);
         let start = list[1].start() as u16 + 34;
         if second_is_unit {
-            list[1].gso = Some(Gso { kind: GsoKind::TcpIpv4, size: 50, ecn: false });
+            list[1].set_gso(Some(Gso { kind: GsoKind::TcpIpv4, size: 50, ecn: false }));
         } else {
-            list[1].checksum = Checksum::Partial { start, offset: 16 };
+            list[1].set_checksum(Checksum::Partial { start, offset: 16 });
         }
         assert_eq!(join(&mut memory, &mut list), Joined::default());
         assert_eq!(list.len(), 2);

@@ -81,8 +81,8 @@ impl LaneSender {
                 length,
                 egress,
                 ingress: packet.ingress,
-                checksum: moved(packet.checksum, packet.start()),
-                gso: packet.gso,
+                checksum: moved(packet.checksum(), packet.start()),
+                gso: packet.gso(),
                 continues: number + 1 < needed,
             };
             // The slots were counted above and only this side fills them.
@@ -120,7 +120,9 @@ impl LaneReceiver {
     pub fn receive(&mut self, memory: &mut FrameMemory) -> Option<(PortIndex, Packet)> {
         let first = self.parcels.pop().ok()?;
         let mut packet = Packet::new(first.frame, XDP_HEADROOM_BYTES, first.length);
-        (packet.ingress, packet.checksum, packet.gso) = (first.ingress, first.checksum, first.gso);
+        packet.ingress = first.ingress;
+        packet.set_checksum(first.checksum);
+        packet.set_gso(first.gso);
         let mut continues = first.continues;
         while continues {
             let Ok(parcel) = self.parcels.pop() else { break };

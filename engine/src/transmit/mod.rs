@@ -7,6 +7,7 @@
 //! Each list is bounded (`limits::TRANSMIT_QUEUE_PACKETS`); beyond it packets drop with `transmit_queue_full`. Runs
 //! on the worker; nothing allocates after start.
 
+mod fate;
 pub(crate) mod field;
 #[cfg(test)]
 mod frames;
@@ -15,6 +16,7 @@ mod lane;
 pub mod outer_checksum;
 pub mod segmentation;
 
+pub use fate::Fate;
 pub use lane::{LaneReceiver, LaneSender, lane};
 pub use segmentation::{Layout, OuterLayout};
 
@@ -73,15 +75,14 @@ impl Outlet<'_> {
 
 impl Transmit {
     /// Takes an edited packet for port `egress`. `layout` says where its headers lie.
-    #[inline]
     pub fn enqueue(&mut self, outlet: &mut Outlet<'_>, egress: PortIndex, mut packet: Packet, layout: &Layout) {
         let Some(capabilities) = outlet.ports.capabilities(egress) else {
             return outlet.drop(packet, DropReason::PortDown);
         };
-        if packet.gso.is_some() && !takes_whole(&packet, capabilities) {
+        if packet.gso().is_some() && !takes_whole(&packet, capabilities) {
             return self.enqueue_cut(outlet, egress, packet, layout, capabilities);
         }
-        if packet.gso.is_none() {
+        if packet.gso().is_none() {
             if let Err(reason) = complete(self.kernel, outlet, &mut packet, layout, capabilities) {
                 return outlet.drop(packet, reason);
             }
@@ -131,9 +132,8 @@ impl Transmit {
             return outlet.drop(packet, DropReason::TransmitQueueFull);
         }
         pending.push(packet);
-        if outlet.ports.activate(egress) {
-            self.active.push(egress);
-        }
+        let first = outlet.ports.activate(egress);
+        self.activate(first, egress);
     }
 
     /// Takes a packet that came by a lane: it is in the form its port takes already.
@@ -188,7 +188,7 @@ impl Transmit {
 
 fn takes_whole(packet: &Packet, capabilities: Capabilities) -> bool {
     use crate::packet::GsoKind;
-    packet.gso.is_some_and(|gso| match gso.kind {
+    packet.gso().is_some_and(|gso| match gso.kind {
         GsoKind::TcpIpv4 | GsoKind::TcpIpv6 => capabilities.tcp_segmentation,
         GsoKind::Udp => capabilities.udp_segmentation,
     })
@@ -203,7 +203,7 @@ fn complete(
     layout: &Layout,
     capabilities: Capabilities,
 ) -> Result<(), DropReason> {
-    let partial = matches!(packet.checksum, Checksum::Partial { .. });
+    let partial = matches!(packet.checksum(), Checksum::Partial { .. });
     if partial && (!capabilities.partial_checksum || layout.outer.is_some()) {
         checksum::complete_with(kernel, outlet.memory, packet)?;
         outlet.counters.event(Event::ChecksumsCompleted).add(1);

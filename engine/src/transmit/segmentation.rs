@@ -280,7 +280,7 @@ struct Unit {
 impl Unit {
     /// `None` if metadata, layout and headers disagree.
     fn read(head: &[u8], packet: &Packet, layout: &Layout) -> Option<Self> {
-        let gso = packet.gso.filter(|gso| gso.size != 0)?;
+        let gso = packet.gso().filter(|gso| gso.size != 0)?;
         let (start, end) = (usize::from(layout.transport_offset), usize::from(layout.payload_offset));
         let transport_header = head.get(start..end)?;
         let (transport, number) = Self::read_transport(transport_header, gso.kind)?;

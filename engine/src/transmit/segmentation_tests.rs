@@ -75,7 +75,7 @@ proptest! {
             packet.ingress = PortIndex(3);
             if partial {
                 let start = packet.start() as u16 + layout.transport_offset;
-                packet.checksum = Checksum::Partial { start, offset: if shape.udp { 6 } else { 16 } };
+                packet.set_checksum(Checksum::Partial { start, offset: if shape.udp { 6 } else { 16 } });
             }
             let mut out = Segmenter::segment_list();
             let cut = Segmenter::new(kernel).cut(&mut memory, packet, &layout, 2000, &mut out);
@@ -84,7 +84,7 @@ proptest! {
             prop_assert_eq!(out.len(), expected.len());
             for (segment, expected) in out.drain(..).zip(&expected) {
                 prop_assert!(!segment.is_chained() && segment.headroom() >= limits::HEADROOM_BYTES);
-                prop_assert_eq!((segment.checksum, segment.gso, segment.ingress), (Checksum::Complete, None, PortIndex(3)));
+                prop_assert_eq!((segment.checksum(), segment.gso(), segment.ingress), (Checksum::Complete, None, PortIndex(3)));
                 prop_assert_eq!(memory.head(&segment), &expected[..]);
                 memory.release(segment);
             }
@@ -103,7 +103,7 @@ proptest! {
     ) {
         let mut memory = memory();
         let mut packet = frames::packet(&mut memory, &bytes, 150, 100, None);
-        packet.gso = Some(Gso { kind, size, ecn: false });
+        packet.set_gso(Some(Gso { kind, size, ecn: false }));
         let [a, b, c, d, e] = offsets.map(u16::from);
         let outer = OuterLayout { network_offset: d, udp_offset: e, is_ipv6 };
         let outer = with_outer.then_some(outer);

@@ -4,21 +4,25 @@ use super::Worker;
 use super::ingress::FrameReading;
 use crate::counters::Event;
 use crate::drop_reason::DropReason;
-use crate::edit::{self, CompiledRewrite, Subject};
+use crate::edit::{CompiledRewrite, Subject};
 use crate::flow_cache::Inserted;
 use crate::packet::Packet;
 use crate::slow_path::{self, Decision, Forward, Lesson, Verdict};
 use crate::state::Learned;
 use crate::tables::Change;
+use crate::transmit::{Fate, Layout};
 
 impl Worker {
     /// Decides the packet that is number `number` of the vector.
-    pub(super) fn decide_packet(&mut self, number: usize, packet: Packet) {
+    pub(super) fn decide_packet(&mut self, number: usize, mut packet: Packet) {
         let Some(frame) = self.readings.get(number).copied() else {
             return outlet!(self).drop(packet, DropReason::PortUnknown);
         };
         // The flow's first packet may stand earlier in this very vector.
-        let Some(packet) = self.serve_cached(number, &frame, packet) else { return };
+        match self.edit_hit(number, &mut packet) {
+            Fate::Undecided => {}
+            fate => return self.transmit.settle(&mut outlet!(self), packet, fate, &self.layouts[number]),
+        }
         self.counters.event(Event::FlowCacheMiss).add(1);
         let arrival = frame.arrival(self.memory.head(&packet), &packet);
         let decision = slow_path::decide(&self.tables, &self.state, &arrival, self.now);
@@ -39,8 +43,7 @@ impl Worker {
         if !decision.cacheable || !frame.cacheable() {
             return;
         }
-        let now = self.now.milliseconds32();
-        let inserted = self.cache.insert(&self.batch, number, forward, &decision.dependencies, now);
+        let inserted = self.cache.insert(&self.batch, number, forward, &decision.dependencies, self.now_ms);
         match inserted {
             Inserted::New => self.counters.event(Event::FlowCacheInserted).add(1),
             Inserted::Replaced | Inserted::Uncacheable => {}
@@ -55,11 +58,10 @@ impl Worker {
     fn forward(&mut self, number: usize, frame: &FrameReading, forward: &Forward, mut packet: Packet) {
         let subject = subject(frame, self.flow_hash(number, frame));
         let compiled = CompiledRewrite::new(&forward.rewrite);
-        let outlet = &mut outlet!(self);
-        match edit::apply(outlet.memory, &mut packet, &subject, &compiled, &forward.translation) {
-            Ok(layout) => self.transmit.enqueue(outlet, forward.egress, packet, &layout),
-            Err(reason) => outlet.drop(packet, reason),
-        }
+        let (translation, egress) = (&forward.translation, forward.egress);
+        let mut layout = Layout::default();
+        let fate = Fate::of_edit(&self.memory, &mut packet, &subject, &compiled, translation, egress, &mut layout);
+        self.transmit.settle(&mut outlet!(self), packet, fate, &layout);
     }
 
     fn flood(&mut self, number: usize, frame: &FrameReading, copies: &[Forward], packet: Packet) {
@@ -101,6 +103,7 @@ impl Worker {
     }
 }
 
+#[inline]
 pub(super) fn subject(frame: &FrameReading, flow_hash: u64) -> Subject<'_> {
     Subject {
         headers: &frame.headers,

@@ -98,7 +98,7 @@ impl Worker {
             Command::Sweep(plan) => self.begin_sweep(plan),
             Command::ListFlows(from, places, answer) => {
                 let mut flows = Vec::new();
-                let next = self.cache.for_each(from, places, self.now.milliseconds32(), |flow| flows.push(*flow));
+                let next = self.cache.for_each(from, places, self.now_ms, |flow| flows.push(*flow));
                 let _ = answer.send((flows, next));
             }
             Command::ListQueues(answer) => {

@@ -25,7 +25,7 @@ impl Worker {
             let redecided = self.cache.sweep_step(SWEEP_STEP);
             self.counters.event(Event::FlowCacheRedecided).add(redecided as u64);
         }
-        let expired = self.cache.age_step(AGEING_STEP, self.now.milliseconds32());
+        let expired = self.cache.age_step(AGEING_STEP, self.now_ms);
         self.counters.event(Event::FlowCacheExpired).add(expired as u64);
         self.count_gauges();
     }

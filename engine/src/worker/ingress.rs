@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 
 use crate::clock::Time;
 use crate::drop_reason::DropReason;
-use crate::edit::Rewrite;
+use crate::edit::CompiledRewrite;
 use crate::limits;
 use crate::packet::copy_and_checksum::Kernel;
 use crate::packet::parse::{self, flag, protocol};
@@ -65,8 +65,8 @@ impl FrameReading {
 
     /// Whether a cached rewrite may be applied: hops are left and the packet fits. Otherwise the slow path tells why.
     #[inline]
-    pub(super) fn fits(&self, rewrite: &Rewrite, gso: Option<Gso>) -> bool {
-        (rewrite.route.is_none() || self.headers.ttl > 1) && self.headers.network_bytes(gso) <= rewrite.mtu
+    pub(super) fn fits(&self, rewrite: &CompiledRewrite, gso: Option<Gso>) -> bool {
+        (!rewrite.routes() || self.headers.ttl > 1) && self.headers.network_bytes(gso) <= rewrite.mtu
     }
 
     /// The packet as the stages see it; `head` is the packet's head with all outer headers.
@@ -76,7 +76,7 @@ impl FrameReading {
             tunnel: self.tunnel,
             frame: head.get(self.inner_offset..).unwrap_or_default(),
             headers: &self.headers,
-            gso: packet.gso,
+            gso: packet.gso(),
         }
     }
 }
@@ -230,7 +230,7 @@ fn read_local(frame: &mut FrameReading, memory: &FrameMemory, packet: &Packet) -
 /// So the sum is the layer-4 header's own, or one of a tunnel that the pod itself runs, which lies behind that header.
 #[inline]
 fn verify_offload(packet: &Packet, inner_offset: usize, headers: &Headers) -> Result<(), DropReason> {
-    let Checksum::Partial { start, offset } = packet.checksum else { return Ok(()) };
+    let Checksum::Partial { start, offset } = packet.checksum() else { return Ok(()) };
     let frame = packet.start() + inner_offset;
     let start = usize::from(start);
     let behind = match headers.network {

@@ -35,20 +35,24 @@ pub use ports::Ports;
 
 use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
-use crate::edit;
 use crate::flow_cache::{FlowCache, LookupBatch};
 use crate::limits::VECTOR_PACKETS;
 use crate::packet::{FrameMemory, Packet};
 use crate::port::af_xdp::Umem;
 use crate::state::State;
 use crate::tables::{Snapshot, Subscription};
-use crate::transmit::{LaneReceiver, Outlet, Transmit};
+use crate::transmit::{Fate, LaneReceiver, Layout, Outlet, Transmit};
 use ingress::{FrameReading, IngressTable};
+
+/// How many packets ahead of the one that is parsed a packet's memory is asked for.
+const PREFETCH_PACKETS: usize = 12;
 
 /// What a worker is made of.
 pub struct Worker {
     clock: Clock,
     now: Time,
+    /// `now` as the flow cache keeps it.
+    now_ms: u32,
     subscription: Subscription,
     tables: Arc<Snapshot>,
     state: Arc<State>,
@@ -61,7 +65,15 @@ pub struct Worker {
     vector: Vec<Packet>,
     /// What was read of each packet of the vector: one slot for each, used again for the next vector.
     readings: Vec<FrameReading>,
-    misses: Vec<(u8, Packet)>,
+    /// What becomes of each packet of the vector.
+    fates: [Fate; VECTOR_PACKETS],
+    /// Where the headers of each packet lie, where its fate asks for it.
+    layouts: [Layout; VECTOR_PACKETS],
+    misses: Vec<Packet>,
+    /// The numbers of the misses in the vector.
+    missed: Vec<u8>,
+    /// Packets of the vector that the cache served.
+    hits: u64,
     transmit: Transmit,
     lanes: Vec<LaneReceiver>,
     icmp_budget: originate::IcmpBudget,
@@ -96,14 +108,20 @@ impl Worker {
         self.counters.event(Event::Vectors).add(1);
         self.read_vector();
         self.cache.lookup(&mut self.batch);
-        self.serve_hits();
+        self.edit_hits();
+        self.send_hits();
         self.decide_misses();
+        self.counters.event(Event::FlowCacheHit).add(std::mem::take(&mut self.hits));
     }
 
     /// Parses every packet; those the cache may serve get a key, the others a reason.
     fn read_vector(&mut self) {
         self.batch.clear();
+        self.vector.iter().take(PREFETCH_PACKETS).for_each(|packet| self.memory.prefetch(packet));
         for (number, (packet, frame)) in self.vector.iter().zip(&mut self.readings).enumerate() {
+            if let Some(later) = self.vector.get(number + PREFETCH_PACKETS) {
+                self.memory.prefetch(later);
+            }
             self.ingress.read(frame, &self.tables, &self.memory, packet);
             if frame.refused.is_some() || !frame.cacheable() {
                 continue;
@@ -115,57 +133,67 @@ impl Worker {
         }
     }
 
-    /// Edits and sends what the cache knows; gathers the rest.
-    fn serve_hits(&mut self) {
-        let (mut vector, readings) = (std::mem::take(&mut self.vector), std::mem::take(&mut self.readings));
-        for (number, (packet, frame)) in vector.drain(..).zip(&readings).enumerate() {
-            if let Some(reason) = frame.refused {
-                outlet!(self).drop(packet, reason);
-            } else if !self.batch.found(number) {
-                self.misses.push((number as u8, packet));
-            } else if let Some(packet) = self.serve_cached(number, frame, packet) {
-                self.misses.push((number as u8, packet));
-            }
+    /// Edits the packets whose flow the cache knows; says of each packet what becomes of it.
+    fn edit_hits(&mut self) {
+        let mut vector = std::mem::take(&mut self.vector);
+        for (number, packet) in vector.iter_mut().enumerate() {
+            self.fates[number] = self.edit_hit(number, packet);
         }
-        (self.vector, self.readings) = (vector, readings);
+        self.vector = vector;
     }
 
-    /// Edits and sends one packet as its flow's entry says. Gives it back if there is no entry, or if the slow path
-    /// has to tell the sender why it cannot be sent on.
+    /// Edits one packet as its flow's entry says. It stays undecided if there is no entry, or if the slow path has to tell
+    /// the sender why it cannot be sent on.
     #[inline]
-    fn serve_cached(&mut self, number: usize, frame: &FrameReading, mut packet: Packet) -> Option<Packet> {
-        if !frame.cacheable() {
-            return Some(packet);
+    fn edit_hit(&mut self, number: usize, packet: &mut Packet) -> Fate {
+        let Some(frame) = self.readings.get(number) else { return Fate::Undecided };
+        if let Some(reason) = frame.refused {
+            return Fate::Dropped(reason);
         }
         let bytes = packet.length() - frame.inner_offset.min(packet.length());
-        let Some(action) = self.cache.take_hit(&self.batch, number, bytes, self.now.milliseconds32()) else {
-            return Some(packet);
+        let Some(action) = self.cache.take_hit(&self.batch, number, bytes, self.now_ms) else {
+            return Fate::Undecided;
         };
-        if !frame.fits(&action.rewrite.rewrite, packet.gso) {
-            return Some(packet);
+        if !frame.fits(action.rewrite, packet.gso()) {
+            return Fate::Undecided;
         }
-        self.counters.event(Event::FlowCacheHit).add(1);
+        self.hits += 1;
         let subject = carry_out::subject(frame, self.batch.hash(number));
-        let outlet = &mut outlet!(self);
-        match edit::apply(outlet.memory, &mut packet, &subject, action.rewrite, &action.translation) {
-            Ok(layout) => self.transmit.enqueue(outlet, action.egress, packet, &layout),
-            Err(reason) => outlet.drop(packet, reason),
+        let (translation, layout) = (&action.translation, &mut self.layouts[number]);
+        Fate::of_edit(&self.memory, packet, &subject, action.rewrite, translation, action.egress, layout)
+    }
+
+    /// Hands the edited packets to their ports and drops what is refused; gathers the undecided.
+    fn send_hits(&mut self) {
+        let mut vector = std::mem::take(&mut self.vector);
+        let mut numbers = 0..VECTOR_PACKETS;
+        // Not `enumerate`: a packet in a tuple is moved three times more.
+        for packet in vector.drain(..) {
+            let number = numbers.next().unwrap_or_default();
+            match self.fates[number] {
+                Fate::Undecided => {
+                    self.missed.push(number as u8);
+                    self.misses.push(packet);
+                }
+                fate => self.transmit.settle(&mut outlet!(self), packet, fate, &self.layouts[number]),
+            }
         }
-        None
+        self.vector = vector;
     }
 
     /// Decides what the cache did not know, in order of arrival.
     fn decide_misses(&mut self) {
-        let mut misses = std::mem::take(&mut self.misses);
-        for (number, packet) in misses.drain(..) {
+        let (mut misses, mut missed) = (std::mem::take(&mut self.misses), std::mem::take(&mut self.missed));
+        for (number, packet) in missed.drain(..).zip(misses.drain(..)) {
             self.decide_packet(usize::from(number), packet);
         }
-        self.misses = misses;
+        (self.misses, self.missed) = (misses, missed);
     }
 
     /// Takes time, tables and commands once a turn.
     fn begin_turn(&mut self) {
         self.now = self.clock.now();
+        self.now_ms = self.now.milliseconds32();
         self.counters.event(Event::Turns).add(1);
         self.take_commands();
         self.refresh_tables();

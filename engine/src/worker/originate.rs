@@ -54,7 +54,7 @@ impl IcmpBudget {
 impl Worker {
     /// Answers in place of the gateway.
     pub(super) fn reply(&mut self, frame: &FrameReading, reply: Reply, mut packet: Packet) {
-        if matches!(packet.checksum, Checksum::Partial { .. })
+        if matches!(packet.checksum(), Checksum::Partial { .. })
             && let Err(reason) = checksum::complete(&mut self.memory, &mut packet)
         {
             return outlet!(self).drop(packet, reason);

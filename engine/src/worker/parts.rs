@@ -16,7 +16,7 @@ use crate::packet::FrameMemory;
 use crate::port::af_xdp::Umem;
 use crate::state::State;
 use crate::tables::Subscription;
-use crate::transmit::{LaneReceiver, LaneSender, Transmit};
+use crate::transmit::{Fate, LaneReceiver, LaneSender, Layout, Transmit};
 
 /// What a worker is built from.
 pub struct Parts {
@@ -59,6 +59,7 @@ impl Worker {
         let now = parts.clock.now();
         let mut worker = Self {
             now,
+            now_ms: now.milliseconds32(),
             clock: parts.clock,
             subscription,
             tables,
@@ -71,7 +72,11 @@ impl Worker {
             batch: LookupBatch::new(),
             vector: Vec::with_capacity(VECTOR_PACKETS),
             readings: vec![FrameReading::EMPTY; VECTOR_PACKETS],
+            fates: [Fate::Undecided; VECTOR_PACKETS],
+            layouts: [Layout::default(); VECTOR_PACKETS],
             misses: Vec::with_capacity(VECTOR_PACKETS),
+            missed: Vec::with_capacity(VECTOR_PACKETS),
+            hits: 0,
             transmit: Transmit::default(),
             lanes: parts.lane_receivers,
             icmp_budget: IcmpBudget::new(now),

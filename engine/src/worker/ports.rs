@@ -28,6 +28,8 @@ struct Slot {
     lane: Option<usize>,
     capabilities: Option<Capabilities>,
     pending: Vec<Packet>,
+    /// Longest frame that this worker's own queue takes; 0 without one.
+    longest_own: usize,
     active: bool,
     hot: bool,
 }
@@ -93,6 +95,7 @@ impl Ports {
             self.cheap.push(port);
         }
         slot.capabilities = Some(queue.capabilities());
+        slot.longest_own = queue.capabilities().frame_bytes;
         slot.pending.reserve_exact(limits::TRANSMIT_QUEUE_PACKETS);
         slot.queue = Some(queue);
         Ok(())
@@ -207,6 +210,21 @@ impl Ports {
 
     pub(crate) fn lane_sender(&mut self, worker: usize) -> Option<&mut LaneSender> {
         self.lanes.get_mut(worker)?.as_mut()
+    }
+
+    /// Puts a packet with nothing left to do into the list of a port of this worker's own; true if the port was not
+    /// marked as one to flush before. Gives the packet back if there is no such queue, no room, or the frame is too long.
+    #[inline]
+    pub(crate) fn push(&mut self, port: PortIndex, packet: Packet) -> Result<bool, Packet> {
+        match self.slots.get_mut(port.0 as usize) {
+            Some(slot)
+                if packet.length() <= slot.longest_own && slot.pending.len() < limits::TRANSMIT_QUEUE_PACKETS =>
+            {
+                slot.pending.push(packet);
+                Ok(!std::mem::replace(&mut slot.active, true))
+            }
+            Some(_) | None => Err(packet),
+        }
     }
 
     /// Packets that wait for the port.

@@ -58,7 +58,7 @@ impl AfXdpQueue {
     #[inline]
     fn form(&self, memory: &FrameMemory, packet: &Packet) -> Form {
         let longest = self.frame_bytes + TAG_BYTES;
-        let plain = packet.checksum == Checksum::Complete && packet.gso.is_none();
+        let plain = packet.checksum() == Checksum::Complete && packet.gso().is_none();
         if !plain || packet.length() > longest || packet.head_length() < ETHERNET_BYTES {
             return Form::Refused(DropReason::PortRefused);
         }

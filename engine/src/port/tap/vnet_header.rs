@@ -108,7 +108,7 @@ impl VnetHeader {
     #[inline]
     #[must_use]
     pub fn of(packet: &Packet, head: &[u8]) -> Option<VnetHeader> {
-        let partial_checksum = match packet.checksum {
+        let partial_checksum = match packet.checksum() {
             Checksum::Complete => None,
             Checksum::Partial { start, offset } => {
                 let start = usize::from(start).checked_sub(packet.start())?;
@@ -116,21 +116,21 @@ impl VnetHeader {
                 Some((start as u16, offset))
             }
         };
-        let header_bytes = match (packet.gso, partial_checksum) {
+        let header_bytes = match (packet.gso(), partial_checksum) {
             (Some(gso), Some((start, _))) => header_bytes(gso.kind, start as usize, head)?,
             _ => 0,
         };
-        Some(VnetHeader { partial_checksum, gso: packet.gso, header_bytes })
+        Some(VnetHeader { partial_checksum, gso: packet.gso(), header_bytes })
     }
 
     /// Writes what the header says into `packet`.
     #[inline]
     pub fn apply(self, packet: &mut Packet) {
-        packet.gso = self.gso;
-        packet.checksum = match self.partial_checksum {
+        packet.set_gso(self.gso);
+        packet.set_checksum(match self.partial_checksum {
             None => Checksum::Complete,
             Some((start, offset)) => Checksum::Partial { start: start + packet.start() as u16, offset },
-        };
+        });
     }
 }
 

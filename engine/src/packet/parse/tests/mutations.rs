@@ -16,12 +16,14 @@ fn number(variable: &str, default: u64) -> u64 {
 fn mutated_frames_never_panic_and_lie_inside() {
     let (count, seed) = (number("MILLRACE_MUTATIONS", 200_000), number("MILLRACE_SEED", 1));
     let mut mutator = Mutator::new(seed);
-    let (mut accepted, mut inner, mut reasons) = (0u64, 0u64, std::collections::BTreeSet::new());
+    let (mut accepted, mut inner, mut shortcuts) = (0u64, 0u64, 0u64);
+    let mut reasons = std::collections::BTreeSet::new();
     for index in 0..count {
         let frame = mutator.next_frame();
         // Every fourth frame is a head whose packet goes on.
         let length = frame.len() + if index % 4 == 0 { mutator.below(3000) } else { 0 };
         let name = format!("seed {seed} frame {index}");
+        shortcuts += u64::from(assert_shortcut_agrees(&frame, length, &name));
         match parse(&frame, length) {
             Err(reason) => _ = reasons.insert(reason),
             Ok(headers) => {
@@ -37,9 +39,39 @@ fn mutated_frames_never_panic_and_lie_inside() {
     }
     // The frames must be damaged but not hopeless, or this test would test nothing.
     assert!(accepted > count / 20 && inner > count / 500, "{accepted} accepted, {inner} inside VXLAN of {count}");
+    assert!(shortcuts > count / 50, "only {shortcuts} plain frames of {count}");
     // The list of reasons begins with the parser's.
     let parse_reasons = DropReason::GsoMalformed as usize;
     assert_eq!(reasons.len(), parse_reasons, "not every reject was met: {reasons:?}");
+}
+
+/// Whatever the shortcut for plain frames takes, the long way takes with the same result. True if it took the frame.
+fn assert_shortcut_agrees(frame: &[u8], length: usize, name: &str) -> bool {
+    let (mut short, mut long) = (Headers { flags: u16::MAX, vlan: [9; 2], ..Headers::EMPTY }, Headers::EMPTY);
+    let taken = plain::parse(&mut short, frame, length);
+    if taken {
+        assert_eq!(parse_any(&mut long, frame, length), Ok(()), "{name}");
+        assert_eq!(short, long, "{name}");
+    }
+    taken
+}
+
+#[test]
+fn ordinary_frames_take_the_shortcut() {
+    use crate::testing::{ACK, SYN, frame};
+    let of = |from: &str, to: &str| frame().from("02:00:5e:00:53:01", from).to("02:00:5e:00:53:02", to).ttl(9);
+    for (from, to) in [("10.1.0.1", "192.0.2.7"), ("fd00:1::1", "2001:db8::7")] {
+        for builder in [of(from, to).udp().payload(b"x"), of(from, to).tcp(ACK).payload(b"hello")] {
+            let frame = builder.build();
+            assert!(assert_shortcut_agrees(&frame, frame.len(), from), "{}", describe(&frame));
+            for cut in 0..frame.len() {
+                assert_shortcut_agrees(&frame[..cut], cut, from);
+                assert_shortcut_agrees(&frame[..cut], frame.len(), from);
+            }
+        }
+        let special = of(from, to).tcp(SYN).build();
+        assert!(!assert_shortcut_agrees(&special, special.len(), from));
+    }
 }
 
 fn enter_vxlan(frame: &[u8], outer: &Headers, length: usize, name: &str) -> bool {
