@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use millrace_control::cluster::{InterfaceName, NodeName, PodName};
 use millrace_control::observe::KINDS;
-use millrace_control::plan::{AttachedPod, LocalUplink, LocalView, UnderlayPath};
+use millrace_control::plan::{AttachedPod, LocalHost, LocalUplink, LocalView, UnderlayPath};
 use millrace_control::publish::Tables;
 use millrace_control::reconcile::{Input, Reconciler, Settled};
 use millrace_control::store::{ObjectStore, Watch};
@@ -22,6 +22,9 @@ use millrace_engine::testing::node::Node;
 
 /// Port number of every node's uplink.
 pub const UPLINK: u16 = 0;
+
+/// Port number of every host's own port.
+pub const HOST: u16 = 90;
 
 /// MTU of the underlay and of uplinks.
 pub const UNDERLAY_MTU: u32 = 1500;
@@ -158,6 +161,22 @@ impl ClusterNode {
         });
         let paths = paths.collect();
         self.reconciler.take(Input::Underlay(paths));
+    }
+
+    /// Gives the host its own port, with these addresses beside those that the plan gives it; says which.
+    pub fn plug_host(&mut self, addresses: &[IpAddr]) -> (u16, Mac) {
+        let mac = Mac([2, 0, 0, 0, self.number, HOST as u8]);
+        self.switch().attach(HOST, MemoryQueue::LIKE_TAP, 0);
+        let host = LocalHost {
+            port: PortIndex(HOST),
+            interface: InterfaceName::new("millrace0").expect("interface"),
+            mac,
+            mtu: UNDERLAY_MTU - 50,
+            own_addresses: Vec::new(),
+            addresses: addresses.to_vec(),
+        };
+        self.reconciler.take(Input::Host(Some(host)));
+        (HOST, mac)
     }
 
     /// Plugs a pod in, as the CNI server would, at the first free port; says which.

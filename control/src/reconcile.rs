@@ -16,7 +16,7 @@ use millrace_engine::tables::ChangeSet;
 use crate::cluster::{Cluster, NodeName};
 use crate::compile::CompileError;
 use crate::observe::Observed;
-use crate::plan::{self, AttachedPod, LocalUplink, LocalView, NodePlan, Planned, UnderlayPath};
+use crate::plan::{self, AttachedPod, LocalHost, LocalUplink, LocalView, NodePlan, Planned, UnderlayPath};
 use crate::problem::Problem;
 use crate::publish::PublishState;
 use crate::store::Event;
@@ -31,6 +31,8 @@ pub enum Input {
     Store(Event),
     /// All pods that are plugged in.
     Pods(BTreeMap<PortIndex, AttachedPod>),
+    /// The host's own port.
+    Host(Option<LocalHost>),
     /// All uplinks in use.
     Uplinks(BTreeMap<PortIndex, LocalUplink>),
     /// All known paths to other nodes.
@@ -79,6 +81,7 @@ impl Reconciler {
         match input {
             Input::Store(event) => self.observed.take(event),
             Input::Pods(pods) => self.local.pods = pods,
+            Input::Host(host) => self.local.host = host,
             Input::Uplinks(uplinks) => self.local.uplinks = uplinks,
             Input::Underlay(underlay) => self.local.underlay = underlay,
             Input::Stop => return false,

@@ -6,6 +6,7 @@
 //! node f vtep 192.0.2.4 foreign         a Node object only; its next hop is resolved
 //! block 10.1.0.0/24 on a                an IpBlock of this node; pools exist for 10.0.0.0/8 and fd00::/16
 //! pod client on a 10.1.0.5 fd00:1::5    plugged in at node a
+//! host a 192.0.2.1                      the host of node a has its own port, and these addresses beside those it gets
 //! bridge lan vni 10 on a b              a bridged segment with members at these nodes
 //! port p1 on a in lan                   a member port, untagged; `in lan vlan 20` for tagged frames, may be repeated
 //! no pod client · no block 10.1.0.0/24 · no node a
@@ -20,6 +21,7 @@ pub(super) enum Given {
     Node { name: String, addresses: Vec<IpAddr>, presence: Presence },
     Block { cidr: String, node: String },
     Pod { name: String, node: String, addresses: Vec<IpAddr> },
+    Host { node: String, addresses: Vec<IpAddr> },
     Bridge { name: String, vni: u32, nodes: Vec<String> },
     Port { name: String, node: String, memberships: Vec<(String, Option<u16>)> },
     Yaml(String),
@@ -60,6 +62,7 @@ impl Given {
             ["pod", name, "on", node, rest @ ..] => {
                 Self::Pod { name: (*name).to_owned(), node: (*node).to_owned(), addresses: addresses(rest)? }
             }
+            ["host", node, rest @ ..] => Self::Host { node: (*node).to_owned(), addresses: addresses(rest)? },
             ["bridge", name, "vni", vni, "on", nodes @ ..] => {
                 let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
                 Self::Bridge { name: (*name).to_owned(), vni: number(vni)?, nodes }

@@ -1,7 +1,7 @@
 //! Performs a scenario: builds its cluster, does what stands under `when`, and tells everything that happens.
 //!
 //! ```text
-//! client sends PACKET             at a pod or at a member port of a bridged segment
+//! client sends PACKET             at a pod, the host (`host-a`) or a member port of a bridged segment
 //! underlay sends a PACKET         at the uplink of node a
 //! time passes 10 s                on every node's clock
 //! ```
@@ -205,6 +205,7 @@ impl World {
             givens.iter().try_for_each(|given| add_bridge(node, given, &self.addresses, &mut self.bridges))?;
         }
         givens.iter().try_for_each(|given| self.add_port(given))?;
+        givens.iter().try_for_each(|given| self.add_host(given))?;
         self.follow();
         givens.iter().try_for_each(|given| self.add_pod(given))?;
         Ok(self.follow())
@@ -275,6 +276,14 @@ impl World {
         if *presence == Presence::Running {
             self.nodes.push(ClusterNode::new(number, name, addresses, 1, &self.store));
         }
+    }
+
+    fn add_host(&mut self, given: &Given) -> Result<(), String> {
+        let Given::Host { node: name, addresses } = given else { return Ok(()) };
+        let node = self.node(name)?;
+        let (port, mac) = self.nodes[node].plug_host(addresses);
+        self.ends.insert(format!("host-{name}"), End { node, port, mac, routed: true });
+        Ok(())
     }
 
     fn add_pod(&mut self, given: &Given) -> Result<(), String> {

@@ -65,6 +65,7 @@ impl Inspect for Inspector {
             let (kind, queues) = of_port.remove(&port.index).unwrap_or_default();
             let addresses = match &port.role {
                 PortRole::Pod(pod) => pod.addresses.clone(),
+                PortRole::Host(host) => host.addresses.clone(),
                 PortRole::Bridged(_) => Vec::new(),
                 PortRole::Uplink(_) => {
                     let local = standing.local.as_ref().and_then(|local| local.uplinks.get(&port.index));
@@ -189,7 +190,7 @@ impl Inspect for Inspector {
     fn status(&self) -> Result<StatusReport, InspectFailure> {
         let standing = self.shared.standing();
         let tables = self.tables();
-        let pods = tables.ports.iter().filter(|port| matches!(port.role, PortRole::Pod(_))).count();
+        let count = |role: fn(&PortRole) -> bool| tables.ports.iter().filter(|port| role(&port.role)).count() as u32;
         let counters = self.counters();
         Ok(StatusReport {
             node: self.shared.node.as_str().to_owned(),
@@ -201,7 +202,8 @@ impl Inspect for Inspector {
                 .map_or(0, |at| Instant::now().saturating_duration_since(at).as_secs()),
             workers: counters.len() as u32,
             ports: tables.ports.iter().count() as u32,
-            pods: pods as u32,
+            pods: count(|role| matches!(role, PortRole::Pod(_))),
+            uplinks: count(|role| matches!(role, PortRole::Uplink(_))),
             unaccounted_frames: settled_unaccounted(&counters),
             problems: self.shared.problems(),
         })
@@ -234,19 +236,25 @@ fn settled_unaccounted(counters: &[Arc<WorkerCounters>]) -> i64 {
 fn role(role: &PortRole) -> &'static str {
     match role {
         PortRole::Pod(_) => "pod",
+        PortRole::Host(_) => "host",
         PortRole::Bridged(_) => "bridged",
         PortRole::Uplink(_) => "uplink",
     }
 }
 
 fn segment_of(tables: &Snapshot, role: &PortRole) -> Option<String> {
-    let PortRole::Pod(pod) = role else { return None };
-    tables.segments.get(pod.segment).map(|segment| segment.name.to_string())
+    let segment = match role {
+        PortRole::Pod(pod) => pod.segment,
+        PortRole::Host(host) => host.segment,
+        PortRole::Bridged(_) | PortRole::Uplink(_) => return None,
+    };
+    tables.segments.get(segment).map(|segment| segment.name.to_string())
 }
 
 fn mac_of(role: &PortRole) -> Option<String> {
     match role {
         PortRole::Pod(pod) => Some(pod.mac.to_string()),
+        PortRole::Host(host) => Some(host.mac.to_string()),
         PortRole::Bridged(_) => None,
         PortRole::Uplink(uplink) => Some(uplink.mac.to_string()),
     }

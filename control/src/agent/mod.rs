@@ -7,9 +7,11 @@
 //!                                     switch workers         (packet threads)
 //! ```
 //! The agent owns one [`Switch`] and lets three parties at it, one at a time: the reconcile thread publishes, the
-//! underlay thread attaches uplinks, CNI calls attach pods. Nothing of this runs on a packet thread. Pods outlive the
-//! agent: their TAPs are persistent, their attachments recorded, and [`pods::Pods::restore`] takes them up again.
+//! underlay thread attaches uplinks and the host's port, CNI calls attach pods. Nothing of this runs on a packet thread. Pods outlive the
+//! agent: their TAPs are persistent, their attachments recorded, and [`pods::Pods::restore`] takes them up again; so does
+//! the host's own port.
 
+mod host_port;
 mod inspect;
 mod pods;
 mod shared;
@@ -35,6 +37,7 @@ use crate::observe;
 use crate::plan::LocalView;
 use crate::reconcile::{self, Input, Reconciler};
 use crate::store::{DirectoryStore, ObjectStore};
+pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
 use pods::Pods;
 use shared::{Shared, SharedSwitch};
@@ -65,7 +68,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store)));
     pods.restore(&attachments);
-    let underlay = underlay::start(Arc::clone(&shared))?;
+    let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods))?;
     let reconciling = start_reconciling(configuration, &shared, store.as_ref(), taken, underlay.signal.clone())?;
     let cni = Arc::new(CniServer::new(pods, Arc::clone(&attachments)));
     for (key, failure) in cni.release_lost() {

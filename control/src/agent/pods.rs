@@ -17,7 +17,7 @@ use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 
 use super::IN_FORCE;
 use super::shared::Shared;
-use crate::cluster::{InterfaceName, PodName};
+use crate::cluster::{Cluster, InterfaceName, PodName};
 use crate::cni_server::{
     AddRequest, AddResult, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest, NetworkNamespace,
     PodAddress, PodNetwork, PodReference, PodRoute,
@@ -29,7 +29,7 @@ use crate::reconcile::Input;
 use crate::stable_hash::hash_64;
 use crate::store::ObjectStore;
 
-/// Port numbers below are for uplinks.
+/// Port numbers below are for the host's own port, which is 0, and for uplinks.
 pub(super) const FIRST_POD_PORT: u16 = 16;
 
 /// The pods of this node.
@@ -53,6 +53,11 @@ impl Pods {
     pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn ObjectStore>) -> Self {
         let addresses = Mutex::new(AddressAllocator::new(shared.node.clone()));
         Self { shared, store, addresses, attached: Mutex::default() }
+    }
+
+    /// Claims a block of each family for the node's own address among pods, where it has none.
+    pub(super) fn claim_for_node(&self, cluster: &Cluster) -> Result<(), IpamError> {
+        self.allocator(|addresses| addresses.claim_for_node(self.store.as_ref(), cluster))
     }
 
     /// Takes the pods up that were plugged in before the agent started. A pod that cannot be taken up is a problem in

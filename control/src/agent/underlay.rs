@@ -1,4 +1,5 @@
-//! The underlay thread: uplinks on and off the switch, and how the host's kernel reaches the other nodes.
+//! The underlay thread: uplinks and the host's own port on and off the switch, and how the host's kernel reaches the
+//! other nodes.
 //!
 //! The host's kernel keeps its addresses, routes and neighbours; this thread follows them. It looks again whenever
 //! the kernel reports a change, the objects change, or a second has passed, and tells the reconcile thread what it
@@ -15,10 +16,12 @@ use anyhow::Context;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use millrace_engine::packet::PortIndex;
 
+use super::host_port::HostPort;
+use super::pods::Pods;
 use super::shared::{Shared, Standing};
 use super::uplinks::Uplinks;
 use crate::kernel::{KernelError, Monitor, Netlink};
-use crate::plan::{self, LocalUplink, LocalView, UnderlayPath};
+use crate::plan::{self, LocalHost, LocalUplink, LocalView, UnderlayPath};
 use crate::reconcile::Input;
 
 /// Longest time between two looks.
@@ -54,7 +57,7 @@ impl Underlay {
 }
 
 /// Starts the thread, and one that waits for the kernel's reports.
-pub(super) fn start(shared: Arc<Shared>) -> anyhow::Result<Underlay> {
+pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>) -> anyhow::Result<Underlay> {
     let (signal, signals) = channel::bounded(16);
     let netlink = Netlink::open().context("could not speak to the kernel")?;
     let mut monitor = Monitor::open().context("could not follow the kernel's changes")?;
@@ -71,7 +74,8 @@ pub(super) fn start(shared: Arc<Shared>) -> anyhow::Result<Underlay> {
         }
     })?;
     let thread = std::thread::Builder::new().name("underlay".into()).spawn(move || {
-        Follower { uplinks: Uplinks::new(Arc::clone(&shared)), shared, netlink, told: None }.run(&signals);
+        let (uplinks, host) = (Uplinks::new(Arc::clone(&shared)), HostPort::new(Arc::clone(&shared), pods));
+        Follower { uplinks, host, shared, netlink, told: None, told_host: None }.run(&signals);
     })?;
     Ok(Underlay { signal, ending, thread })
 }
@@ -82,11 +86,14 @@ struct Follower {
     shared: Arc<Shared>,
     netlink: Netlink,
     uplinks: Uplinks,
+    host: HostPort,
     told: Option<Seen>,
+    told_host: Option<LocalHost>,
 }
 
 impl Follower {
     fn run(mut self, signals: &Receiver<Signal>) {
+        self.follow_host(&self.shared.standing());
         loop {
             match signals.recv_timeout(LOOK_AGAIN) {
                 Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => break,
@@ -104,9 +111,11 @@ impl Follower {
     /// Brings uplinks and paths into step with objects and kernel, and tells what changed.
     fn look(&mut self) {
         let standing = self.shared.standing();
+        self.follow_host(&standing);
         let Some(cluster) = standing.cluster.clone() else { return };
         let uplinks = self.uplinks.follow(&cluster, &mut self.netlink);
         let mut problems = self.uplinks.problems();
+        problems.extend_from_slice(self.host.problems());
         let mut paths = BTreeMap::new();
         for destination in self.destinations(&standing, &uplinks) {
             match self.path(destination, &uplinks) {
@@ -118,6 +127,15 @@ impl Follower {
         self.uplinks.steer(paths.keys().copied(), standing.plan.as_deref());
         self.tell((uplinks, paths));
         self.shared.uplinks_looked_at(problems);
+    }
+
+    fn follow_host(&mut self, standing: &Standing) {
+        let host = self.host.follow(&mut self.netlink, standing);
+        if self.told_host != host {
+            // Nobody listens only while the agent stops.
+            let _ = self.shared.inputs.send(Input::Host(host.clone()));
+            self.told_host = host;
+        }
     }
 
     fn destinations(&self, standing: &Standing, uplinks: &BTreeMap<PortIndex, LocalUplink>) -> BTreeSet<IpAddr> {

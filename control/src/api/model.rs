@@ -41,6 +41,9 @@ pub struct StatusReport {
     pub ports: u32,
     /// Pods attached.
     pub pods: u32,
+    /// Uplinks in use.
+    #[serde(default)]
+    pub uplinks: u32,
     /// Frames that are neither sent, dropped, consumed, merged nor held; other than 0 is a defect.
     pub unaccounted_frames: i64,
     /// What is wrong.
@@ -54,11 +57,11 @@ pub struct PortReport {
     pub index: u16,
     /// Its name: `namespace/pod`, or the interface.
     pub name: String,
-    /// What it is for: `pod`, `bridged`, `uplink`.
+    /// What it is for: `pod`, `host`, `bridged`, `uplink`.
     pub role: String,
     /// What moves its packets: `tap`, `af_xdp`, `memory`, `pcap`.
     pub kind: String,
-    /// The segment, of a pod.
+    /// The segment, of a pod or the host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub segment: Option<String>,
     /// Its MAC address.

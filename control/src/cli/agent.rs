@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::print_text;
+use crate::agent::HOST_INTERFACE;
+use crate::api::client::Client;
+use crate::api::model::StatusReport;
 use crate::configuration::{Configuration, DEFAULT_FILE};
 
 /// Options of `millrace agent`.
@@ -16,6 +19,9 @@ pub(super) struct AgentOptions {
     /// Print the default configuration with comments, and stop
     #[arg(long, conflicts_with = "check")]
     print_default: bool,
+    /// Remove the host's own port, millrace0, with its addresses and routes, and stop: for a node that Millrace leaves
+    #[arg(long, conflicts_with_all = ["check", "print_default"])]
+    remove_host_port: bool,
     /// Check the configuration, and stop
     #[arg(long)]
     check: bool,
@@ -29,5 +35,17 @@ pub(super) fn run(options: &AgentOptions) -> anyhow::Result<()> {
     if options.check {
         return print_text(&format!("{} is valid\n", options.config.display()));
     }
+    if options.remove_host_port {
+        return remove_host_port(&configuration);
+    }
     crate::agent::run(&configuration)
+}
+
+/// A running agent would only make it again.
+fn remove_host_port(configuration: &Configuration) -> anyhow::Result<()> {
+    if Client::new(configuration.socket().to_owned()).show::<StatusReport>("status").is_ok() {
+        anyhow::bail!("an agent is running at {}: stop it first", configuration.socket().display());
+    }
+    let removed = crate::agent::remove_host_port()?;
+    print_text(&format!("{HOST_INTERFACE} {}\n", if removed { "is removed" } else { "is not there" }))
 }

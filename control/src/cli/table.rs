@@ -146,6 +146,7 @@ pub(super) fn status(report: &StatusReport) -> String {
         ("Workers", report.workers.to_string()),
         ("Ports", report.ports.to_string()),
         ("Pods", report.pods.to_string()),
+        ("Uplinks", report.uplinks.to_string()),
         ("Frames unaccounted for", report.unaccounted_frames.to_string()),
         ("Problems", if report.problems.is_empty() { "none".into() } else { report.problems.len().to_string() }),
     ] {

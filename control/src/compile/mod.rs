@@ -52,7 +52,7 @@ pub enum CompileError {
         /// Their identifier.
         vni: Vni,
     },
-    /// A pod is in a segment that does not exist.
+    /// A pod or the host is in a segment that does not exist.
     #[error("port {name} is in segment {segment:?}, which does not exist")]
     NoSegment {
         /// The port.
@@ -162,10 +162,13 @@ fn check(plan: &NodePlan) -> Result<(), CompileError> {
         if port.index != *index {
             return Err(CompileError::PortMisplaced { name: name(), at: *index });
         }
-        if let PortRole::Pod(pod) = &port.role
-            && !plan.segments.contains_key(&pod.segment)
-        {
-            return Err(CompileError::NoSegment { name: name(), segment: pod.segment });
+        let segment = match &port.role {
+            PortRole::Pod(pod) => Some(pod.segment),
+            PortRole::Host(host) => Some(host.segment),
+            PortRole::Bridged(_) | PortRole::Uplink(_) => None,
+        };
+        if let Some(segment) = segment.filter(|segment| !plan.segments.contains_key(segment)) {
+            return Err(CompileError::NoSegment { name: name(), segment });
         }
     }
     let mut identifiers = std::collections::BTreeMap::new();

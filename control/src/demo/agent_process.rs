@@ -63,7 +63,7 @@ impl AgentProcess {
                 bail!("the agent of node {} ended with {status}; {}", self.node, self.end_of_log());
             }
             let last = match self.client().show::<StatusReport>("status") {
-                Ok(status) if status.generation > 0 && status.ports > 0 => return Ok(()),
+                Ok(status) if status.generation > 0 && status.uplinks > 0 => return Ok(()),
                 Ok(status) => describe(&status),
                 Err(error) => format!("{error}"),
             };

@@ -132,6 +132,32 @@ impl AddressAllocator {
         Ok(given)
     }
 
+    /// Sees to it that this node has a block of each family that has a pool, before any pod asks: its first address is
+    /// the node's own. Which one that is says the plan.
+    ///
+    /// # Errors
+    /// As [`Self::allocate`]; families that could be served are.
+    pub fn claim_for_node(&mut self, store: &dyn ObjectStore, cluster: &Cluster) -> Result<(), IpamError> {
+        self.give_up_lost_blocks(cluster);
+        let claim_family = |ipv4: bool| {
+            let pools = || cluster.pools.values().filter(|pool| pool.cidr().is_ipv4() == ipv4);
+            let ours = |cidr: &Cidr| pools().any(|pool| pool.cidr().contains(*cidr));
+            if pools().next().is_none() || self.blocks.keys().any(ours) {
+                return Ok(());
+            }
+            for pool in pools() {
+                if let Some(cidr) = claim::claim(store, &self.node, pool, |_| false)? {
+                    self.add_block(cidr);
+                    return Ok(());
+                }
+            }
+            let pools = pools().map(|pool| pool.name().clone()).collect();
+            Err(IpamError::Exhausted { pools, node: self.node.clone() })
+        };
+        let outcomes = [true, false].map(claim_family);
+        outcomes.into_iter().collect()
+    }
+
     /// Takes all addresses of the holder back and says which they were; none is no error.
     pub fn release(&mut self, holder: &str) -> Vec<IpAddr> {
         let addresses = self.addresses_of(holder);

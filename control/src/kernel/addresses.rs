@@ -3,6 +3,8 @@
 //! IPv6 addresses are set without duplicate address detection: it needs a carrier for a second, and a TAP loses
 //! its carrier whenever the agent restarts. Addresses are unique because they are allocated.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -57,14 +59,33 @@ impl Netlink {
             .collect())
     }
 
+    /// All addresses of the namespace that are not bound to one link, each with the number of its link, in the kernel's
+    /// order; those of the loopback network left out.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn all_addresses(&mut self) -> Result<Vec<(u32, IpNet)>, KernelError> {
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let items = self.dump(request, || "list all addresses".to_owned())?;
+        let wide = |address: &IpNet| match address.addr() {
+            IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
+            IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback(),
+        };
+        let read = |item: &RouteNetlinkMessage| match item {
+            RouteNetlinkMessage::NewAddress(message) => Some((message.header.index, read(message).filter(wide)?)),
+            _ => None,
+        };
+        Ok(items.iter().filter_map(read).collect())
+    }
+
     fn address_message(&mut self, name: &str, address: IpNet) -> Result<AddressMessage, KernelError> {
         let mut message = AddressMessage::default();
         message.header.index = self.existing_link(name)?.index;
         message.header.family = family(address.addr());
         message.header.prefix_len = address.prefix_len();
         let link_local = match address.addr() {
-            std::net::IpAddr::V4(address) => address.is_link_local(),
-            std::net::IpAddr::V6(address) => address.is_unicast_link_local(),
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
         };
         message.header.scope = if link_local { AddressScope::Link } else { AddressScope::Universe };
         message.attributes = vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];

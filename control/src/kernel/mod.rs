@@ -9,6 +9,7 @@
 //! Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,neighbour}.h.
 
 pub mod addresses;
+pub mod host_interface;
 pub mod links;
 pub mod monitor;
 pub mod namespace;
@@ -21,6 +22,7 @@ pub mod virtual_links;
 
 use std::io;
 
+pub use host_interface::{HostInterface, configure_host_interface};
 pub use links::{Link, LinkChange, LinkStatistics};
 pub use millrace_engine::port::namespace::{NamespaceError, NamespaceHandle};
 pub use monitor::{Change, Monitor};

@@ -13,6 +13,17 @@ pub fn write(namespace: &NamespaceHandle, settings: &[(String, &str)], optional:
     namespace.enter(|| settings.iter().try_for_each(|(path, value)| write_one(path, value, optional)))?
 }
 
+/// Writes settings in the namespace of the calling thread, as [`write`] does, but only those that read otherwise.
+///
+/// # Errors
+/// The first setting that could not be written.
+pub fn write_own(settings: &[(String, &str)], optional: bool) -> Result<(), KernelError> {
+    let differs = |(path, value): &&(String, &str)| {
+        fs::read_to_string(format!("/proc/sys/net/{path}")).map_or(true, |present| present.trim_end() != *value)
+    };
+    settings.iter().filter(differs).try_for_each(|(path, value)| write_one(path, value, optional))
+}
+
 /// Reads a setting in `namespace`, without the line's end.
 ///
 /// # Errors

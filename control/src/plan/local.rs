@@ -15,6 +15,8 @@ pub struct LocalView {
     pub node: NodeName,
     /// Pods that are plugged in, by the number of their port.
     pub pods: BTreeMap<PortIndex, AttachedPod>,
+    /// The host's own port, once it is attached.
+    pub host: Option<LocalHost>,
     /// Uplinks in use, by the number of their port.
     pub uplinks: BTreeMap<PortIndex, LocalUplink>,
     /// How the host's kernel reaches other nodes, by their address.
@@ -34,6 +36,7 @@ impl LocalView {
         Self {
             node,
             pods: BTreeMap::new(),
+            host: None,
             uplinks: BTreeMap::new(),
             underlay: BTreeMap::new(),
             pod_mtu: None,
@@ -58,6 +61,23 @@ pub struct AttachedPod {
     pub addresses: Vec<IpAddr>,
     /// Its MTU.
     pub mtu: u32,
+}
+
+/// The host's own port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalHost {
+    /// Its number.
+    pub port: PortIndex,
+    /// The interface.
+    pub interface: InterfaceName,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Addresses of this interface, which an earlier plan may have given it.
+    pub own_addresses: Vec<IpAddr>,
+    /// All addresses of the host that are not bound to one link, those of this interface included, sorted.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// An uplink that is in use.

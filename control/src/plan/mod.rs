@@ -5,6 +5,7 @@
 //! other is a problem. The plan is in the engine's own terms for single ports, routes and peers, so that `compile/`
 //! has only to put them in place. Cost: one walk over nodes, blocks and attached pods.
 
+mod host;
 mod local;
 mod routes;
 mod tunnels;
@@ -18,7 +19,8 @@ use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{self, Peer, PodPort, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep};
 
-pub use local::{AttachedPod, LocalUplink, LocalView, UnderlayPath};
+pub use host::HostPlan;
+pub use local::{AttachedPod, LocalHost, LocalUplink, LocalView, UnderlayPath};
 
 use crate::cluster::{Cluster, NodeName, UplinkRecord};
 use crate::observe::IP_POOL;
@@ -51,7 +53,9 @@ pub struct NodePlan {
     pub segments: BTreeMap<SegmentIndex, SegmentPlan>,
     /// Its tunnels.
     pub tunnels: TunnelPlan,
-    /// MTU for interfaces of pods that are plugged in from now on.
+    /// What the host's own interface shall have.
+    pub host: HostPlan,
+    /// MTU for interfaces of pods that are plugged in from now on, and for the host's own.
     pub pod_mtu: u32,
 }
 
@@ -66,7 +70,7 @@ pub struct SegmentPlan {
     pub gateway_mac: Mac,
     /// Addresses of the gateway.
     pub gateway_addresses: Vec<IpAddr>,
-    /// This node's own addresses in the segment, at most one of each family: the first of its first block.
+    /// This node's own addresses in the segment, at most one of each family.
     pub router_addresses: Vec<IpAddr>,
     /// MAC address of this node's tunnel end.
     pub tunnel_mac: Mac,
@@ -102,22 +106,25 @@ pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
     let ends = tunnels::own_ends(own, local, &mut problems);
     let reach = tunnels::reach(cluster, &local.node, &ends, &mut problems);
     overlapping_pools(cluster, &mut problems);
-    let ports = ports(local, &mut problems);
+    let router_addresses = host::router_addresses(cluster, local);
+    let ports = ports(local, &router_addresses, &mut problems);
     let segment = SegmentPlan {
         name: "pods".into(),
         vni: local.vni,
         gateway_mac: GATEWAY_MAC,
         gateway_addresses: GATEWAY_ADDRESSES.to_vec(),
-        router_addresses: routes::router_addresses(cluster, &local.node),
         tunnel_mac: tunnels::own_mac(own, &local.node),
-        routes: routes::routes(cluster, local, &ports, &reach, &mut problems),
+        routes: routes::routes(cluster, local, &ports, &reach, &router_addresses, &mut problems),
+        router_addresses,
     };
+    let host = HostPlan::new(cluster, &local.node, &segment.router_addresses);
     let peers = tunnels::peers(local, &ends, &reach);
     let pod_mtu = pod_mtu(local, &ends, &peers);
     let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
     problems.sort_unstable();
     problems.dedup();
-    Planned { plan: NodePlan { ports, segments: BTreeMap::from([(POD_SEGMENT, segment)]), tunnels, pod_mtu }, problems }
+    let segments = BTreeMap::from([(POD_SEGMENT, segment)]);
+    Planned { plan: NodePlan { ports, segments, tunnels, host, pod_mtu }, problems }
 }
 
 /// The uplinks that this node is to use.
@@ -143,7 +150,17 @@ fn overlapping_pools(cluster: &Cluster, problems: &mut Vec<Problem>) {
     }
 }
 
-fn ports(local: &LocalView, problems: &mut Vec<Problem>) -> BTreeMap<PortIndex, tables::Port> {
+fn ports(
+    local: &LocalView,
+    router_addresses: &[IpAddr],
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<PortIndex, tables::Port> {
+    let host = local.host.iter().map(|host| tables::Port {
+        index: host.port,
+        name: host.interface.as_str().into(),
+        mtu: host.mtu,
+        role: PortRole::Host(host::role(host, router_addresses)),
+    });
     let uplinks = local.uplinks.iter().map(|(index, uplink)| tables::Port {
         index: *index,
         name: uplink.interface.as_str().into(),
@@ -157,7 +174,7 @@ fn ports(local: &LocalView, problems: &mut Vec<Problem>) -> BTreeMap<PortIndex, 
         role: PortRole::Pod(PodPort { segment: POD_SEGMENT, mac: pod.mac, addresses: pod.addresses.clone() }),
     });
     let mut ports = BTreeMap::new();
-    for port in uplinks.chain(pods) {
+    for port in host.chain(uplinks).chain(pods) {
         if usize::from(port.index.0) >= limits::PORTS {
             problems.push(Problem::new(format!(
                 "port {} is beyond the {} ports of a switch",

@@ -1,6 +1,6 @@
 //! Which address leads where: pods here, blocks elsewhere.
 //!
-//! A pod here has a route of its own. The blocks of this node lead nowhere, so that an address without a pod is
+//! A pod here has a route of its own, and so has each address of the host. The blocks of this node lead nowhere, so that an address without a pod is
 //! answered at once instead of travelling. Blocks of other nodes, and prefixes assigned to nodes that are not run by
 //! this program, lead through the tunnel.
 
@@ -11,37 +11,31 @@ use ipnet::IpNet;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::tables::{Port, PortRole, Route, RouteTarget};
 
-use super::local::LocalView;
+use super::local::{LocalHost, LocalView};
 use super::tunnels::Reach;
 use crate::cluster::{BlockRecord, Cidr, Cluster, NodeName, NodeRecord};
 use crate::observe::{IP_BLOCK, NODE, POD};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
-/// All routes of the pods' segment. Of two for the same prefix the first counts: pods by port number, then blocks by
-/// name, then assigned prefixes by node.
+/// All routes of the pods' segment. Of two for the same prefix the first counts: pods by port number, then the host,
+/// then blocks by name, then assigned prefixes by node.
 pub(super) fn routes(
     cluster: &Cluster,
     local: &LocalView,
     ports: &BTreeMap<PortIndex, Port>,
     reach: &Reach<'_>,
+    router_addresses: &[IpAddr],
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<IpNet, Route> {
     let mut table = RouteList { routes: BTreeMap::new(), problems };
     pods(local, ports, &mut table);
+    host(local, ports, router_addresses, &mut table);
     blocks(cluster, local, reach, &mut table);
     assigned(cluster, local, reach, &mut table);
     let RouteList { routes, problems } = table;
     overlapping_blocks(cluster, problems);
     routes
-}
-
-/// The first address of this node's first block of each family, by name, which no pod gets: the node's own address
-/// among pods, from which it sends ICMP errors.
-pub(super) fn router_addresses(cluster: &Cluster, node: &NodeName) -> Vec<IpAddr> {
-    let own = || cluster.blocks.values().filter(|block| block.node == *node).map(|block| block.cidr);
-    let first = |ipv4: bool| own().find(|cidr| cidr.is_ipv4() == ipv4).and_then(|cidr| cidr.address(0));
-    [first(true), first(false)].into_iter().flatten().collect()
 }
 
 struct RouteList<'a> {
@@ -74,6 +68,18 @@ fn pods(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, table: &mut RouteL
                 name: pod.name().to_owned(),
             });
         }
+    }
+}
+
+/// The host's addresses, if its port is in the plan.
+fn host(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, router_addresses: &[IpAddr], table: &mut RouteList<'_>) {
+    let planned =
+        |host: &&LocalHost| matches!(ports.get(&host.port), Some(port) if matches!(port.role, PortRole::Host(_)));
+    let Some(host) = local.host.as_ref().filter(planned) else { return };
+    for address in super::host::own_addresses(host, router_addresses) {
+        let target = RouteTarget::Port { port: host.port, mac: host.mac };
+        let key = || ObjectKey::cluster_scoped(NODE, local.node.as_str());
+        table.add(IpNet::from(address), "this node".to_owned(), target, key);
     }
 }
 

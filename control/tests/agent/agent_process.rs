@@ -66,7 +66,7 @@ impl Agent {
     }
 
     fn wait_until_ready(&mut self, options: AgentOptions) {
-        let ready = |status: &StatusReport| status.generation > 0 && (!options.uplink || status.ports > 0);
+        let ready = |status: &StatusReport| status.generation > 0 && (!options.uplink || status.uplinks > 0);
         let end = Instant::now() + PATIENCE;
         loop {
             let ended = self.child.try_wait().expect("child");

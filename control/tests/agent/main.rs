@@ -8,9 +8,11 @@ mod agent_process;
 mod cluster;
 mod directory;
 mod flannel;
+mod host;
 mod idle;
 mod kernel_peer;
 mod objects;
+mod ping;
 mod plugging;
 mod pod;
 mod reachability;
@@ -27,11 +29,13 @@ use root_tests::RootTest;
 /// A test by its name.
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 14] = [
+const TESTS: [Test; 16] = [
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),
     ("the_program_shows_and_traces", reachability::the_program_shows_and_traces),
     ("a_kernel_in_flannels_layout_is_a_peer", flannel::a_kernel_in_flannels_layout_is_a_peer),
+    ("the_host_reaches_pods_and_pods_reach_it", host::the_host_reaches_pods_and_pods_reach_it),
+    ("the_hosts_port_outlives_its_agent", host::the_hosts_port_outlives_its_agent),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),

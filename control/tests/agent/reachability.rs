@@ -67,7 +67,7 @@ pub(crate) fn the_program_shows_and_traces() {
         assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("JSON")
     };
-    assert_eq!(json(&["show", "ports"]).as_array().map(Vec::len), Some(3));
+    assert_eq!(json(&["show", "ports"]).as_array().map(Vec::len), Some(4));
     assert_eq!(json(&["show", "workers"]).as_array().map(Vec::len), Some(1));
     assert!(json(&["show", "routes"]).as_array().is_some_and(|routes| routes.len() >= 8));
     assert_eq!(json(&["show", "neighbours"])[0]["nodes"], serde_json::json!(["b"]));

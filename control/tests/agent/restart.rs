@@ -42,7 +42,7 @@ pub(crate) fn pods_survive_a_killed_agent() {
     [&a1, &a2, &b1].iter().for_each(|pod| pod.delete(directory));
     assert!([&a1, &a2, &b1].iter().all(|pod| pod.interface().is_none()));
     let ports = |status: millrace_control::api::model::StatusReport| (status.pods, status.ports);
-    assert_eq!((ports(first.status()), ports(other.status())), ((0, 1), (0, 1)));
+    assert_eq!((ports(first.status()), ports(other.status())), ((0, 2), (0, 2)), "the host's ports and the uplinks");
 }
 
 /// While the agent was down, the pod's namespace went, as after a reboot: what it held is free again.

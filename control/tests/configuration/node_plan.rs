@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use millrace_control::cluster::Cluster;
-use millrace_control::plan::{LocalView, POD_SEGMENT, Planned, plan, underlay_destinations, wanted_uplinks};
-use millrace_engine::packet::PortIndex;
-use millrace_engine::tables::RouteTarget;
+use millrace_control::cluster::{Cluster, InterfaceName};
+use millrace_control::plan::{LocalHost, LocalView, POD_SEGMENT, Planned, plan, underlay_destinations, wanted_uplinks};
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::tables::{PortRole, RouteTarget};
 
 use crate::support::{address, attached, block, cluster, local, node, node_name, path, pool};
 
@@ -43,6 +43,53 @@ fn two_nodes() -> Cluster {
             + &block("10-1-0-64-26", "10.1.0.64/26", "four", "b")
             + &block("six", "fd00::40/122", "four-six", "b")),
     )
+}
+
+fn host(own: &[&str], others: &[&str]) -> LocalHost {
+    LocalHost {
+        port: PortIndex(9),
+        interface: InterfaceName::new("millrace0").expect("interface"),
+        mac: Mac([2, 0, 0, 0, 9, 9]),
+        mtu: 1450,
+        own_addresses: own.iter().map(|text| address(text)).collect(),
+        addresses: own.iter().chain(others).map(|text| address(text)).collect(),
+    }
+}
+
+#[test]
+fn the_host_has_an_address_of_its_own_and_routes_pods_to_it() {
+    let objects = two_nodes();
+    let mut view = local(&[attached(3, "web", &["10.1.0.1"])], &["192.0.2.1"]);
+    assert_eq!(plan(&objects, &view).plan.host.addresses, [address("10.1.0.0")]);
+    view.host = Some(host(&["10.7.7.7"], &["192.0.2.1", "10.1.0.1"]));
+    let planned = plan(&objects, &view);
+    let of_host: Vec<_> = routes(&planned).into_iter().filter(|line| line.ends_with("(this node)")).collect();
+    let mac = "port 9 02:00:00:00:09:09 (this node)";
+    assert_eq!(of_host, [format!("10.1.0.0/32 {mac}"), format!("192.0.2.1/32 {mac}")], "what it loses is not routed");
+    assert!(problems(&planned)[0].contains("10.1.0.1/32 belongs to pod default/web already"), "{planned:?}");
+    let prefixes: Vec<_> = planned.plan.host.prefixes.iter().map(ToString::to_string).collect();
+    assert_eq!(prefixes, ["10.1.0.0/16"], "the widest, and no IPv6 without an address");
+    assert!(!planned.plan.host.lacks_block);
+    let PortRole::Host(role) = &planned.plan.ports[&PortIndex(9)].role else { panic!("{planned:?}") };
+    assert_eq!(role.addresses, ["10.1.0.0", "10.1.0.1", "192.0.2.1"].map(address));
+}
+
+/// A block whose name sorts first comes beside the one that the host's address is of; then that one goes.
+#[test]
+fn the_hosts_address_stays_as_long_as_its_block() {
+    let blocks = |names: &[(&str, &str)]| {
+        let text: String = names.iter().map(|(name, cidr)| block(name, cidr, "four", "a")).collect();
+        cluster(&(node("a", &["192.0.2.1"]) + &pool("four", "10.1.0.0/16") + &pool("six", "fd00::/64") + &text))
+    };
+    let mut view = local(&[], &["192.0.2.1"]);
+    view.host = Some(host(&["10.1.0.64"], &["192.0.2.1"]));
+    let (first, second) = (("10-1-0-0-26", "10.1.0.0/26"), ("10-1-0-64-26", "10.1.0.64/26"));
+    let both = plan(&blocks(&[first, second]), &view);
+    assert_eq!(both.plan.host.addresses, [address("10.1.0.64")]);
+    assert_eq!(both.plan.segments[&POD_SEGMENT].router_addresses, both.plan.host.addresses);
+    assert!(both.plan.host.lacks_block, "there is a pool of IPv6");
+    assert_eq!(plan(&blocks(&[first]), &view).plan.host.addresses, [address("10.1.0.0")]);
+    assert!(plan(&blocks(&[]), &view).plan.host.addresses.is_empty());
 }
 
 #[test]

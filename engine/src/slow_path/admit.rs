@@ -1,8 +1,8 @@
 //! Stage 1, `admit`: which segment does the packet belong to, and may its sender send it.
 //!
 //! First, because nothing else may look at a packet before its tenant is known and its source is believed. A pod
-//! sends from its own MAC and addresses only; what comes out of a tunnel must come from the node that its inner
-//! source address is routed to.
+//! sends from its own MAC and addresses only, and so does the host; what comes out of a tunnel must come from the node
+//! that its inner source address is routed to.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::ControlFlow;
@@ -10,8 +10,8 @@ use std::ops::ControlFlow;
 use super::Walk;
 use super::decision::{Reason, Stage, Verdict};
 use crate::drop_reason::DropReason;
-use crate::packet::Network;
-use crate::tables::{BridgedPort, PodPort, Port, PortRole, RouteTarget, Segment, SegmentKind};
+use crate::packet::{Mac, Network};
+use crate::tables::{BridgedPort, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind};
 
 /// Finds the packet's segment or ends the walk.
 pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment> {
@@ -19,23 +19,31 @@ pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment
         return walk.drop(Stage::Admit, DropReason::PortUnknown);
     };
     match &port.role {
-        PortRole::Pod(pod) => admit_pod(walk, port, pod),
+        PortRole::Pod(pod) => admit_member(walk, port, pod.segment, pod.mac, &pod.addresses),
+        PortRole::Host(host) => admit_member(walk, port, host.segment, host.mac, &host.addresses),
         PortRole::Bridged(bridged) => admit_bridged(walk, port, bridged),
         PortRole::Uplink(_) => admit_tunnelled(walk),
     }
 }
 
-fn admit_pod<'a>(walk: &mut Walk<'a>, port: &Port, pod: &PodPort) -> ControlFlow<Verdict, &'a Segment> {
+/// A member of a routed segment, which sends untagged frames from its own MAC and IP addresses.
+fn admit_member<'a>(
+    walk: &mut Walk<'a>,
+    port: &Port,
+    segment: SegmentIndex,
+    mac: Mac,
+    addresses: &[IpAddr],
+) -> ControlFlow<Verdict, &'a Segment> {
     if walk.arrival.headers.vlan_tags > 0 {
         return walk.drop(Stage::Admit, DropReason::VlanUnexpected);
     }
-    if walk.arrival.source_mac() != pod.mac {
+    if walk.arrival.source_mac() != mac {
         return walk.drop(Stage::Admit, DropReason::SourceMacSpoofed);
     }
-    if !source_allowed(walk, pod) {
+    if !source_allowed(walk, addresses) {
         return walk.drop(Stage::Admit, DropReason::SourceAddressSpoofed);
     }
-    let Some(segment) = walk.tables.segments.get(pod.segment) else {
+    let Some(segment) = walk.tables.segments.get(segment) else {
         return walk.drop(Stage::Admit, DropReason::PortUnknown);
     };
     walk.dependencies.segment = segment.index;
@@ -43,19 +51,19 @@ fn admit_pod<'a>(walk: &mut Walk<'a>, port: &Port, pod: &PodPort) -> ControlFlow
     ControlFlow::Continue(segment)
 }
 
-/// Whether the pod owns the source address: of the ARP sender field, or of the IP header. The unspecified address
+/// Whether the sender owns the source address: of the ARP sender field, or of the IP header. The unspecified address
 /// (duplicate address detection) and IPv6 link-local ones never leave the link, so they are let in.
-fn source_allowed(walk: &Walk<'_>, pod: &PodPort) -> bool {
+fn source_allowed(walk: &Walk<'_>, addresses: &[IpAddr]) -> bool {
     let headers = walk.arrival.headers;
     match headers.network {
         Network::Other => true,
         Network::Arp | Network::Ipv4 => {
             let source = headers.source_address();
-            pod.addresses.contains(&source) || (headers.network == Network::Arp && source.is_unspecified())
+            addresses.contains(&source) || (headers.network == Network::Arp && source.is_unspecified())
         }
         Network::Ipv6 => {
             let source = Ipv6Addr::from(headers.source);
-            pod.addresses.contains(&IpAddr::V6(source)) || source.is_unspecified() || source.is_unicast_link_local()
+            addresses.contains(&IpAddr::V6(source)) || source.is_unspecified() || source.is_unicast_link_local()
         }
     }
 }

@@ -13,7 +13,7 @@ mod segments;
 mod tunnels;
 
 pub use change::{Change, ChangeSet};
-pub use ports::{BridgedPort, PodPort, Port, PortRole, PortTable, UplinkPort, VlanMember};
+pub use ports::{BridgedPort, HostPort, PodPort, Port, PortRole, PortTable, UplinkPort, VlanMember};
 pub use publish::{Publisher, Subscription};
 pub use segments::{
     BridgedSegment, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni,

@@ -1,4 +1,4 @@
-//! What each port is: a routed pod, a member of bridged segments, or an uplink.
+//! What each port is: a routed pod, the host itself, a member of bridged segments, or an uplink.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub struct Port {
 pub enum PortRole {
     /// A pod in a routed segment.
     Pod(PodPort),
+    /// The host's own kernel as a member of a routed segment: node to pods, and pods to their node.
+    Host(HostPort),
     /// A member of one or more bridged segments.
     Bridged(BridgedPort),
     /// The underlay: tunnels arrive and leave here.
@@ -38,6 +40,18 @@ pub struct PodPort {
     /// The pod's MAC address.
     pub mac: Mac,
     /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The host's own port. The host is no tenant but it is no router either: what it sends must come from an address of
+/// its own, so that a process which forges a pod's address, or forwards for others, is stopped here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// Segment the host is a member of.
+    pub segment: SegmentIndex,
+    /// MAC address of the host's interface.
+    pub mac: Mac,
+    /// All addresses that the host's kernel takes for its own, those of its other interfaces included.
     pub addresses: Vec<IpAddr>,
 }
 

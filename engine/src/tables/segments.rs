@@ -64,7 +64,8 @@ pub struct RoutedSegment {
     pub gateway_mac: Mac,
     /// The gateway's addresses, at most one of each family in use.
     pub gateway_addresses: Vec<IpAddr>,
-    /// Addresses routed to this node itself, at most one of each family in use: source of the ICMP errors it sends.
+    /// This node's own addresses among pods, at most one of each family in use: source of the ICMP errors it sends.
+    /// They are routed to the host's port; the switch answers echo requests for one that is routed to no port.
     pub router_addresses: Vec<IpAddr>,
     /// MAC address of this node's end of the tunnel: inner source of what it sends, inner destination of what it gets.
     pub tunnel_mac: Mac,
@@ -114,17 +115,22 @@ pub enum RouteTarget {
 }
 
 impl RoutedSegment {
-    /// Whether `address` is the gateway or this node's own.
+    /// Whether the switch itself answers for `address`: the gateway, or this node while no port stands for it.
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
-        self.gateway_addresses.contains(&address) || self.router_addresses.contains(&address)
+        let delivered = || matches!(self.route(address), Some((_, Route { target: RouteTarget::Port { .. }, .. })));
+        self.gateway_addresses.contains(&address) || (self.router_addresses.contains(&address) && !delivered())
     }
 
-    /// The address ICMP errors to `sender` come from: the node's own where there is one, else the gateway's.
+    /// The address ICMP errors to `sender` come from: the node's own where there is one, else the gateway's. To the
+    /// host itself they come from the gateway too, since a kernel takes no packet from an address of its own.
     #[must_use]
     pub fn error_source(&self, sender: IpAddr) -> Option<IpAddr> {
         let same_family = |address: &&IpAddr| address.is_ipv4() == sender.is_ipv4();
-        let own = self.router_addresses.iter().find(same_family);
+        let target = |address: IpAddr| self.route(address).map(|(_, route)| &route.target);
+        let same_port =
+            |own: &IpAddr| matches!(target(*own), own @ Some(RouteTarget::Port { .. }) if own == target(sender));
+        let own = self.router_addresses.iter().find(same_family).filter(|own| !same_port(own));
         own.or_else(|| self.gateway_addresses.iter().find(same_family)).copied()
     }
 

@@ -192,6 +192,7 @@ fn routed_segment<'a>(
         Some(tunnel) => tables.segments.by_vni(tunnel.vni)?,
         None => match &tables.ports.get(packet.ingress)?.role {
             PortRole::Pod(pod) => pod.segment,
+            PortRole::Host(host) => host.segment,
             PortRole::Bridged(_) | PortRole::Uplink(_) => return None,
         },
     };

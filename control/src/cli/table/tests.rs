@@ -177,6 +177,7 @@ fn status_lists_problems_with_their_place() {
         workers: 2,
         ports: 3,
         pods: 1,
+        uplinks: 1,
         unaccounted_frames: 0,
         problems: vec![
             Problem {
@@ -198,6 +199,7 @@ Tables:                 generation 42, published 5 s ago
 Workers:                2
 Ports:                  3
 Pods:                   1
+Uplinks:                1
 Frames unaccounted for: 0
 Problems:               3
   pods.yaml:12: Pod default/web-0: spec.nodeName is missing

@@ -1,0 +1,154 @@
+//! The host's own port: `millrace0`, a persistent TAP in the agent's own namespace.
+//!
+//! Made at the first look and taken up again by every later agent; a stopped or killed agent leaves it standing with
+//! its address and routes, so that sockets of the host keep their source. It goes by [`remove`] only, which is
+//! `millrace agent --remove-host-port`. Should somebody delete it, the next look makes it again. Runs on the underlay
+//! thread, but for [`remove`].
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::port::PortQueue;
+use millrace_engine::port::tap::{TapDevice, TapQueue};
+use millrace_engine::tables::PortRole;
+
+use super::pods::Pods;
+use super::shared::{Shared, Standing};
+use crate::cluster::{InterfaceName, NodeName};
+use crate::kernel::{HostInterface, KernelError, Netlink, configure_host_interface};
+use crate::plan::{GATEWAY_MAC, HostPlan, LocalHost, NodePlan};
+use crate::stable_hash::hash_64;
+
+/// Name of the interface.
+pub const HOST_INTERFACE: &str = "millrace0";
+
+/// Number of the port.
+const HOST_PORT: PortIndex = PortIndex(0);
+
+/// The host's own port.
+pub(super) struct HostPort {
+    shared: Arc<Shared>,
+    pods: Arc<Pods>,
+    interface: InterfaceName,
+    mac: Mac,
+    /// Number of the link whose queues the workers hold.
+    attached: Option<u32>,
+    problems: Vec<String>,
+}
+
+impl HostPort {
+    pub(super) fn new(shared: Arc<Shared>, pods: Arc<Pods>) -> Self {
+        let interface = InterfaceName::new(HOST_INTERFACE).unwrap_or_else(|_| unreachable!("the name is a valid one"));
+        let mac = mac(&shared.node);
+        Self { shared, pods, interface, mac, attached: None, problems: Vec::new() }
+    }
+
+    /// Brings the port and its interface into step with the plan; what of it is there afterwards.
+    pub(super) fn follow(&mut self, netlink: &mut Netlink, standing: &Standing) -> Option<LocalHost> {
+        self.problems.clear();
+        if let Err(problem) = self.attach(netlink) {
+            self.problems.push(problem);
+            return None;
+        }
+        // Before a plan knows the port, what an earlier agent left is right.
+        let told = standing.local.as_deref().is_some_and(|local| local.host.is_some());
+        let configured = match standing.plan.as_deref().filter(|_| told) {
+            Some(plan) => {
+                self.claim(standing, &plan.host);
+                self.configure(netlink, plan)
+            }
+            None => Ok(()),
+        };
+        let said = |error: KernelError| format!("the host's own port: {error}");
+        self.problems.extend(configured.err().map(said));
+        self.local(netlink).map_err(|error| self.problems.push(said(error))).ok()
+    }
+
+    fn configure(&self, netlink: &mut Netlink, plan: &NodePlan) -> Result<(), KernelError> {
+        // Without an uplink in the plan the MTU of pods is a guess, and right after a start a wrong one.
+        let bounded = plan.ports.values().any(|port| matches!(port.role, PortRole::Uplink(_)));
+        let wanted = HostInterface {
+            name: HOST_INTERFACE,
+            mac: self.mac,
+            gateway_mac: GATEWAY_MAC,
+            mtu: bounded.then_some(plan.pod_mtu),
+            addresses: &plan.host.addresses,
+            prefixes: &plan.host.prefixes,
+        };
+        configure_host_interface(netlink, &wanted)
+    }
+
+    /// What is wrong with it.
+    pub(super) fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Opens the queues, if there is no interface or another one than was attached.
+    fn attach(&mut self, netlink: &mut Netlink) -> Result<(), String> {
+        let failed = |error: &dyn std::error::Error| {
+            format!(
+                "the host has no port of its own, so node and pods do not reach each other: {error}; an interface \
+                 {HOST_INTERFACE} of another kind must be removed (`ip link delete {HOST_INTERFACE}`), and /dev/net/tun must \
+                 be there"
+            )
+        };
+        let found = netlink.link(HOST_INTERFACE).map_err(|error| failed(&error))?.map(|link| link.index);
+        if found.is_some() && found == self.attached {
+            return Ok(());
+        }
+        if self.attached.take().is_some() {
+            self.shared.switch.with(|switch| switch.detach(HOST_PORT));
+        }
+        let workers = self.shared.switch.with(|switch| switch.options().workers);
+        let device = TapDevice::open(HOST_INTERFACE, workers).map_err(|error| failed(&error))?;
+        let index = device.index();
+        let boxed = |queue: TapQueue| -> Option<Box<dyn PortQueue>> { Some(Box::new(queue)) };
+        let queues = device.into_queues(HOST_PORT).into_iter().map(boxed).collect();
+        self.shared.switch.with(|switch| switch.attach(HOST_PORT, queues)).map_err(|error| failed(&error))?;
+        self.attached = Some(index);
+        Ok(())
+    }
+
+    /// Sees to it that there is a block whose first address can be the node's.
+    fn claim(&mut self, standing: &Standing, plan: &HostPlan) {
+        let Some(cluster) = standing.cluster.as_deref().filter(|_| plan.lacks_block) else { return };
+        if let Err(error) = self.pods.claim_for_node(cluster) {
+            self.problems.push(format!("the node has no address among pods: {error}"));
+        }
+    }
+
+    fn local(&self, netlink: &mut Netlink) -> Result<LocalHost, KernelError> {
+        let link = netlink.existing_link(HOST_INTERFACE)?;
+        let all = netlink.all_addresses()?;
+        let own = all.iter().filter(|(index, _)| *index == link.index);
+        let own_addresses: Vec<IpAddr> = own.map(|(_, address)| address.addr()).collect();
+        let mut addresses: Vec<IpAddr> = all.iter().map(|(_, address)| address.addr()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        let interface = self.interface.clone();
+        Ok(LocalHost { port: HOST_PORT, interface, mac: link.mac, mtu: link.mtu, own_addresses, addresses })
+    }
+}
+
+/// A locally administered MAC address that is the same each time for one node.
+fn mac(node: &NodeName) -> Mac {
+    let [a, b, c, d, e, ..] = hash_64(&format!("{} {HOST_INTERFACE}", node.as_str())).to_be_bytes();
+    Mac([0x02, a, b, c, d, e])
+}
+
+/// Takes the interface away, with all addresses and routes on it; false if there is none. No agent may be running.
+///
+/// # Errors
+/// If the interface is no TAP, or what the kernel said.
+pub fn remove() -> anyhow::Result<bool> {
+    let mut netlink = Netlink::open()?;
+    let Some(link) = netlink.link(HOST_INTERFACE)? else { return Ok(false) };
+    if link.kind.as_deref() != Some("tun") {
+        anyhow::bail!(
+            "{HOST_INTERFACE} is not the host's port of this program but a {}",
+            link.kind.unwrap_or_default()
+        );
+    }
+    Ok(netlink.delete_link(HOST_INTERFACE)?)
+}
