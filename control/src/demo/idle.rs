@@ -1,15 +1,17 @@
 //! What an idle node costs, and how long its first packet takes.
 //!
-//! The first packet is a UDP datagram after a pause: from before the call that sends it until the receiver runs, one
-//! way. Both ends are threads of this process and read one clock. Part of that time is the receiving thread's own
-//! wake-up on a processor that slept; so the same is measured within one pod, where the kernel alone carries the
-//! packet, and the difference is shown beside the whole.
+//! The first packet is a UDP datagram after a pause, one way, both ends on the clock of this machine. Two times of the
+//! same datagram are taken from just before the call that sends it: until the receiving pod's kernel takes it from the
+//! interface (its receive timestamp), which is the packet's own way; and until the receiving thread runs, which adds
+//! that thread's wake-up on a processor that slept. The same is measured within one pod, where the kernel alone
+//! carries the packet.
 
 use std::net::UdpSocket;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use millrace_engine::port::socket::{note_arrival_times, receive_timed};
 use serde::Serialize;
 
 use super::cluster::Cluster;
@@ -21,7 +23,7 @@ use super::traffic::{Endpoint, Family};
 /// An idle agent uses less than this share of a core.
 pub(super) const SHARE: f64 = 0.01;
 
-/// The first packet after a pause takes less.
+/// The first packet after a pause is in the receiving pod's kernel in less.
 pub(super) const FIRST_PACKET_MICROSECONDS: f64 = 100.0;
 
 /// Longest time from the end of traffic to the measurement, longest measurement, longest pause before a packet:
@@ -49,9 +51,25 @@ pub(super) struct Idle {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct FirstPacket {
     pub(super) way: Way,
+    /// Until the receiving pod's kernel has the packet.
+    pub(super) to_kernel: Times,
+    /// Until the receiving thread runs.
+    pub(super) to_thread: Times,
+}
+
+/// Times of several packets.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Times {
     pub(super) median_microseconds: f64,
     /// All of them, in order of time.
     pub(super) microseconds: Vec<f64>,
+}
+
+/// When one packet was where, as times of day.
+#[derive(Clone, Copy, Debug)]
+struct Arrival {
+    in_kernel: Duration,
+    in_thread: Duration,
 }
 
 /// The agents' idle second, again if one was busy; the least of each.
@@ -121,58 +139,69 @@ pub(super) fn first_packets(
         let (from, to) = (&cluster.pod(0)?.endpoint, &cluster.pod(to)?.endpoint);
         let mut attempts: Vec<FirstPacket> = Vec::new();
         while attempts.len() < ATTEMPTS && !attempts.last().is_some_and(FirstPacket::is_as_expected) {
-            let microseconds = one_way_times(from, to, duration.min(REST), interruption)?;
-            attempts.push(FirstPacket::new(way, microseconds));
+            let [to_kernel, to_thread] = one_way_times(from, to, duration.min(REST), interruption)?.map(Times::new);
+            attempts.push(FirstPacket { way, to_kernel, to_thread });
         }
-        best.extend(
-            attempts.into_iter().min_by(|one, other| one.median_microseconds.total_cmp(&other.median_microseconds)),
-        );
+        let median = |first: &FirstPacket| first.to_kernel.median_microseconds;
+        best.extend(attempts.into_iter().min_by(|one, other| median(one).total_cmp(&median(other))));
     }
     Ok(best)
 }
 
 impl FirstPacket {
-    fn new(way: Way, microseconds: Vec<f64>) -> Self {
-        let mut sorted = microseconds.clone();
-        sorted.sort_unstable_by(f64::total_cmp);
-        let median_microseconds = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::INFINITY);
-        Self { way, median_microseconds, microseconds }
-    }
-
     fn is_as_expected(&self) -> bool {
-        self.median_microseconds < FIRST_PACKET_MICROSECONDS
+        self.to_kernel.median_microseconds < FIRST_PACKET_MICROSECONDS
     }
 }
 
+impl Times {
+    fn new(microseconds: Vec<f64>) -> Self {
+        let mut sorted = microseconds.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let median_microseconds = sorted.get(sorted.len() / 2).copied().unwrap_or(f64::INFINITY);
+        Self { median_microseconds, microseconds }
+    }
+}
+
+/// Microseconds to the receiving kernel, and to the receiving thread.
 fn one_way_times(
     from: &Endpoint,
     to: &Endpoint,
     pause: Duration,
     interruption: &Interruption,
-) -> anyhow::Result<Vec<f64>> {
+) -> anyhow::Result<[Vec<f64>; 2]> {
     let (sender, receiver) = (from.udp_socket(Family::Ipv4)?, to.udp_socket(Family::Ipv4)?);
     sender.connect(receiver.local_addr()?)?;
     receiver.set_read_timeout(Some(PATIENCE))?;
+    note_arrival_times(&receiver)?;
     let (arrivals, arrived) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || note_arrivals(&receiver, &arrivals));
-        let mut times = Vec::new();
+        let mut times = [Vec::new(), Vec::new()];
         for _ in 0..PACKETS {
             interruption.pause(pause)?;
-            let start = Instant::now();
+            let start = time_of_day();
             sender.send(&[0])?;
-            let end = arrived.recv_timeout(PATIENCE).context("the first packet after a pause did not arrive")?;
-            times.push(end.saturating_duration_since(start).as_nanos() as f64 / 1000.0);
+            let arrival = arrived.recv_timeout(PATIENCE).context("the first packet after a pause did not arrive")?;
+            for (times, end) in times.iter_mut().zip([arrival.in_kernel, arrival.in_thread]) {
+                times.push(end.saturating_sub(start).as_nanos() as f64 / 1000.0);
+            }
         }
         Ok(times)
     })
 }
 
 /// Ends after the last packet, or when none has come for longer than a pause.
-fn note_arrivals(receiver: &UdpSocket, arrivals: &mpsc::Sender<Instant>) {
+fn note_arrivals(receiver: &UdpSocket, arrivals: &mpsc::Sender<Arrival>) {
     for _ in 0..PACKETS {
-        if receiver.recv(&mut [0; 8]).is_err() || arrivals.send(Instant::now()).is_err() {
+        let Ok((_, Some(in_kernel))) = receive_timed(receiver, &mut [0; 8]) else { return };
+        if arrivals.send(Arrival { in_kernel, in_thread: time_of_day() }).is_err() {
             return;
         }
     }
+}
+
+/// The clock of the kernel's receive timestamps.
+fn time_of_day() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

@@ -14,15 +14,15 @@ const STEP: Duration = Duration::from_millis(20);
 /// Somebody wants the program to end.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
-pub(super) struct Interrupted;
+pub struct Interrupted;
 
 /// The flag.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Interruption(Arc<AtomicBool>);
+pub struct Interruption(Arc<AtomicBool>);
 
 impl Interruption {
     /// From now on SIGINT, SIGTERM and SIGHUP set the flag and do nothing else.
-    pub(super) fn on_signals() -> anyhow::Result<Interruption> {
+    pub fn on_signals() -> anyhow::Result<Interruption> {
         let interruption = Interruption::default();
         let flag = Arc::clone(&interruption.0);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -47,17 +47,17 @@ impl Interruption {
     }
 
     /// Whether the flag is set.
-    pub(super) fn is_set(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// An error once the flag is set.
-    pub(super) fn check(&self) -> Result<(), Interrupted> {
+    pub fn check(&self) -> Result<(), Interrupted> {
         if self.is_set() { Err(Interrupted) } else { Ok(()) }
     }
 
     /// Sleeps, unless interrupted.
-    pub(super) fn pause(&self, duration: Duration) -> Result<(), Interrupted> {
+    pub fn pause(&self, duration: Duration) -> Result<(), Interrupted> {
         let end = Instant::now() + duration;
         loop {
             self.check()?;

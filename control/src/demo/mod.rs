@@ -10,7 +10,7 @@ mod agent_process;
 mod cluster;
 mod counters;
 mod idle;
-mod interruption;
+pub mod interruption;
 mod objects;
 mod performance;
 mod pods;
@@ -19,7 +19,7 @@ mod reference;
 mod report;
 mod run_directory;
 mod table;
-mod traffic;
+pub mod traffic;
 
 use std::io::Write;
 use std::time::Duration;

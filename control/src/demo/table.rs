@@ -60,12 +60,15 @@ fn speed(report: &Report) -> String {
         ]);
     }
     for first in &report.first_packet_after_idle {
-        let worst = first.microseconds.iter().copied().fold(0.0, f64::max);
-        rows.push(vec![
-            left(format!("first packet after idle, one way, {}", first.way.text())),
-            right(format!("median {:.0} us", first.median_microseconds)),
-            right(format!("worst {worst:.0} us")),
-        ]);
+        let way = first.way.text();
+        for (times, end) in [(&first.to_kernel, "in the pod's kernel"), (&first.to_thread, "the pod's thread runs")] {
+            let worst = times.microseconds.iter().copied().fold(0.0, f64::max);
+            rows.push(vec![
+                left(format!("first packet after idle, one way, {way}: {end}")),
+                right(format!("median {:.0} us", times.median_microseconds)),
+                right(format!("worst {worst:.0} us")),
+            ]);
+        }
     }
     for idle in &report.idle {
         let share = format!("{:.2} % of a core", idle.share_of_core * 100.0);

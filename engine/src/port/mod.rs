@@ -8,6 +8,7 @@ pub mod af_xdp;
 pub mod memory;
 pub mod namespace;
 pub mod pcap;
+pub mod socket;
 pub mod tap;
 
 use std::os::fd::BorrowedFd;

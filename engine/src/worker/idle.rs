@@ -69,7 +69,8 @@ impl Waker {
 pub struct Sleeper {
     bed: Arc<Bed>,
     policy: IdlePolicy,
-    last_busy: Time,
+    /// Since when nothing moves; `None` after a turn in which something did.
+    idle_since: Option<Time>,
 }
 
 impl Sleeper {
@@ -81,7 +82,7 @@ impl Sleeper {
         let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let bed = Arc::new(Bed { descriptor, sleeping: AtomicBool::new(false) });
         let waker = Waker(Arc::clone(&bed));
-        Ok((Self { bed, policy, last_busy: Time::ZERO }, waker))
+        Ok((Self { bed, policy, idle_since: None }, waker))
     }
 
     pub(super) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
@@ -94,7 +95,7 @@ impl Worker {
     pub fn run(&mut self) {
         while !self.stopping {
             if self.turn() {
-                self.sleeper.last_busy = self.now;
+                self.sleeper.idle_since = None;
             } else {
                 self.idle();
             }
@@ -107,7 +108,8 @@ impl Worker {
         let IdlePolicy::Adaptive { spin } = self.sleeper.policy else {
             return std::hint::spin_loop();
         };
-        if self.now.since(self.sleeper.last_busy) < spin {
+        // A turn's time is that of its beginning: a long busy turn must not count as idleness.
+        if self.now.since(*self.sleeper.idle_since.get_or_insert(self.now)) < spin {
             return std::hint::spin_loop();
         }
         self.sleeper.bed.sleeping.store(true, Ordering::SeqCst);
@@ -122,12 +124,13 @@ impl Worker {
         let longest = if self.transmit.is_idle() { LONGEST_SLEEP } else { UNFINISHED_SLEEP };
         let timeout = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: i64::from(longest.subsec_nanos()) };
         let before = self.clock.now();
-        self.ports.wait(Some(timeout));
+        let called = self.ports.wait(Some(timeout));
         let after = self.clock.now();
         self.counters.event(Event::Sleeps).add(1);
         self.counters.slept_nanoseconds.add(after.since(before).as_nanos() as u64);
-        let mut drained = [0u8; 8];
-        // Empty unless somebody called; either way the worker is awake.
-        let _ = rustix::io::read(&self.sleeper.bed.descriptor, &mut drained);
+        if called {
+            // Nobody else reads it; if this failed, the next sleep would end at once.
+            let _ = rustix::io::read(&self.sleeper.bed.descriptor, &mut [0u8; 8]);
+        }
     }
 }

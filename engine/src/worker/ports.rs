@@ -43,7 +43,7 @@ pub struct Ports {
     lanes: Vec<Option<LaneSender>>,
     epoll: OwnedFd,
     turns: u32,
-    /// Some queue delivered since epoll was last thought of.
+    /// Some queue delivered since epoll was last thought of, or epoll has just named one.
     delivered: bool,
 }
 
@@ -146,18 +146,23 @@ impl Ports {
         }
     }
 
-    /// Waits for a readable queue or a wake-up and lists the readable ones for the next turn.
-    pub(super) fn wait(&mut self, timeout: Option<rustix::event::Timespec>) {
+    /// Waits for a readable queue or a wake-up and lists the readable ones for the next turn. True if somebody called.
+    pub(super) fn wait(&mut self, timeout: Option<rustix::event::Timespec>) -> bool {
         let mut room = [const { std::mem::MaybeUninit::<epoll::Event>::uninit() }; EPOLL_EVENTS];
         // An interrupted wait is one that found nothing.
-        let Ok((events, _)) = epoll::wait(&self.epoll, &mut room, timeout.as_ref()) else { return };
+        let Ok((events, _)) = epoll::wait(&self.epoll, &mut room, timeout.as_ref()) else { return false };
+        let mut called = false;
         for event in events {
             let data = event.data.u64();
             let port = PortIndex(data as u16);
-            if data != WAKE_UP && !self.ready.contains(&port) {
+            if data == WAKE_UP {
+                called = true;
+            } else if !self.ready.contains(&port) {
                 self.ready.push(port);
+                self.delivered = true;
             }
         }
+        called
     }
 
     /// The next queue to poll.

@@ -18,7 +18,7 @@ const UDP_BYTES: [usize; 3] = [1, 333, 1300];
 const UDP_TRIES: usize = 5;
 
 /// Sends a pattern over TCP and has it sent back.
-pub(crate) fn tcp(client: &Endpoint, server: &Endpoint, family: Family) -> anyhow::Result<()> {
+pub fn tcp(client: &Endpoint, server: &Endpoint, family: Family) -> anyhow::Result<()> {
     let (near, far) = connect(client, server, family)?;
     let sent = pattern(TCP_BYTES);
     std::thread::scope(|scope| {
@@ -49,7 +49,7 @@ fn echo(mut socket: TcpStream) -> anyhow::Result<()> {
 }
 
 /// Sends datagrams and has them sent back.
-pub(crate) fn udp(client: &Endpoint, server: &Endpoint, family: Family) -> anyhow::Result<()> {
+pub fn udp(client: &Endpoint, server: &Endpoint, family: Family) -> anyhow::Result<()> {
     let (near, far) = (client.udp_socket(family)?, server.udp_socket(family)?);
     near.connect(far.local_addr()?)?;
     let mut buffer = vec![0; 2048];

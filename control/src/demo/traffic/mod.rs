@@ -3,10 +3,10 @@
 //! A socket keeps the namespace it was opened in, so only opening it needs a visit there; the work is done by threads
 //! of this process. All is bounded in time, and ends early when interrupted.
 
-pub(super) mod exchange;
-pub(super) mod ping;
-pub(super) mod request_response;
-pub(super) mod stream;
+pub mod exchange;
+pub mod ping;
+pub mod request_response;
+pub mod stream;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,18 +20,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Somewhere traffic starts or ends.
 #[derive(Clone, Debug)]
-pub(super) struct Endpoint {
+pub struct Endpoint {
     /// Its name for people.
-    pub(super) name: String,
+    pub name: String,
     /// Its network namespace.
-    pub(super) namespace: NamespaceHandle,
+    pub namespace: NamespaceHandle,
     /// Its addresses.
-    pub(super) addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A version of the Internet Protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-pub(super) enum Family {
+pub enum Family {
     /// Version 4.
     #[serde(rename = "IPv4")]
     Ipv4,
@@ -41,9 +41,12 @@ pub(super) enum Family {
 }
 
 impl Family {
-    pub(super) const BOTH: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+    /// Both versions.
+    pub const BOTH: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
-    pub(super) const fn text(self) -> &'static str {
+    /// Its name.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
         match self {
             Family::Ipv4 => "IPv4",
             Family::Ipv6 => "IPv6",
@@ -53,7 +56,7 @@ impl Family {
 
 impl Endpoint {
     /// Its address of a family.
-    pub(super) fn address(&self, family: Family) -> anyhow::Result<IpAddr> {
+    pub fn address(&self, family: Family) -> anyhow::Result<IpAddr> {
         let found = self.addresses.iter().find(|address| address.is_ipv4() == (family == Family::Ipv4));
         found.copied().with_context(|| format!("{} has no {} address", self.name, family.text()))
     }
@@ -64,7 +67,7 @@ impl Endpoint {
     }
 
     /// A UDP socket of its own port; a reader waits a fifth of a second.
-    pub(super) fn udp_socket(&self, family: Family) -> anyhow::Result<UdpSocket> {
+    pub fn udp_socket(&self, family: Family) -> anyhow::Result<UdpSocket> {
         let address = self.address(family)?;
         let socket = self.open("open a UDP socket", || UdpSocket::bind((address, 0)))?;
         socket.set_read_timeout(Some(Duration::from_millis(200)))?;

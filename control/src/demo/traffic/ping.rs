@@ -21,7 +21,7 @@ static NEXT_IDENTIFIER: AtomicU16 = AtomicU16::new(1);
 
 /// A socket that pings one address.
 #[derive(Debug)]
-pub(crate) struct Pinger {
+pub struct Pinger {
     socket: OwnedFd,
     ipv4: bool,
     identifier: u16,
@@ -30,12 +30,12 @@ pub(crate) struct Pinger {
 
 impl Pinger {
     /// Opens the socket in the namespace of `from`.
-    pub(crate) fn open(from: &Endpoint, to: IpAddr) -> anyhow::Result<Pinger> {
+    pub fn open(from: &Endpoint, to: IpAddr) -> anyhow::Result<Pinger> {
         Self::open_on_link(from, to, 0)
     }
 
     /// As [`open`](Self::open), to a link-local address on the link with this number.
-    pub(crate) fn open_on_link(from: &Endpoint, to: IpAddr, link: u32) -> anyhow::Result<Pinger> {
+    pub fn open_on_link(from: &Endpoint, to: IpAddr, link: u32) -> anyhow::Result<Pinger> {
         let (family, protocol) = match to {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
             IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
@@ -54,7 +54,7 @@ impl Pinger {
     }
 
     /// Sends one echo request and waits for its reply; `None` if none comes in time.
-    pub(crate) fn once(&mut self, timeout: Duration) -> io::Result<Option<Duration>> {
+    pub fn once(&mut self, timeout: Duration) -> io::Result<Option<Duration>> {
         self.sequence = self.sequence.wrapping_add(1);
         let request = self.request();
         let start = Instant::now();

@@ -15,17 +15,17 @@ const MOST: usize = 1 << 20;
 
 /// Times of transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct TransactionTimes {
+pub struct TransactionTimes {
     /// How many there were.
-    pub(crate) transactions: usize,
+    pub transactions: usize,
     /// Half of them took no longer.
-    pub(crate) p50_microseconds: f64,
+    pub p50_microseconds: f64,
     /// 99 of 100 took no longer.
-    pub(crate) p99_microseconds: f64,
+    pub p99_microseconds: f64,
 }
 
 /// Transactions one after another, as many as fit.
-pub(crate) fn request_response(
+pub fn request_response(
     client: &Endpoint,
     server: &Endpoint,
     family: Family,

@@ -15,28 +15,28 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// What a stream did.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct StreamResult {
+pub struct StreamResult {
     /// Bytes a second that arrived, times 8 / 10^9.
-    pub(crate) gigabits_per_second: f64,
+    pub gigabits_per_second: f64,
     /// Bytes that arrived.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// From the first byte to the end.
-    pub(crate) seconds: f64,
+    pub seconds: f64,
     /// Segments the sender's kernel sent.
-    pub(crate) segments: u64,
+    pub segments: u64,
     /// Those of them it sent again.
-    pub(crate) retransmitted_segments: u64,
+    pub retransmitted_segments: u64,
 }
 
 impl StreamResult {
     /// Share of the segments that were sent again.
-    pub(crate) fn retransmitted_share(&self) -> f64 {
+    pub fn retransmitted_share(&self) -> f64 {
         self.retransmitted_segments as f64 / self.segments.max(1) as f64
     }
 }
 
 /// Streams from client to server.
-pub(crate) fn stream(
+pub fn stream(
     client: &Endpoint,
     server: &Endpoint,
     family: Family,
@@ -112,7 +112,7 @@ impl Segments {
     }
 
     /// The file has two lines for each protocol: names, then values.
-    pub(super) fn parse(text: &str) -> Option<Segments> {
+    fn parse(text: &str) -> Option<Segments> {
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
         let (names, values) = (lines.next()?, lines.next()?);
         let value = |wanted: &str| {

@@ -1,0 +1,114 @@
+//! What sockets can do that the standard library does not offer: options, and the time of arrival.
+//!
+//! Safe wrappers of setsockopt(2) and recvmsg(2), for ports on sockets and for whoever measures a way through the
+//! switch: [`receive_timed`] tells when the kernel took a datagram from the network, which is long before the thread
+//! that waits for it runs.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+/// Room for the control messages of one datagram; a time of arrival takes 32 bytes.
+const CONTROL_BYTES: usize = 64;
+
+/// Control messages, aligned as the kernel writes them.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+
+/// Sets an option whose value is a number.
+///
+/// # Errors
+/// What the kernel said.
+pub fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    let (start, length) = ((&raw const value).cast(), size_of::<libc::c_int>() as libc::socklen_t);
+    let descriptor = socket.as_fd().as_raw_fd();
+    // SAFETY: the value lives until the call returns, its length is given, and the kernel only reads it.
+    let result = unsafe { libc::setsockopt(descriptor, level, option, start, length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// From now on the kernel notes when each datagram of the socket arrives, see [`receive_timed`].
+///
+/// # Errors
+/// What the kernel said.
+pub fn note_arrival_times(socket: &impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)
+}
+
+/// Receives one datagram. Returns its length and when the kernel took it from the network, as a time of day since
+/// 1970; `None` without [`note_arrival_times`].
+///
+/// # Errors
+/// What the kernel said, the end of a time limit among it.
+pub fn receive_timed(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a header of zeros is a valid one: no name, no parts, no control messages.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = CONTROL_BYTES;
+    // SAFETY: the header, the buffer and the room for control messages live until the call returns, lengths given.
+    let length = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, 0) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let written = control.0.get(..header.msg_controllen).unwrap_or_default();
+    Ok((length, arrival_time(written)))
+}
+
+/// The time among control messages (cmsg(3)): length, level, kind, and for this kind a `timespec`.
+fn arrival_time(mut messages: &[u8]) -> Option<Duration> {
+    const HEADER_BYTES: usize = size_of::<libc::cmsghdr>();
+    while let Some((header, rest)) = messages.split_at_checked(HEADER_BYTES) {
+        let length = usize::from_ne_bytes(header[..8].try_into().ok()?);
+        let number = |at: usize| header[at..at + 4].try_into().map(i32::from_ne_bytes).ok();
+        if number(8)? == libc::SOL_SOCKET && number(12)? == libc::SCM_TIMESTAMPNS {
+            let word = |at: usize| rest.get(at..at + 8)?.try_into().map(u64::from_ne_bytes).ok();
+            return Some(Duration::new(word(0)?, u32::try_from(word(8)?).ok()?));
+        }
+        messages = messages.get(length.max(HEADER_BYTES).next_multiple_of(8)..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_arrives_between_its_sending_and_its_reading() {
+        let [sender, receiver] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").expect("socket"));
+        receiver.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
+        let to = receiver.local_addr().expect("address");
+        let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        let mut buffer = [0; 8];
+        sender.send_to(b"first", to).expect("send");
+        assert_eq!(receive_timed(&receiver, &mut buffer).expect("datagram"), (5, None));
+        note_arrival_times(&receiver).expect("option");
+        let before = now();
+        sender.send_to(b"second", to).expect("send");
+        let (length, time) = receive_timed(&receiver, &mut buffer).expect("datagram");
+        assert_eq!((length, &buffer[..6]), (6, b"second".as_slice()));
+        let time = time.expect("a time");
+        assert!(before <= time && time <= now(), "{before:?} {time:?}");
+    }
+
+    #[test]
+    fn other_and_broken_control_messages_have_no_time() {
+        let message = |length: usize, kind: i32, content: &[u8]| {
+            [&length.to_ne_bytes()[..], &libc::SOL_SOCKET.to_ne_bytes(), &kind.to_ne_bytes(), content].concat()
+        };
+        let time = [7u64.to_ne_bytes(), 9u64.to_ne_bytes()].concat();
+        let right = message(32, libc::SCM_TIMESTAMPNS, &time);
+        assert_eq!(arrival_time(&right), Some(Duration::new(7, 9)));
+        let behind = [message(20, libc::SCM_RIGHTS, &[0; 8]), right.clone()].concat();
+        assert_eq!(arrival_time(&behind), Some(Duration::new(7, 9)));
+        for broken in [&right[..31], &right[..15], &message(usize::MAX - 20, 1, &[0; 8]), &message(0, 1, &[]), &[]] {
+            assert_eq!(arrival_time(broken), None, "{broken:?}");
+        }
+    }
+}
