@@ -79,6 +79,7 @@ fn dependencies(flow: u32) -> Dependencies {
         egress_peer: flow.is_multiple_of(2).then_some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
         source_mac: Mac::ZERO,
         destination_mac: Mac::ZERO,
+        service: 0,
     }
 }
 

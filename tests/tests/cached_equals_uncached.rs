@@ -374,6 +374,7 @@ fn sort(change: &Change) -> &'static str {
         Change::Prefix(..) => "prefix",
         Change::Peer(_) => "peer",
         Change::Station(..) => "station",
+        Change::Service(_) => "service",
         Change::Tunnels => "tunnels",
     }
 }

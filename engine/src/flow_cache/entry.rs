@@ -183,6 +183,7 @@ impl Cold {
             egress_peer: None,
             source_mac: Mac::ZERO,
             destination_mac: Mac::ZERO,
+            service: 0,
         },
         home: NO_SLOT,
     };

@@ -78,6 +78,7 @@ struct Index {
     prefixes: HashMap<SegmentIndex, Prefixes>,
     peers: HashSet<IpAddr>,
     stations: HashSet<(SegmentIndex, Mac)>,
+    services: HashSet<u32>,
     tunnels: bool,
 }
 
@@ -89,6 +90,7 @@ impl Index {
             prefixes: HashMap::new(),
             peers: HashSet::new(),
             stations: HashSet::new(),
+            services: HashSet::new(),
             tunnels: false,
         };
         for change in changes {
@@ -104,6 +106,9 @@ impl Index {
                 Change::Station(segment, mac) => {
                     index.stations.insert((*segment, *mac));
                 }
+                Change::Service(service) => {
+                    index.services.insert(service.tag());
+                }
                 Change::Tunnels => index.tunnels = true,
             }
         }
@@ -113,11 +118,12 @@ impl Index {
 
     fn affects(&self, dependencies: &Dependencies) -> bool {
         let Dependencies { ingress, egress, segment, source, destination, .. } = dependencies;
-        let Dependencies { ingress_peer, egress_peer, source_mac, destination_mac, .. } = dependencies;
+        let Dependencies { ingress_peer, egress_peer, source_mac, destination_mac, service, .. } = dependencies;
         self.ports.contains(ingress.0)
             || self.ports.contains(egress.0)
             || self.segments.contains(segment.0)
             || self.prefixes.get(segment).is_some_and(|set| set.covers(*destination) || set.covers(*source))
+            || (*service != 0 && self.services.contains(service))
             || [source_mac, destination_mac].into_iter().any(|mac| self.stations.contains(&(*segment, *mac)))
             || [ingress_peer, egress_peer].into_iter().flatten().any(|peer| self.tunnels || self.peers.contains(peer))
     }

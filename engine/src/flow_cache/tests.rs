@@ -10,6 +10,7 @@ use super::*;
 use crate::edit::{MacPair, Rewrite};
 use crate::packet::Mac;
 use crate::packet::parse::{Network, flag, protocol};
+use crate::tables::services::ServiceId;
 use crate::tables::{Change, ChangeSet, SegmentIndex};
 
 const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
@@ -66,6 +67,7 @@ fn dependencies(number: u32, choice: u32) -> Dependencies {
         egress_peer: (choice % 5 == 1).then_some(peer(choice % 4)),
         source_mac: Mac::ZERO,
         destination_mac: Mac::ZERO,
+        service: ServiceId(u64::from(number % 6) << 32).tag(),
     }
 }
 
@@ -320,6 +322,7 @@ fn change() -> impl Strategy<Value = Change> {
         1 => (0u16..8).prop_map(|segment| Change::Segment(SegmentIndex(segment))),
         6 => (0u16..4, network).prop_map(|(segment, network)| Change::Prefix(SegmentIndex(segment), network)),
         2 => (0u32..6).prop_map(|number| Change::Peer(peer(number))),
+        2 => (0u64..8).prop_map(|service| Change::Service(ServiceId(service << 32))),
         1 => Just(Change::Tunnels),
     ]
 }

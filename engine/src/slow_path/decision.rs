@@ -125,6 +125,9 @@ pub struct Dependencies {
     pub source_mac: Mac,
     /// Destination MAC address, where a bridge decided.
     pub destination_mac: Mac,
+    /// The Service that gave the flow its endpoint ([`ServiceId::tag`](crate::tables::services::ServiceId::tag)); 0 for
+    /// none.
+    pub service: u32,
 }
 
 impl Dependencies {
@@ -141,6 +144,7 @@ impl Dependencies {
             Change::Station(segment, mac) => {
                 *segment == self.segment && (*mac == self.source_mac || *mac == self.destination_mac)
             }
+            Change::Service(service) => service.tag() == self.service,
             Change::Tunnels => self.ingress_peer.is_some() || self.egress_peer.is_some(),
         }
     }

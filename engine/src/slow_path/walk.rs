@@ -35,6 +35,7 @@ impl<'a> Walk<'a> {
             egress_peer: None,
             source_mac: Mac::ZERO,
             destination_mac: Mac::ZERO,
+            service: 0,
         };
         Self { tables, state, arrival, now, dependencies, lesson: None, trail: Trail::default() }
     }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::services::ServiceId;
 use super::{Route, Segment, SegmentIndex, SegmentKind, Snapshot};
 use crate::packet::{Mac, PortIndex};
 
@@ -17,13 +18,16 @@ pub enum Change {
     Port(PortIndex),
     /// The segment appeared, went, or differs in more than routes: all its flows.
     Segment(SegmentIndex),
-    /// A route for this prefix appeared, went or leads elsewhere: flows of the segment from or to these addresses.
+    /// A route for this prefix appeared, went or leads elsewhere, or a Service appeared at this address: flows of the
+    /// segment from or to these addresses.
     Prefix(SegmentIndex, IpNet),
     /// The peer appeared, went or is reached otherwise: flows through its tunnel, either way.
     Peer(IpAddr),
     /// The station with this MAC address moved to another port or peer: flows of the segment from or to it. No publish
     /// brings this one; a worker that learns of the move tells the others.
     Station(SegmentIndex, Mac),
+    /// The Service changed or went: flows that it gave their endpoint.
+    Service(ServiceId),
     /// Our own tunnel ends or the tunnel port changed: every flow through any tunnel.
     Tunnels,
 }
@@ -44,6 +48,7 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> ChangeSet {
     ports(old, new, &mut changes);
     segments(old, new, &mut changes);
     tunnels(old, new, &mut changes);
+    old.services.changes(&new.services, &mut changes);
     changes.sort_unstable();
     changes.dedup();
     ChangeSet { generation: new.generation, changes }

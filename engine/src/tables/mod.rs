@@ -10,6 +10,7 @@ pub mod lookup;
 mod ports;
 mod publish;
 mod segments;
+pub mod services;
 mod tunnels;
 
 pub use change::{Change, ChangeSet};
@@ -19,6 +20,7 @@ pub use segments::{
     BridgedSegment, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni,
     address_bits,
 };
+pub use services::ServiceTable;
 pub use tunnels::{NextHop, Peer, Tunnels, Vtep};
 
 /// Everything a worker decides by, at one generation.
@@ -32,4 +34,6 @@ pub struct Snapshot {
     pub segments: SegmentTable,
     /// Other nodes and how to reach them.
     pub tunnels: Tunnels,
+    /// Addresses that stand for endpoints.
+    pub services: ServiceTable,
 }
