@@ -30,3 +30,37 @@ pub fn block(cidr: &str, pool: &str, node: &str) -> Value {
         "spec": {"cidr": cidr, "pool": pool, "node": node},
     })
 }
+
+/// A Service with these addresses and TCP port 80, at pods' port 8080; `spec` adds to its spec.
+#[must_use]
+pub fn service(name: &str, cluster_ips: &[&str], spec: Value) -> Value {
+    let mut service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"clusterIPs": cluster_ips, "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    if let (Some(fields), Value::Object(more)) = (service["spec"].as_object_mut(), spec) {
+        fields.extend(more);
+    }
+    service
+}
+
+/// The slice of a Service's endpoints of one family, at port 8080; each an address, the name of its node and fields more.
+#[must_use]
+pub fn slice(service: &str, ipv4: bool, endpoints: &[(&str, &str, Value)]) -> Value {
+    let listed = endpoints.iter().map(|(address, node, more)| {
+        let mut endpoint = json!({"addresses": [address], "nodeName": node});
+        if let (Some(fields), Value::Object(more)) = (endpoint.as_object_mut(), more) {
+            fields.extend(more.clone());
+        }
+        endpoint
+    });
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "addressType": if ipv4 { "IPv4" } else { "IPv6" },
+        "metadata": {
+            "name": format!("{service}-{}", if ipv4 { "four" } else { "six" }),
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "ports": [{"port": 8080}], "endpoints": listed.collect::<Vec<Value>>(),
+    })
+}

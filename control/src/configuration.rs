@@ -9,9 +9,12 @@ use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::tables::Vni;
 use serde::{Deserialize, Serialize};
+
+use crate::plan::ServiceOptions;
 
 /// Where the file is, unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/millrace/agent.toml";
@@ -82,6 +85,7 @@ table! {
         frame_memory: FrameMemory;
         flow_cache: FlowCache;
         tunnel: Tunnel;
+        services: Services;
     }
 }
 
@@ -118,12 +122,27 @@ table! {
     sections {}
 }
 
+table! {
+    /// Services of the cluster.
+    Services {
+        /// Ranges that ClusterIPs are taken from, beside those that ServiceCIDR objects name. A packet to an address
+        /// in them that belongs to no Service is dropped.
+        cluster_ip_ranges: Vec<String> = Vec::new();
+        /// Which addresses of this node serve node ports, as prefixes. Empty: the node's internal addresses.
+        node_port_addresses: Vec<String> = Vec::new();
+        /// Whether connections of pods to ClusterIPs are masqueraded too, as kube-proxy's `--masquerade-all` does.
+        masquerade_all: bool = false;
+    }
+    sections {}
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Configuration {
     file: File,
     workers: NonZeroUsize,
     vni: Vni,
+    services: ServiceOptions,
 }
 
 /// Why a configuration is refused.
@@ -194,7 +213,22 @@ impl Configuration {
             value: parsed.tunnel.vni.to_string(),
             reason: "a VNI has 24 bits",
         })?;
-        Ok(Configuration { file: parsed, workers, vni })
+        let wrong = |field, value, reason| ConfigurationError::Value { file: file.to_owned(), field, value, reason };
+        let services = ServiceOptions {
+            ranges: prefixes(&parsed.services.cluster_ip_ranges)
+                .map_err(|value| wrong("services.cluster_ip_ranges", value, "is not a prefix such as 10.96.0.0/12"))?,
+            node_port_addresses: prefixes(&parsed.services.node_port_addresses).map_err(|value| {
+                wrong("services.node_port_addresses", value, "is not a prefix such as 192.0.2.0/24")
+            })?,
+            masquerade_all: parsed.services.masquerade_all,
+        };
+        Ok(Configuration { file: parsed, workers, vni, services })
+    }
+
+    /// What is said of Services.
+    #[must_use]
+    pub fn services(&self) -> &ServiceOptions {
+        &self.services
     }
 
     /// The default file with comments.
@@ -282,6 +316,11 @@ impl Configuration {
     pub fn vxlan_port(&self) -> u16 {
         self.file.tunnel.port
     }
+}
+
+/// The prefixes, or the text that is none.
+fn prefixes(texts: &[String]) -> Result<Vec<IpNet>, String> {
+    texts.iter().map(|text| text.parse::<IpNet>().map(|prefix| prefix.trunc()).map_err(|_| text.clone())).collect()
 }
 
 /// A field whose value may not be.

@@ -16,7 +16,7 @@ use millrace_engine::tables::ChangeSet;
 use crate::cluster::{Cluster, NodeName};
 use crate::compile::CompileError;
 use crate::observe::Observed;
-use crate::plan::{self, AttachedPod, LocalHost, LocalUplink, LocalView, NodePlan, Planned, UnderlayPath};
+use crate::plan::{AttachedPod, LocalHost, LocalUplink, LocalView, NodePlan, Planned, Planner, UnderlayPath};
 use crate::problem::Problem;
 use crate::publish::PublishState;
 use crate::store::Event;
@@ -59,6 +59,7 @@ pub struct Settled {
 pub struct Reconciler {
     observed: Observed,
     local: LocalView,
+    planner: Planner,
     publish: PublishState,
     problems: Arc<Vec<Problem>>,
 }
@@ -67,7 +68,13 @@ impl Reconciler {
     /// A loop that knows nothing yet; `local` holds what the configuration fixes.
     #[must_use]
     pub fn new(local: LocalView) -> Self {
-        Self { observed: Observed::default(), local, publish: PublishState::default(), problems: Arc::default() }
+        Self {
+            observed: Observed::default(),
+            local,
+            planner: Planner::default(),
+            publish: PublishState::default(),
+            problems: Arc::default(),
+        }
     }
 
     /// As [`Reconciler::new`], putting tables into force at `tables`.
@@ -92,7 +99,8 @@ impl Reconciler {
     /// Brings the tables into step with everything taken in.
     pub fn settle(&mut self, now: Instant) -> Settled {
         let synced = self.observed.is_synced();
-        let planned = if synced { plan::plan(self.observed.cluster(), &self.local) } else { Planned::default() };
+        let cluster = self.observed.cluster();
+        let planned = if synced { self.planner.plan(cluster, &self.local) } else { Planned::default() };
         let mut problems = self.observed.problems();
         problems.extend(planned.problems.into_iter().map(|problem| self.observed.placed(problem)));
         problems.sort_unstable();

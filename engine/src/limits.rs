@@ -129,3 +129,6 @@ pub const TUNNEL_INGRESSES: usize = 16_384;
 
 /// Longest capture file that a replay reads; it lies in memory whole while the replay runs.
 pub const CAPTURE_BYTES: usize = 1 << 30;
+
+/// Endpoints of one port of a Service, in one family; 48 B each and their names, and 200 B more where Maglev picks.
+pub const ENDPOINTS_PER_SERVICE: usize = 65_535;

@@ -26,6 +26,14 @@ fn all_objects() -> Vec<Value> {
         all.push(objects::block(&format!("10.{number}.0.0/24"), "four", &name));
         all.push(objects::block(&format!("fd00:{number}::/112"), "six", &name));
     }
+    for number in 0..4 {
+        let name = format!("s{number}");
+        let more = serde_json::json!({"externalIPs": [format!("198.51.100.{}", number % 3)]});
+        all.push(objects::service(&name, &[&format!("10.96.0.{number}"), &format!("fd00:96::{number}")], more));
+        let local = format!("10.1.0.{}", 5 + number % 2 * 2);
+        let endpoints = [(local.as_str(), "n1", Value::Null), ("10.2.0.1", "n2", Value::Null)];
+        all.push(objects::slice(&name, true, &endpoints));
+    }
     // Contradictions come out the same in any order too.
     all.push(objects::block("10.2.0.64/26", "four", "n4"));
     all.push(objects::node("twin", &[ip("192.0.2.3")]));

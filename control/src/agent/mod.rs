@@ -117,6 +117,7 @@ fn start_reconciling(
     let watch = store.watch(&observe::KINDS).context("could not watch the objects")?;
     let local = LocalView {
         vxlan_port: configuration.vxlan_port(),
+        services: configuration.services().clone(),
         vni: configuration.vni(),
         ..LocalView::new(shared.node.clone())
     };

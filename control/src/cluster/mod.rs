@@ -7,14 +7,23 @@
 mod addressing;
 mod name;
 mod node;
+mod service;
 mod workload;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub use addressing::{BlockRecord, Cidr, CidrError, PoolError, PoolRecord};
-pub use name::{BlockName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, UplinkName};
+pub use name::{
+    BlockName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, ServiceName, ServiceRangeName,
+    SliceName, UplinkName,
+};
 pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkRecord};
-pub use workload::{NamespaceRecord, PodRecord};
+pub use service::{
+    ClientSubnet, Distribution, EndpointGroup, EndpointRecord, ServicePortRecord, ServiceRangeRecord, ServiceRecord,
+    SlicePort, SliceRecord, Slices, TargetPort,
+};
+pub use workload::{ContainerPort, HostPort, NamespaceRecord, PodRecord};
 
 /// The present state, of all objects that are valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,4 +40,10 @@ pub struct Cluster {
     pub pools: BTreeMap<PoolName, PoolRecord>,
     /// Blocks claimed out of the pools.
     pub blocks: BTreeMap<BlockName, BlockRecord>,
+    /// Services.
+    pub services: BTreeMap<ServiceName, Arc<ServiceRecord>>,
+    /// Endpoints of Services.
+    pub slices: Slices,
+    /// Ranges of Services' addresses.
+    pub service_ranges: BTreeMap<ServiceRangeName, ServiceRangeRecord>,
 }

@@ -57,6 +57,8 @@ names! {
     PoolName checked by store::dns_subdomain;
     /// Name of an address block.
     BlockName checked by store::dns_subdomain;
+    /// Name of an object with ranges of Services' addresses.
+    ServiceRangeName checked by store::dns_subdomain;
     /// Name of a network interface, as the kernel takes it.
     InterfaceName checked by interface;
 }
@@ -70,34 +72,47 @@ fn interface(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A pod's name with its namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PodName {
-    namespace: NamespaceName,
-    name: Arc<str>,
+macro_rules! namespaced_names {
+    ($($(#[$documentation:meta])* $name:ident;)*) => {$(
+        $(#[$documentation])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name {
+            namespace: NamespaceName,
+            name: Arc<str>,
+        }
+
+        impl $name {
+            /// The name, if both parts are valid.
+            pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
+                Ok(Self { namespace: NamespaceName::new(namespace)?, name: checked(name, store::dns_subdomain)? })
+            }
+
+            /// The namespace.
+            #[must_use]
+            pub fn namespace(&self) -> &NamespaceName {
+                &self.namespace
+            }
+
+            /// The name within the namespace.
+            #[must_use]
+            pub fn name(&self) -> &str {
+                &self.name
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(formatter, "{}/{}", self.namespace, self.name)
+            }
+        }
+    )*};
 }
 
-impl PodName {
-    /// The name, if both parts are valid.
-    pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
-        Ok(Self { namespace: NamespaceName::new(namespace)?, name: checked(name, store::dns_subdomain)? })
-    }
-
-    /// The namespace.
-    #[must_use]
-    pub fn namespace(&self) -> &NamespaceName {
-        &self.namespace
-    }
-
-    /// The name within the namespace.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-}
-
-impl fmt::Display for PodName {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}/{}", self.namespace, self.name)
-    }
+namespaced_names! {
+    /// A pod's name with its namespace.
+    PodName;
+    /// A Service's name with its namespace.
+    ServiceName;
+    /// The name of a slice of endpoints, with its namespace.
+    SliceName;
 }

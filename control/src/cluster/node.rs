@@ -83,6 +83,8 @@ pub struct NodeRecord {
     pub ends_by_family: bool,
     /// Prefixes of its pods as the cluster assigned them.
     pub pod_cidrs: Vec<Cidr>,
+    /// The zone it is in, as its label says.
+    pub zone: Option<String>,
 }
 
 impl NodeRecord {

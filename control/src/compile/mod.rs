@@ -6,6 +6,7 @@
 //! itself is refused as a whole, since half a table would drop packets nobody can explain.
 
 mod difference;
+mod services;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -92,6 +93,7 @@ pub fn compile(plan: &NodePlan, previous: Option<(&NodePlan, &Snapshot)>) -> Res
     ports(before, plan, &mut snapshot.ports);
     segments(before, plan, &mut snapshot.segments);
     tunnels(&before.tunnels, &plan.tunnels, &mut snapshot.tunnels);
+    services::services(&before.services, &plan.services, &mut snapshot.services);
     Ok(snapshot)
 }
 

@@ -6,13 +6,17 @@
 
 mod node;
 mod ours;
+mod service;
+mod slice;
 mod workload;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::cluster::{
     BlockName, BlockRecord, Cluster, NamespaceName, NamespaceRecord, NodeName, NodeRecord, PodName, PodRecord,
-    PoolName, PoolRecord, UplinkName, UplinkRecord,
+    PoolName, PoolRecord, ServiceName, ServiceRangeName, ServiceRangeRecord, ServiceRecord, SliceName, SliceRecord,
+    UplinkName, UplinkRecord,
 };
 use crate::problem::Problem;
 use crate::store::{Event, FieldError, Kind, Object, ObjectKey, Origin};
@@ -25,6 +29,12 @@ pub const NODE: Kind = Kind::new("v1", "Node");
 pub const POD: Kind = Kind::new("v1", "Pod");
 /// `Namespace` of the core group.
 pub const NAMESPACE: Kind = Kind::new("v1", "Namespace");
+/// `Service` of the core group.
+pub const SERVICE: Kind = Kind::new("v1", "Service");
+/// `EndpointSlice`.
+pub const ENDPOINT_SLICE: Kind = Kind::new("discovery.k8s.io/v1", "EndpointSlice");
+/// `ServiceCIDR`.
+pub const SERVICE_CIDR: Kind = Kind::new("networking.k8s.io/v1", "ServiceCIDR");
 /// Our `Uplink`.
 pub const UPLINK: Kind = our_kind("Uplink");
 /// Our `IpPool`.
@@ -33,7 +43,7 @@ pub const IP_POOL: Kind = our_kind("IpPool");
 pub const IP_BLOCK: Kind = our_kind("IpBlock");
 
 /// All kinds to watch.
-pub const KINDS: [Kind; 6] = [NODE, POD, NAMESPACE, UPLINK, IP_POOL, IP_BLOCK];
+pub const KINDS: [Kind; 9] = [NODE, POD, NAMESPACE, UPLINK, IP_POOL, IP_BLOCK, SERVICE, ENDPOINT_SLICE, SERVICE_CIDR];
 
 /// A valid object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +60,12 @@ pub enum Record {
     Pool(PoolRecord),
     /// A block.
     Block(BlockRecord),
+    /// A Service.
+    Service(Box<ServiceRecord>),
+    /// Endpoints.
+    Slice(SliceRecord),
+    /// Ranges of Services' addresses.
+    ServiceRange(ServiceRangeName, ServiceRangeRecord),
 }
 
 /// Reads an object; `None` if its kind is none of ours to read.
@@ -61,6 +77,12 @@ pub fn read(object: &Object) -> Result<Option<Record>, FieldError> {
         kind if *kind == UPLINK => Record::Uplink(ours::uplink(object)?),
         kind if *kind == IP_POOL => Record::Pool(ours::pool(object)?),
         kind if *kind == IP_BLOCK => Record::Block(ours::block(object)?),
+        kind if *kind == SERVICE => Record::Service(Box::new(service::service(object)?)),
+        kind if *kind == ENDPOINT_SLICE => Record::Slice(slice::slice(object)?),
+        kind if *kind == SERVICE_CIDR => {
+            let (name, ranges) = service::service_range(object)?;
+            Record::ServiceRange(name, ranges)
+        }
         _ => return Ok(None),
     };
     Ok(Some(record))
@@ -147,6 +169,9 @@ impl Observed {
             Record::Uplink(uplink) => drop(cluster.uplinks.insert(uplink.name.clone(), uplink)),
             Record::Pool(pool) => drop(cluster.pools.insert(pool.name().clone(), pool)),
             Record::Block(block) => drop(cluster.blocks.insert(block.name.clone(), block)),
+            Record::Service(service) => insert_service(cluster, *service),
+            Record::Slice(slice) => cluster.slices.insert(slice),
+            Record::ServiceRange(name, ranges) => drop(cluster.service_ranges.insert(name, ranges)),
         }
     }
 
@@ -154,18 +179,29 @@ impl Observed {
         self.invalid.remove(key);
         self.origins.remove(key);
         let cluster = &mut self.cluster;
-        let name = key.name.as_str();
+        let (namespace, name) = (key.namespace.as_deref().unwrap_or(""), key.name.as_str());
         match &key.kind {
             kind if *kind == NODE => remove(&mut cluster.nodes, NodeName::new(name)),
             kind if *kind == NAMESPACE => remove(&mut cluster.namespaces, NamespaceName::new(name)),
             kind if *kind == UPLINK => remove(&mut cluster.uplinks, UplinkName::new(name)),
             kind if *kind == IP_POOL => remove(&mut cluster.pools, PoolName::new(name)),
             kind if *kind == IP_BLOCK => remove(&mut cluster.blocks, BlockName::new(name)),
-            kind if *kind == POD => {
-                remove(&mut cluster.pods, PodName::new(key.namespace.as_deref().unwrap_or(""), name));
+            kind if *kind == POD => remove(&mut cluster.pods, PodName::new(namespace, name)),
+            kind if *kind == SERVICE => remove(&mut cluster.services, ServiceName::new(namespace, name)),
+            kind if *kind == SERVICE_CIDR => remove(&mut cluster.service_ranges, ServiceRangeName::new(name)),
+            kind if *kind == ENDPOINT_SLICE => {
+                SliceName::new(namespace, name).iter().for_each(|slice| cluster.slices.remove(slice));
             }
             _ => {}
         }
+    }
+}
+
+/// An object told again without a change stays the very same record, so that what was planned of it stays too.
+fn insert_service(cluster: &mut Cluster, service: ServiceRecord) {
+    let known = cluster.services.get(&service.name);
+    if known.is_none_or(|known| **known != service) {
+        cluster.services.insert(service.name.clone(), Arc::new(service));
     }
 }
 

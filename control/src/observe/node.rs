@@ -13,6 +13,8 @@ use crate::store::{FieldError, Object};
 
 /// Annotation of ours: MAC address of the node's tunnel end.
 const VTEP_MAC: &str = "millrace.dev/vtep-mac";
+/// Well-known label: the zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// Annotations of flannel (`pkg/subnet/kube` there).
 const FLANNEL_TYPE: &str = "flannel.alpha.coreos.com/backend-type";
 const FLANNEL_DATA: &str = "flannel.alpha.coreos.com/backend-data";
@@ -55,6 +57,7 @@ pub(super) fn read(object: &Object) -> Result<NodeRecord, FieldError> {
         pod_cidrs: pod_cidrs(object, &node)?,
         addresses,
         name,
+        zone: node.metadata.labels.and_then(|mut labels| labels.remove(ZONE)),
     })
 }
 

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{ContainerPort as ApiPort, Namespace, Pod, PodStatus};
 
-use crate::cluster::{NamespaceName, NamespaceRecord, NodeName, PodName, PodRecord};
+use super::service::{port_number, protocol_number};
+use crate::cluster::{ContainerPort, HostPort, NamespaceName, NamespaceRecord, NodeName, PodName, PodRecord};
 use crate::store::{FieldError, Object};
 
 pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
@@ -28,7 +29,48 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
         }
     }
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
-    Ok(PodRecord { name, node, labels: pod.metadata.labels.unwrap_or_default(), addresses, host_network })
+    let containers = spec.into_iter().flat_map(|spec| {
+        let lasting = spec.init_containers.iter().flatten();
+        let lasting = lasting.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+        spec.containers.iter().chain(lasting)
+    });
+    let ports = containers.flat_map(|container| container.ports.iter().flatten()).map(container_port);
+    let wrong = |message| FieldError::at(content, &["spec", "containers"], message);
+    let ports = ports.collect::<Result<Vec<_>, String>>().map_err(wrong)?;
+    let phase = status.and_then(|status| status.phase.as_deref());
+    Ok(PodRecord {
+        name,
+        node,
+        labels: pod.metadata.labels.unwrap_or_default(),
+        addresses,
+        host_network,
+        ports,
+        ready: status.is_none_or(is_ready),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+        finished: matches!(phase, Some("Succeeded" | "Failed")),
+    })
+}
+
+/// As the pod's condition says. Where nobody writes conditions (a directory without a kubelet) a pod is ready.
+fn is_ready(status: &PodStatus) -> bool {
+    let mut conditions = status.conditions.iter().flatten();
+    conditions.find(|condition| condition.type_ == "Ready").is_none_or(|condition| condition.status == "True")
+}
+
+fn container_port(port: &ApiPort) -> Result<ContainerPort, String> {
+    let number = |number: i32| port_number(number).ok_or_else(|| format!("{number} is not a port"));
+    let host_port = port.host_port.filter(|port| *port != 0).map(number).transpose()?;
+    let address = port.host_ip.as_deref().filter(|address| !address.is_empty());
+    let address = address.map(|text| text.parse::<IpAddr>().map_err(|_| format!("{text:?} is not an IP address")));
+    // The unspecified address means all the node has.
+    let address = address.transpose()?.filter(|address| !address.is_unspecified());
+    let protocol = protocol_number(port.protocol.as_deref());
+    Ok(ContainerPort {
+        name: port.name.clone().unwrap_or_default(),
+        protocol: protocol.ok_or_else(|| format!("protocol {:?} is none of TCP, UDP, SCTP", port.protocol))?,
+        port: number(port.container_port)?,
+        host: host_port.map(|port| HostPort { port, address }),
+    })
 }
 
 pub(super) fn namespace(object: &Object) -> Result<NamespaceRecord, FieldError> {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{Tunnels, Vni};
 
+use super::ServiceOptions;
 use crate::cluster::{InterfaceName, NodeName, PodName};
 
 /// All of it.
@@ -27,6 +28,8 @@ pub struct LocalView {
     pub vxlan_port: u16,
     /// VXLAN identifier of the pods' segment.
     pub vni: Vni,
+    /// What the configuration says of Services.
+    pub services: ServiceOptions,
 }
 
 impl LocalView {
@@ -42,7 +45,14 @@ impl LocalView {
             pod_mtu: None,
             vxlan_port: Tunnels::UDP_PORT,
             vni: Vni::new(super::POD_VNI).unwrap_or_else(|| unreachable!("the identifier has 24 bits")),
+            services: ServiceOptions::default(),
         }
+    }
+
+    /// The addresses a pod was plugged in with; none if it is not here.
+    #[must_use]
+    pub fn addresses_of(&self, pod: &PodName) -> Vec<IpAddr> {
+        self.pods.values().filter(|attached| attached.pod == *pod).flat_map(|pod| pod.addresses.clone()).collect()
     }
 }
 

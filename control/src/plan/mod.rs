@@ -3,11 +3,12 @@
 //! The same inputs give the same plan, whatever came before; nothing is remembered. Where objects contradict each
 //! other (two pods with one address, two blocks of the same addresses) the first in a fixed order counts and the
 //! other is a problem. The plan is in the engine's own terms for single ports, routes and peers, so that `compile/`
-//! has only to put them in place. Cost: one walk over nodes, blocks and attached pods.
+//! has only to put them in place. Cost: one walk over nodes, blocks and attached pods; of Services those that changed.
 
 mod host;
 mod local;
 mod routes;
+mod services;
 mod tunnels;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use millrace_engine::tables::{self, Peer, PodPort, PortRole, Route, SegmentIndex
 
 pub use host::HostPlan;
 pub use local::{AttachedPod, LocalHost, LocalUplink, LocalView, UnderlayPath};
+pub use services::{FrontendKey, HealthCheck, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
 
 use crate::cluster::{Cluster, NodeName, UplinkRecord};
 use crate::observe::IP_POOL;
@@ -57,6 +59,8 @@ pub struct NodePlan {
     pub host: HostPlan,
     /// MTU for interfaces of pods that are plugged in from now on, and for the host's own.
     pub pod_mtu: u32,
+    /// Its Services.
+    pub services: ServicesPlan,
 }
 
 /// A routed segment.
@@ -101,7 +105,32 @@ pub struct Planned {
 /// Says what this node needs.
 #[must_use]
 pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
-    let mut problems = Vec::new();
+    Planner::default().plan(cluster, local)
+}
+
+/// Plans again and again, and does not do again what it did for the same inputs. What it says is what [`plan`] says.
+#[derive(Debug, Default)]
+pub struct Planner {
+    services: services::Memory,
+}
+
+impl Planner {
+    /// Says what this node needs.
+    #[must_use]
+    pub fn plan(&mut self, cluster: &Cluster, local: &LocalView) -> Planned {
+        let mut problems = Vec::new();
+        let services = self.services.plan(cluster, local, &mut problems);
+        plan_with(cluster, local, services, problems)
+    }
+
+    /// Services planned since the start; grows by those whose objects changed.
+    #[must_use]
+    pub fn services_planned(&self) -> u64 {
+        self.services.planned()
+    }
+}
+
+fn plan_with(cluster: &Cluster, local: &LocalView, services: ServicesPlan, mut problems: Vec<Problem>) -> Planned {
     let own = cluster.nodes.get(&local.node);
     let ends = tunnels::own_ends(own, local, &mut problems);
     let reach = tunnels::reach(cluster, &local.node, &ends, &mut problems);
@@ -124,7 +153,7 @@ pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
     problems.sort_unstable();
     problems.dedup();
     let segments = BTreeMap::from([(POD_SEGMENT, segment)]);
-    Planned { plan: NodePlan { ports, segments, tunnels, host, pod_mtu }, problems }
+    Planned { plan: NodePlan { ports, segments, tunnels, host, pod_mtu, services }, problems }
 }
 
 /// The uplinks that this node is to use.

@@ -12,7 +12,7 @@ use crate::stable_hash::ContentHash;
 pub const OUR_GROUP: &str = "millrace.dev";
 
 /// Kinds without a namespace, of those this program meets.
-const CLUSTER_SCOPED: [&str; 6] = ["Node", "Namespace", "Uplink", "IpPool", "IpBlock", "Network"];
+const CLUSTER_SCOPED: [&str; 7] = ["Node", "Namespace", "Uplink", "IpPool", "IpBlock", "Network", "ServiceCIDR"];
 
 /// Kinds that live in the namespace `default` if none is written, as clients of an API server have it.
 const NAMESPACED: [&str; 7] =

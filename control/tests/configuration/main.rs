@@ -6,4 +6,5 @@ mod incremental;
 mod invalid_objects;
 mod node_plan;
 mod order;
+mod services;
 mod support;

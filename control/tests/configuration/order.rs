@@ -26,6 +26,26 @@ fn objects() -> Vec<Object> {
         text += &block(&format!("b{number}"), &format!("10.1.{number}.0/26"), "four", &name);
         text += &block(&format!("s{number}"), &format!("fd00::{number}:0/122"), "six", &name);
     }
+    for number in 0..4 {
+        text += &format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: s{number}}}, spec: {{clusterIPs: [10.96.0.{number}, 'fd00:96::{number}'], \
+             externalIPs: [198.51.100.{}], selector: {{app: web}}, ports: [{{port: 80, nodePort: 3000{number}}}]}}}}\n",
+            number % 3
+        );
+    }
+    for (number, service) in [(0, "s0"), (1, "s0"), (2, "s1")] {
+        text += &format!(
+            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{name: e{number}, labels: \
+             {{kubernetes.io/service-name: {service}}}}}, ports: [{{port: 8080}}], endpoints: [{{addresses: [10.1.{number}.1], \
+             nodeName: n{number}}}, {{addresses: [10.1.3.3], conditions: {{ready: false}}}}]}}\n"
+        );
+        text += &format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: web{number}, labels: {{app: web}}}}, spec: {{nodeName: n{number}, containers: \
+             [{{name: c, ports: [{{containerPort: 80, hostPort: 800{}}}]}}]}}, status: {{podIP: 10.1.{number}.9}}}}\n",
+            number % 2
+        );
+    }
+    text += "---\n{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: kubernetes}, spec: {cidrs: [10.96.0.0/16]}}\n";
     // Contradictions and faults must come out the same in any order too.
     text += &node("twin", &["192.0.2.3"]);
     text += &block("b2-again", "10.1.2.0/26", "four", "n4");
@@ -115,7 +135,8 @@ proptest! {
         plain.extend(facts().map(|fact| Step::Input(Box::new(fact))));
         plain.push(input(Event::Synced));
         let (expected, found) = (outcome(&plain), outcome(&steps));
-        prop_assert!(expected.0.contains("pod default/web"));
+        prop_assert!(expected.0.contains("pod default/web") && expected.1.contains("default/s3:80"));
+        prop_assert!(expected.2.contains("belongs to Service default/s0 already"));
         prop_assert_eq!(expected, found);
     }
 }

@@ -50,7 +50,8 @@ fn segment_changes(segment: SegmentIndex, old: &SegmentServices, new: &SegmentSe
     changes.extend(only_in(old_addresses, new_addresses).into_iter().map(routed));
     changes.extend(only_in(new_addresses, old_addresses).into_iter().map(routed));
     let (gone, come) = (&old.ranges, &new.ranges);
-    let ranges = gone.iter().filter(|range| !come.contains(range)).chain(come.iter().filter(|range| !gone.contains(range)));
+    let ranges =
+        gone.iter().filter(|range| !come.contains(range)).chain(come.iter().filter(|range| !gone.contains(range)));
     changes.extend(ranges.map(|range| Change::Prefix(segment, *range)));
 }
 

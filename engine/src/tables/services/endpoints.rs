@@ -110,6 +110,33 @@ impl Endpoint {
     }
 }
 
+impl Endpoint {
+    /// The number a connection keeps of it; never 0.
+    #[must_use]
+    pub fn tag(&self) -> u32 {
+        ((self.identity() >> 32) as u32).max(1)
+    }
+}
+
+impl ServicePort {
+    /// The number of the endpoint at this address and port.
+    #[must_use]
+    pub fn number_of(&self, (address, port): (IpAddr, u16)) -> Option<u16> {
+        let key = |endpoint: &Endpoint| (endpoint.address, endpoint.port);
+        let at = self.endpoints.binary_search_by_key(&(address, port), key).ok()?;
+        u16::try_from(at).ok()
+    }
+
+    /// Whether a connection to this server had better get another: it is no endpoint that serves, and some other is.
+    /// Whatever policies and hints say: they are about new connections.
+    #[must_use]
+    pub fn is_stale(&self, server: (IpAddr, u16)) -> bool {
+        let of = |number: u16| self.endpoints.get(usize::from(number));
+        let serves = self.number_of(server).and_then(of).is_some_and(|endpoint| endpoint.state.serves());
+        !serves && self.endpoints.iter().any(|endpoint| endpoint.state.serves())
+    }
+}
+
 /// How one endpoint of several is picked for a new connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Balance {
@@ -253,6 +280,15 @@ impl EndpointSet {
     #[must_use]
     pub fn by_hash(&self, hash: u64) -> Option<u16> {
         self.maglev.as_ref()?.member(hash)
+    }
+
+    /// Another member than `number`, any of them alike; `None` without another.
+    #[must_use]
+    pub fn other_than(&self, number: u16, bits: u64) -> Option<u16> {
+        let others = (self.members.len() as u64).checked_sub(1).filter(|others| *others > 0)?;
+        let at = self.members.binary_search(&number).ok()?;
+        let step = ((u128::from(bits.rotate_left(32)) * u128::from(others)) >> 64) as usize + 1;
+        self.members.get((at + step) % self.members.len()).copied()
     }
 
     fn at_weight(&self, weight: u32) -> Option<u16> {

@@ -100,6 +100,8 @@ pub struct SegmentServices {
     node_addresses: Arc<[IpAddr]>,
     /// Ranges of ClusterIPs.
     ranges: Arc<[IpNet]>,
+    /// Whether pods' connections to ClusterIPs are masqueraded too.
+    pub masquerade_all: bool,
 }
 
 /// Bits that name a node port in its tree: protocol, then port.
@@ -211,6 +213,7 @@ impl SegmentServices {
             && self.node_ports.iter().all(PrefixTree::is_empty)
             && self.node_addresses.is_empty()
             && self.ranges.is_empty()
+            && !self.masquerade_all
     }
 }
 

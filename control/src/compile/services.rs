@@ -1,0 +1,53 @@
+//! Services into their tables: what a changed Service had is taken away, what it has now is put in.
+
+use std::collections::BTreeSet;
+
+use millrace_engine::tables::ServiceTable;
+use millrace_engine::tables::services::SegmentServices;
+
+use super::difference::differences;
+use crate::plan::{FrontendKey, Owner, POD_SEGMENT, ServicesPlan};
+
+/// Brings `table`, compiled from `before`, to `plan`.
+pub(super) fn services(before: &ServicesPlan, plan: &ServicesPlan, table: &mut ServiceTable) {
+    if before == plan {
+        return;
+    }
+    let mut touched: BTreeSet<Owner> = BTreeSet::new();
+    differences(&before.owners, &plan.owners, |owner, _| {
+        touched.insert(owner.clone());
+    });
+    // An owner that did not change may have won or lost a claim.
+    touched.extend(before.contested.symmetric_difference(&plan.contested).map(|(_, owner)| owner.clone()));
+    table.edit(POD_SEGMENT, |services| {
+        // First all that goes: what one loses another may get.
+        touched.iter().for_each(|owner| remove(before, owner, services));
+        touched.iter().for_each(|owner| insert(plan, owner, services));
+        services.set_node_addresses(&plan.node_addresses);
+        services.set_ranges(&plan.ranges);
+        services.masquerade_all = plan.masquerade_all;
+    });
+}
+
+fn remove(plan: &ServicesPlan, owner: &Owner, services: &mut SegmentServices) {
+    let frontends = plan.owners.get(owner).into_iter().flat_map(|plan| &plan.frontends);
+    for (key, _) in frontends.filter(|(key, _)| plan.holds(*key, owner)) {
+        match *key {
+            FrontendKey::Address { address, protocol, port } => services.remove(address, protocol, port),
+            FrontendKey::NodePort { ipv4, protocol, port } => services.remove_node_port(ipv4, protocol, port),
+        }
+    }
+}
+
+fn insert(plan: &ServicesPlan, owner: &Owner, services: &mut SegmentServices) {
+    let frontends = plan.owners.get(owner).into_iter().flat_map(|plan| &plan.frontends);
+    for (key, frontend) in frontends.filter(|(key, _)| plan.holds(*key, owner)) {
+        let frontend = frontend.clone();
+        match *key {
+            FrontendKey::Address { address, protocol, port } => services.insert(address, protocol, port, frontend),
+            FrontendKey::NodePort { ipv4, protocol, port } => {
+                services.insert_node_port(ipv4, protocol, port, frontend);
+            }
+        }
+    }
+}

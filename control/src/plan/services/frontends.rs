@@ -1,0 +1,126 @@
+//! Under which addresses and ports a Service is reached at this node.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use millrace_engine::tables::services::{
+    Balance, Endpoint, EndpointSet, EndpointState, Frontend, FrontendKind, Scope, ServiceId, ServicePort,
+};
+
+use super::endpoints::{protocol_name, service_port};
+use super::{Facts, FrontendKey, HealthCheck, ServicePlan};
+use crate::cluster::{PodRecord, ServiceRecord, SliceRecord};
+use crate::stable_hash::hash_64;
+
+/// What a Service needs: in each family that it has a ClusterIP of, each port at each address.
+pub(super) fn service_plan(service: &ServiceRecord, slices: &[&Arc<SliceRecord>], facts: &Facts) -> ServicePlan {
+    let mut plan = ServicePlan::default();
+    for cluster_ip in &service.cluster_ips {
+        let ipv4 = cluster_ip.is_ipv4();
+        let own = |addresses: &[IpAddr]| -> Vec<IpAddr> {
+            addresses.iter().copied().filter(|address| address.is_ipv4() == ipv4).collect()
+        };
+        let (external, balancer) = (own(&service.external_ips), own(&service.load_balancer_ips));
+        for port in &service.ports {
+            let served = Arc::new(service_port(service, port, ipv4, slices, facts, &mut plan.problems));
+            let mut add = |key, kind, sources| {
+                if plan.frontends.iter().all(|(known, _)| *known != key) {
+                    plan.frontends.push((key, Frontend { kind, service: Arc::clone(&served), sources }));
+                }
+            };
+            let at = |address| FrontendKey::Address { address, protocol: port.protocol, port: port.port };
+            add(at(*cluster_ip), FrontendKind::ClusterIp, None);
+            external.iter().for_each(|address| add(at(*address), FrontendKind::ExternalIp, None));
+            for address in &balancer {
+                add(at(*address), FrontendKind::LoadBalancer, allowed(&service.source_ranges, *address, facts));
+            }
+            if let Some(number) = port.node_port {
+                let key = FrontendKey::NodePort { ipv4, protocol: port.protocol, port: number };
+                add(key, FrontendKind::NodePort, None);
+            }
+            plan.ports.push(served);
+        }
+    }
+    plan.health_check = service.health_check_port.map(|port| HealthCheck { port, local_ready: local_ready(&plan) });
+    plan
+}
+
+/// Local ready endpoints, each address once: a load balancer asks for the Service, not for one of its ports.
+fn local_ready(plan: &ServicePlan) -> usize {
+    let endpoints = plan.ports.iter().flat_map(|port| port.endpoints.iter());
+    let ready = endpoints.filter(|endpoint| endpoint.local && endpoint.state == EndpointState::Ready);
+    let mut addresses: Vec<IpAddr> = ready.map(|endpoint| endpoint.address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.len()
+}
+
+/// The networks let in at a load balancer's address; `None` for all. Where the node itself is let in, so is the address
+/// as a source: a node that carries it uses it to reach itself.
+fn allowed(ranges: &[IpNet], address: IpAddr, facts: &Facts) -> Option<Arc<[IpNet]>> {
+    let mut own: Vec<IpNet> =
+        ranges.iter().copied().filter(|range| range.addr().is_ipv4() == address.is_ipv4()).collect();
+    if own.is_empty() || own.iter().any(|range| range.prefix_len() == 0) {
+        return None;
+    }
+    if facts.node_addresses.iter().any(|node| own.iter().any(|range| range.contains(node))) {
+        own.push(IpNet::from(address));
+    }
+    own.sort_unstable();
+    own.dedup();
+    Some(own.into())
+}
+
+/// What a pod's host ports need: one endpoint each, at one or at every address of the node.
+pub(super) fn host_port_plan(pod: &PodRecord, facts: &Facts) -> ServicePlan {
+    let mut plan = ServicePlan::default();
+    for (port, host) in pod.ports.iter().filter_map(|port| Some((port, port.host?))) {
+        for endpoint in &pod.addresses {
+            let served = Arc::new(host_port(pod, port.protocol, host.port, *endpoint, port.port));
+            let every = facts.node_addresses.iter().copied().filter(|_| host.address.is_none());
+            for address in every.chain(host.address).filter(|address| address.is_ipv4() == endpoint.is_ipv4()) {
+                let key = FrontendKey::Address { address, protocol: port.protocol, port: host.port };
+                if plan.frontends.iter().all(|(known, _)| *known != key) {
+                    let service = Arc::clone(&served);
+                    plan.frontends.push((key, Frontend { kind: FrontendKind::HostPort, service, sources: None }));
+                }
+            }
+            plan.ports.push(served);
+        }
+    }
+    plan
+}
+
+fn host_port(pod: &PodRecord, protocol: u8, host_port: u16, address: IpAddr, port: u16) -> ServicePort {
+    let endpoint = Endpoint {
+        name: pod.name.name().into(),
+        address,
+        port,
+        weight: 1,
+        local: true,
+        // A host port leads to its pod whatever its readiness says.
+        state: EndpointState::Ready,
+    };
+    let endpoints: Arc<[Endpoint]> = Arc::from([endpoint]);
+    let scope = Scope { all: EndpointSet::new(&endpoints, [0], Balance::Random), ..Scope::default() };
+    let name = format!("pod {}:{host_port}", pod.name);
+    ServicePort {
+        id: ServiceId(hash_64(&format!(
+            "{name}/{}/{}",
+            protocol_name(protocol),
+            if address.is_ipv4() { 4 } else { 6 }
+        ))),
+        name: name.into(),
+        protocol,
+        endpoints,
+        cluster: scope.clone(),
+        local: scope,
+        any_usable: true,
+        internal_local: true,
+        // The client keeps its address, as with the `portmap` plugin.
+        external_local: true,
+        affinity: None,
+        balance: Balance::Random,
+    }
+}

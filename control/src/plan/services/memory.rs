@@ -1,0 +1,246 @@
+//! Plans of Services kept with the inputs they came from, and who claims which address and port.
+//!
+//! Everything here can be computed from the cluster alone; what is kept only saves doing it again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::{Facts, FrontendKey, Owner, ServicePlan, ServicesPlan, derive, frontends};
+use crate::cluster::{Cluster, PodRecord, ServiceRecord, SliceRecord};
+use crate::plan::LocalView;
+use crate::problem::Problem;
+
+/// What a plan came from.
+#[derive(Debug, PartialEq)]
+enum Input {
+    Service(Arc<ServiceRecord>, Vec<Arc<SliceRecord>>),
+    Pod(PodRecord),
+}
+
+impl Input {
+    /// Whether it is this Service with these slices, by looking at pointers.
+    fn is_service(&self, service: &Arc<ServiceRecord>, slices: &[&Arc<SliceRecord>]) -> bool {
+        match self {
+            Input::Service(known, of) => {
+                Arc::ptr_eq(known, service)
+                    && of.len() == slices.len()
+                    && of.iter().zip(slices).all(|(known, slice)| Arc::ptr_eq(known, slice) || known == *slice)
+            }
+            Input::Pod(_) => false,
+        }
+    }
+}
+
+/// The last result of each Service.
+#[derive(Debug, Default)]
+pub(in crate::plan) struct Memory {
+    facts: Facts,
+    inputs: BTreeMap<Owner, Input>,
+    plans: Arc<BTreeMap<Owner, Arc<ServicePlan>>>,
+    claims: HashMap<FrontendKey, BTreeSet<Owner>>,
+    /// Keys with more than one claim.
+    contested_keys: BTreeSet<FrontendKey>,
+    contested: Arc<BTreeSet<(FrontendKey, Owner)>>,
+    faulty: BTreeSet<Owner>,
+    /// Plans made since the start, for tests of the promise that only what changed is planned.
+    planned: u64,
+}
+
+impl Memory {
+    /// What the Services need at present.
+    pub(in crate::plan) fn plan(
+        &mut self,
+        cluster: &Cluster,
+        local: &LocalView,
+        problems: &mut Vec<Problem>,
+    ) -> ServicesPlan {
+        let facts = Facts::new(cluster, local);
+        if self.facts != facts {
+            *self = Self { facts, planned: self.planned, ..Self::default() };
+        }
+        let mut changed = Vec::new();
+        let kept = self.services(cluster, local, &mut changed) + self.host_ports(cluster, local, &mut changed);
+        if kept != self.inputs.len() {
+            self.forget_the_gone(cluster, local, &mut changed);
+        }
+        self.take(changed);
+        self.report(problems);
+        ServicesPlan {
+            owners: Arc::clone(&self.plans),
+            contested: Arc::clone(&self.contested),
+            node_addresses: self.facts.node_addresses.clone(),
+            ranges: super::ranges(cluster, local),
+            masquerade_all: local.services.masquerade_all,
+        }
+    }
+
+    /// How many plans were made since the start.
+    pub(in crate::plan) fn planned(&self) -> u64 {
+        self.planned
+    }
+
+    /// Plans the Services whose inputs differ; says how many there are in all.
+    fn services(
+        &mut self,
+        cluster: &Cluster,
+        local: &LocalView,
+        changed: &mut Vec<(Owner, Option<ServicePlan>)>,
+    ) -> usize {
+        let mut count = 0;
+        for (name, service) in cluster.services.iter().filter(|(_, service)| service.proxied) {
+            count += 1;
+            let written: Vec<&Arc<SliceRecord>> = cluster.slices.of(name).collect();
+            let derived =
+                if written.is_empty() { derive::slices(service, cluster, local, &self.facts) } else { Vec::new() };
+            let slices = if written.is_empty() { derived.iter().collect() } else { written };
+            let owner = Owner::Service(name.clone());
+            if self.inputs.get(&owner).is_some_and(|input| input.is_service(service, &slices)) {
+                continue;
+            }
+            let plan = frontends::service_plan(service, &slices, &self.facts);
+            let input = Input::Service(Arc::clone(service), slices.iter().map(|slice| Arc::clone(slice)).collect());
+            self.inputs.insert(owner.clone(), input);
+            changed.push((owner, Some(plan)));
+        }
+        count
+    }
+
+    /// The same for pods of this node that publish ports.
+    fn host_ports(
+        &mut self,
+        cluster: &Cluster,
+        local: &LocalView,
+        changed: &mut Vec<(Owner, Option<ServicePlan>)>,
+    ) -> usize {
+        let mut count = 0;
+        for pod in publishing_pods(cluster, local) {
+            count += 1;
+            let owner = Owner::Pod(pod.name.clone());
+            if matches!(self.inputs.get(&owner), Some(Input::Pod(known)) if *known == pod) {
+                continue;
+            }
+            changed.push((owner.clone(), Some(frontends::host_port_plan(&pod, &self.facts))));
+            self.inputs.insert(owner, Input::Pod(pod));
+        }
+        count
+    }
+
+    fn forget_the_gone(
+        &mut self,
+        cluster: &Cluster,
+        local: &LocalView,
+        changed: &mut Vec<(Owner, Option<ServicePlan>)>,
+    ) {
+        let pods: BTreeSet<_> = publishing_pods(cluster, local).map(|pod| pod.name).collect();
+        self.inputs.retain(|owner, _| {
+            let stays = match owner {
+                Owner::Service(name) => cluster.services.get(name).is_some_and(|service| service.proxied),
+                Owner::Pod(name) => pods.contains(name),
+            };
+            if !stays {
+                changed.push((owner.clone(), None));
+            }
+            stays
+        });
+    }
+
+    /// Takes changed plans in, and settles who has which key.
+    fn take(&mut self, changed: Vec<(Owner, Option<ServicePlan>)>) {
+        if changed.is_empty() {
+            return;
+        }
+        let mut touched = BTreeSet::new();
+        let plans = Arc::make_mut(&mut self.plans);
+        for (owner, plan) in changed {
+            self.planned += u64::from(plan.is_some());
+            let before = match plan {
+                Some(plan) => {
+                    if plan.problems.is_empty() {
+                        self.faulty.remove(&owner);
+                    } else {
+                        self.faulty.insert(owner.clone());
+                    }
+                    for (key, _) in &plan.frontends {
+                        self.claims.entry(*key).or_default().insert(owner.clone());
+                        touched.insert(*key);
+                    }
+                    plans.insert(owner.clone(), Arc::new(plan))
+                }
+                None => {
+                    self.faulty.remove(&owner);
+                    plans.remove(&owner)
+                }
+            };
+            let now = plans.get(&owner);
+            for (key, _) in before.iter().flat_map(|before| &before.frontends) {
+                if now.is_some_and(|now| now.frontends.iter().any(|(known, _)| known == key)) {
+                    continue;
+                }
+                touched.insert(*key);
+                if let Some(claims) = self.claims.get_mut(key) {
+                    claims.remove(&owner);
+                    if claims.is_empty() {
+                        self.claims.remove(key);
+                    }
+                }
+            }
+        }
+        self.settle_claims(&touched);
+    }
+
+    fn settle_claims(&mut self, touched: &BTreeSet<FrontendKey>) {
+        let mut differs = false;
+        for key in touched {
+            let several = self.claims.get(key).is_some_and(|claims| claims.len() > 1);
+            let was = if several { !self.contested_keys.insert(*key) } else { self.contested_keys.remove(key) };
+            differs |= several || was;
+        }
+        if differs {
+            let losers = |key: &FrontendKey| {
+                let claims = self.claims.get(key).into_iter().flat_map(|claims| claims.iter().skip(1).cloned());
+                let key = *key;
+                claims.map(move |owner| (key, owner)).collect::<Vec<_>>()
+            };
+            self.contested = Arc::new(self.contested_keys.iter().flat_map(losers).collect());
+        }
+    }
+
+    fn report(&self, problems: &mut Vec<Problem>) {
+        for owner in &self.faulty {
+            let messages = self.plans.get(owner).into_iter().flat_map(|plan| &plan.problems);
+            problems.extend(messages.map(|message| Problem::new(message.clone()).of(&owner.key())));
+        }
+        for (key, owner) in self.contested.iter() {
+            let first = self.claims.get(key).and_then(|claims| claims.first());
+            let first = first.map_or_else(String::new, |owner| owner.key().to_string());
+            problems.push(Problem::new(format!("{key} belongs to {first} already")).of(&owner.key()));
+        }
+    }
+}
+
+/// Pods of this node with host ports, with the addresses they were plugged in with where their status has none.
+fn publishing_pods<'a>(cluster: &'a Cluster, local: &'a LocalView) -> impl Iterator<Item = PodRecord> + 'a {
+    let publishes = |pod: &&PodRecord| pod.ports.iter().any(|port| port.host.is_some());
+    let here = |pod: &&PodRecord| pod.node.as_ref() == Some(&local.node) && !pod.host_network && !pod.finished;
+    cluster.pods.values().filter(here).filter(publishes).map(|pod| {
+        let mut pod = pod.clone();
+        if pod.addresses.is_empty() {
+            pod.addresses = local.addresses_of(&pod.name);
+        }
+        pod
+    })
+}
+
+impl std::fmt::Display for FrontendKey {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let protocol = |number: u8| super::endpoints::protocol_name(number);
+        match self {
+            FrontendKey::Address { address, protocol: number, port } => {
+                write!(formatter, "{} {}", std::net::SocketAddr::new(*address, *port), protocol(*number))
+            }
+            FrontendKey::NodePort { ipv4, protocol: number, port } => {
+                write!(formatter, "node port {port} {} IPv{}", protocol(*number), if *ipv4 { 4 } else { 6 })
+            }
+        }
+    }
+}
