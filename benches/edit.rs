@@ -117,7 +117,12 @@ fn cases() -> Vec<Case> {
         Case::new("translate both IPv4 SCTP", &ipv4().sctp(1), NOTHING, both4),
         Case::new("translate destination IPv6 TCP", &ipv6().tcp(ACK), NOTHING, destination6),
         Case::new("pop a tag", &ipv4().vlan(10).tcp(ACK), Rewrite { pop_tags: 1, ..NOTHING }, none),
-        Case::new("push a tag", &ipv4().tcp(ACK), Rewrite { push_tag: Some(10), ..NOTHING }, none),
+        Case::new(
+            "push a tag",
+            &ipv4().tcp(ACK),
+            Rewrite { push_tag: Some(millrace_engine::tables::Tag::customer(10)), ..NOTHING },
+            none,
+        ),
         Case::new("route, encapsulate over IPv4", &ipv4().tcp(ACK), over4, none),
         Case::new("route, encapsulate over IPv6", &ipv4().tcp(ACK), over6, none),
         Case::new("translate, route, encapsulate", &ipv4().tcp(ACK), over4, destination4),

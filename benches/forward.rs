@@ -35,9 +35,10 @@ use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Headers, Mac, Pack
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::memory::MemoryQueue;
 use millrace_engine::slow_path::Location;
+use millrace_engine::state::LearningRules;
 use millrace_engine::switch::{Switch, SwitchOptions};
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Port, PortRole, Segment, SegmentIndex, SegmentKind, Snapshot, Vni,
+    BridgedPort, BridgedSegment, Member, Port, PortRole, Segment, SegmentIndex, SegmentKind, Snapshot, Vni,
 };
 use millrace_engine::testing::node::{GATEWAY_MAC, TestPeer, TestPod, pods_snapshot, uplink_mac};
 use millrace_engine::testing::{FrameBuilder, frame};
@@ -173,7 +174,8 @@ impl Workload {
             controls.push(control);
         }
         let station = Location::Port(PortIndex(OTHER_BRIDGED));
-        switch.state().stations.learn(SegmentIndex(1), mac(OTHER_BRIDGED), station, Clock::Monotonic.now());
+        let rules = LearningRules::of(&BridgedSegment::default(), u32::MAX);
+        switch.state().stations.learn(SegmentIndex(1), mac(OTHER_BRIDGED), station, &rules, Clock::Monotonic.now());
         let (source, target) = (Arc::clone(&controls[ingress as usize]), Arc::clone(&controls[egress as usize]));
         let (name, hits) = (name(path, ipv6, flows), flows != Flows::New);
         let reference = (path == Path::Route && !ipv6 && hits).then(|| Reference::new(traffic(), flows.count()));
@@ -239,15 +241,15 @@ fn snapshot() -> Snapshot {
     let mut snapshot = pods_snapshot(&[pod(POD), pod(OTHER_POD)], UPLINK, mac(201), &[peer]);
     let members = [BRIDGED, OTHER_BRIDGED];
     for port in members {
-        let role = PortRole::Bridged(BridgedPort { untagged: Some(SegmentIndex(1)), tagged: Vec::new() });
+        let role = PortRole::Bridged(BridgedPort::access(SegmentIndex(1)));
         snapshot.ports.insert(Port { index: PortIndex(port), name: format!("port {port}").into(), mtu: 1_500, role });
     }
-    let members = members.map(|port| (PortIndex(port), None)).to_vec();
+    let members = members.map(|port| Member::new(PortIndex(port), None)).to_vec();
     snapshot.segments.insert(Segment {
         index: SegmentIndex(1),
         name: "bridge".into(),
-        vni: Vni::new(2).expect("vni"),
-        kind: SegmentKind::Bridged(BridgedSegment { members, remotes: Vec::new() }),
+        vni: Vni::new(2),
+        kind: SegmentKind::Bridged(BridgedSegment { members, ..BridgedSegment::default() }),
     });
     snapshot
 }

@@ -11,7 +11,7 @@ use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::{Gso, GsoKind, Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, WireFrame};
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Port, PortRole, Segment, SegmentIndex, SegmentKind, VlanMember, Vni, Vtep,
+    BridgedPort, BridgedSegment, Member, Port, PortRole, Segment, SegmentIndex, SegmentKind, Tag, VlanMember, Vni, Vtep,
 };
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, TestPeer, TestPod, pods_snapshot};
 use millrace_engine::testing::{ACK, FrameBuilder, Mutator, SYN, frame};
@@ -74,15 +74,19 @@ impl AnyNode {
         tables.segments.insert(Segment {
             index: SegmentIndex(1),
             name: "lan".into(),
-            vni: Vni::new(7).expect("vni"),
+            vni: Vni::new(7),
             kind: SegmentKind::Bridged(BridgedSegment {
-                members: vec![(PortIndex(ACCESS), None), (PortIndex(TRUNK), Some(10))],
+                members: vec![
+                    Member::new(PortIndex(ACCESS), None),
+                    Member::new(PortIndex(TRUNK), Some(Tag::customer(10))),
+                ],
                 remotes: vec![ip("192.0.2.2"), ip("2001:db8:f::2")],
+                ..BridgedSegment::default()
             }),
         });
         let tagged = vec![VlanMember { identifier: 10, segment: SegmentIndex(1) }];
-        let access = BridgedPort { untagged: Some(SegmentIndex(1)), tagged: Vec::new() };
-        let trunk = BridgedPort { untagged: None, tagged };
+        let access = BridgedPort::access(SegmentIndex(1));
+        let trunk = BridgedPort { tagged, ..BridgedPort::default() };
         for (index, name, bridged) in [(ACCESS, "access", access), (TRUNK, "trunk", trunk)] {
             let role = PortRole::Bridged(bridged);
             tables.ports.insert(Port { index: PortIndex(index), name: name.into(), mtu: 1500, role });

@@ -83,7 +83,9 @@ events! {
     RepliesUnreachable "reply.unreachable" "Destination Unreachable messages sent.";
     MacLearned "bridge.learned" "MAC addresses learned.";
     MacMoved "bridge.moved" "MAC addresses seen on another port than before.";
+    MacHeld "bridge.held" "Moves refused because a MAC address moved too often.";
     Flooded "bridge.flooded" "Frames flooded in their segment.";
+    Mirrored "mirror.copies" "Copies made for a mirror.";
 }
 
 /// Frames and bytes of one port on one worker.

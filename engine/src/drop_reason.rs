@@ -72,6 +72,14 @@ drop_reasons! {
     NeighbourUnresolved "neighbour_unresolved" "The next hop's MAC address is not known yet." "`millrace show neighbours`; is the other node up?";
     SplitHorizon "split_horizon" "The frame would leave through the port or tunnel it came from." "Harmless on bridges; a loop if it grows.";
     NoFloodTarget "no_flood_target" "A frame to be flooded found no other port in its segment." "Harmless when a segment has one member.";
+    LinkProtocol "link_protocol" "A frame of a link protocol (STP, LLDP, LACP, pause), which no bridge forwards." "Harmless; the switch takes no part in spanning trees, so mind loops in the wiring.";
+    SourceMacInvalid "source_mac_invalid" "The frame's source MAC address is a group or zero." "Look for a faulty sender.";
+    StationStatic "station_static" "The sender's MAC address is configured as a station of another port or peer." "Correct the entry under the bridge's `stations`, or look for a forger.";
+    StationHeld "station_held" "The sender's MAC address moved too often and is held at its former place for a time." "Two stations with one MAC address, or a loop; `millrace show fdb`.";
+    StationLimit "station_limit" "The port has as many stations as it may have, and the sender is none of them." "Raise the port's `stationLimit`, or look for a flood of made-up addresses.";
+    Isolated "isolated" "Both ports are isolated or of one split-horizon group, so they exchange no frames." "Intended; see `isolated` and `splitHorizonGroup` of the two Port objects.";
+    StormControl "storm_control" "The port has flooded as much as its storm limit allows." "Look for a loop or a broadcasting host; the limits stand in the Port object.";
+    MirrorPort "mirror_port" "The frame came in by a port that only gets copies of others' frames." "Harmless: whoever watches a mirror should not send.";
     IcmpNotServed "icmp_not_served" "An ICMP message to the gateway that asks for nothing the gateway answers." "Harmless.";
     GatewayPort "gateway_port" "TCP, UDP or SCTP addressed to the gateway itself, which serves none." "The gateway is an address, not a host.";
     IcmpErrorLimited "icmp_error_limited" "The packet was dropped and the ICMP error for it held back by the rate limit." "Look for a port scan or a routing loop.";
@@ -79,7 +87,7 @@ drop_reasons! {
     TransmitQueueFull "transmit_queue_full" "The output port did not take packets fast enough." "The pod or link is slower than its senders; `millrace show ports`.";
     LaneFull "lane_full" "The lane to the worker that owns the output queue was full." "That worker is overloaded; `millrace show workers`.";
     PortRefused "port_refused" "The kernel refused the packet at the output port." "`millrace show ports`: the interface may be down.";
-    Oversized "oversized" "The packet is longer than the output port can carry in any form." "Check the MTU of the output port.";
+    Oversized "oversized" "The packet is longer than the output port can carry in any form." "Check the MTU of the output port; a bridge tells no sender.";
 }
 
 impl DropReason {

@@ -4,6 +4,8 @@
 //! objects they are compiled from. A limit that is met makes a counter move and a packet drop with a
 //! reason; it never makes an allocation. `docs/limits.md` quotes this file.
 
+use std::time::Duration;
+
 /// Packets taken from a port in one turn, and so the width of every stage.
 /// Measured: 64 gives the lowest cost per packet, 8 costs 2.7 times as much, 256 nothing less.
 pub const VECTOR_PACKETS: usize = 64;
@@ -103,8 +105,22 @@ pub const LANE_PACKETS: usize = 1_024;
 /// Joins open at one time in one vector towards one port.
 pub const OPEN_JOINS: usize = 8;
 
-/// Learned MAC addresses over all segments; 32 B each.
+/// Learned MAC addresses over all segments; 96 B each, 6 MiB.
 pub const MAC_TABLE_ENTRIES: usize = 65_536;
+
+/// Learned MAC addresses behind one port unless its configuration says otherwise: so that one port cannot fill the
+/// table of all. 4 B of count for each port.
+pub const STATIONS_PER_PORT: u32 = 8_192;
+
+/// Time without a frame after which a station is forgotten unless the configuration says otherwise (IEEE 802.1Q
+/// section 8.8.3).
+pub const STATION_AGE: Duration = Duration::from_secs(300);
+
+/// How often one shard of the learned-MAC table is freed of stations that are forgotten: all shards every 16 s.
+pub const STATION_AGEING_STEP: Duration = Duration::from_millis(250);
+
+/// Shortest time for which a storm limit lets a quiet port flood at once, as a share of a second: 100 ms.
+pub const STORM_BURST: Duration = Duration::from_millis(100);
 
 /// Shards of the learned-MAC table: the chance that two workers on the slow path meet at one lock.
 pub const MAC_TABLE_SHARDS: usize = 64;

@@ -221,7 +221,8 @@ impl Switch {
         answered.recv().map_err(|_| AttachError::WorkerStopped(number))?
     }
 
-    /// Closes the port's queues on every worker; its frames are back when this returns.
+    /// Closes the port's queues on every worker and forgets the stations behind it; its frames are back when this
+    /// returns.
     pub fn detach(&mut self, port: PortIndex) {
         for number in 0..self.workers.len() {
             let (answer, answered) = bounded(1);
@@ -229,6 +230,7 @@ impl Switch {
             // A worker that has stopped has closed its queues.
             let _ = answered.recv();
         }
+        self.state.stations.forget_port(port);
     }
 
     /// Puts a command before a worker; one without a thread obeys at once.

@@ -28,7 +28,7 @@ use millrace_control::store::{DirectoryStore, Kind, ObjectKey, ObjectStore};
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, WireFrame};
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Port, PortRole, Segment, SegmentIndex, SegmentKind, VlanMember, Vni,
+    BridgedPort, BridgedSegment, Member, Port, PortRole, Segment, SegmentIndex, SegmentKind, Tag, VlanMember, Vni,
 };
 use millrace_engine::testing::{checksums_valid, describe};
 
@@ -313,9 +313,9 @@ impl World {
             let Some(Segment { kind: SegmentKind::Bridged(bridged), .. }) = segment else {
                 return Err(format!("bridge {segment:?} is not on this node"));
             };
-            bridged.members.push((PortIndex(port), *vlan));
+            bridged.members.push(Member::new(PortIndex(port), vlan.map(Tag::customer)));
         }
-        let role = PortRole::Bridged(BridgedPort { untagged, tagged });
+        let role = PortRole::Bridged(BridgedPort { untagged, tagged, ..BridgedPort::default() });
         let entry = Port { index: PortIndex(port), name: name.as_str().into(), mtu: 1500, role };
         self.nodes[node].extra.lock().unwrap_or_else(PoisonError::into_inner).ports.push(entry);
         self.ends.insert(name.clone(), End { node, port, mac, routed: false });
@@ -347,8 +347,8 @@ fn add_bridge(
     let segment = Segment {
         index: bridge_index(position),
         name: name.as_str().into(),
-        vni: Vni::new(*vni).ok_or("a VNI has 24 bits")?,
-        kind: SegmentKind::Bridged(BridgedSegment { members: Vec::new(), remotes }),
+        vni: Some(Vni::new(*vni).ok_or("a VNI has 24 bits")?),
+        kind: SegmentKind::Bridged(BridgedSegment { remotes, ..BridgedSegment::default() }),
     };
     node.extra.lock().unwrap_or_else(PoisonError::into_inner).segments.push(segment);
     Ok(())

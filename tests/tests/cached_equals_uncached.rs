@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, WireFrame};
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Change, NextHop, Peer, PodPort, Port, PortRole, Route, RouteTarget, RoutedSegment,
-    Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep, address_bits,
+    BridgedPort, BridgedSegment, Change, Member, NextHop, Peer, PodPort, Port, PortRole, Route, RouteTarget,
+    RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep, address_bits,
 };
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, uplink_mac};
 use millrace_engine::testing::{ACK, frame};
@@ -125,16 +125,16 @@ impl World {
         }
         self.routes.iter().for_each(|(prefix, target)| add(*prefix, target.clone()));
         for member in &self.members {
-            let role = PortRole::Bridged(BridgedPort { untagged: Some(SegmentIndex(1)), tagged: Vec::new() });
+            let role = PortRole::Bridged(BridgedPort::access(SegmentIndex(1)));
             let name = format!("member-{member}").into();
             tables.ports.insert(Port { index: PortIndex(*member), name, mtu: 1500, role });
         }
         let role = PortRole::Uplink(UplinkPort { mac: uplink_mac(UPLINK) });
         tables.ports.insert(Port { index: PortIndex(UPLINK), name: "uplink".into(), mtu: 1500, role });
-        let members = self.members.iter().map(|member| (PortIndex(*member), None)).collect();
-        let bridged = BridgedSegment { members, remotes: self.remotes.clone() };
+        let members = self.members.iter().map(|member| Member::new(PortIndex(*member), None)).collect();
+        let bridged = BridgedSegment { members, remotes: self.remotes.clone(), ..BridgedSegment::default() };
         for (index, vni, kind) in [(0, self.vni, SegmentKind::Routed(routed)), (1, 7, SegmentKind::Bridged(bridged))] {
-            let vni = Vni::new(vni).expect("vni");
+            let vni = Vni::new(vni);
             tables.segments.insert(Segment { index: SegmentIndex(index), name: "s".into(), vni, kind });
         }
         self.peers.values().for_each(|peer| tables.tunnels.insert_peer(peer.clone()));

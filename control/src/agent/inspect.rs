@@ -66,7 +66,7 @@ impl Inspect for Inspector {
             let addresses = match &port.role {
                 PortRole::Pod(pod) => pod.addresses.clone(),
                 PortRole::Host(host) => host.addresses.clone(),
-                PortRole::Bridged(_) => Vec::new(),
+                PortRole::Bridged(_) | PortRole::Mirror => Vec::new(),
                 PortRole::Uplink(_) => {
                     let local = standing.local.as_ref().and_then(|local| local.uplinks.get(&port.index));
                     local.map(|uplink| uplink.addresses.clone()).unwrap_or_default()
@@ -239,6 +239,7 @@ fn role(role: &PortRole) -> &'static str {
         PortRole::Host(_) => "host",
         PortRole::Bridged(_) => "bridged",
         PortRole::Uplink(_) => "uplink",
+        PortRole::Mirror => "mirror",
     }
 }
 
@@ -246,7 +247,7 @@ fn segment_of(tables: &Snapshot, role: &PortRole) -> Option<String> {
     let segment = match role {
         PortRole::Pod(pod) => pod.segment,
         PortRole::Host(host) => host.segment,
-        PortRole::Bridged(_) | PortRole::Uplink(_) => return None,
+        PortRole::Bridged(_) | PortRole::Uplink(_) | PortRole::Mirror => return None,
     };
     tables.segments.get(segment).map(|segment| segment.name.to_string())
 }
@@ -255,7 +256,7 @@ fn mac_of(role: &PortRole) -> Option<String> {
     match role {
         PortRole::Pod(pod) => Some(pod.mac.to_string()),
         PortRole::Host(host) => Some(host.mac.to_string()),
-        PortRole::Bridged(_) => None,
+        PortRole::Bridged(_) | PortRole::Mirror => None,
         PortRole::Uplink(uplink) => Some(uplink.mac.to_string()),
     }
 }

@@ -118,7 +118,7 @@ fn verdict(tables: &Snapshot, verdict: &Verdict) -> (String, Option<DropReason>)
             let name = tables.ports.get(forward.egress).map_or_else(String::new, |port| port.name.to_string());
             (format!("forward to {name}"), None)
         }
-        Verdict::Flood(copies) => (format!("flood to {}", copies.len()), None),
+        Verdict::Flood(_, copies) => (format!("flood to {}", copies.len()), None),
         Verdict::Reply(_) => ("answered by the gateway".to_owned(), None),
         Verdict::Drop(reason) | Verdict::Reject(reason, _) => (format!("drop {reason}"), Some(*reason)),
     }

@@ -110,7 +110,7 @@ fn segments(before: &NodePlan, plan: &NodePlan, table: &mut SegmentTable) {
             let base = before.segments.get(index).zip(table.get(*index));
             let routed = routed_segment(base.map(|(plan, table)| (plan, table.as_ref())), segment);
             let kind = SegmentKind::Routed(routed);
-            table.insert(Segment { index: *index, name: Arc::clone(&segment.name), vni: segment.vni, kind });
+            table.insert(Segment { index: *index, name: Arc::clone(&segment.name), vni: Some(segment.vni), kind });
         }
         None => table.remove(*index),
     });
@@ -167,7 +167,7 @@ fn check(plan: &NodePlan) -> Result<(), CompileError> {
         let segment = match &port.role {
             PortRole::Pod(pod) => Some(pod.segment),
             PortRole::Host(host) => Some(host.segment),
-            PortRole::Bridged(_) | PortRole::Uplink(_) => None,
+            PortRole::Bridged(_) | PortRole::Uplink(_) | PortRole::Mirror => None,
         };
         if let Some(segment) = segment.filter(|segment| !plan.segments.contains_key(segment)) {
             return Err(CompileError::NoSegment { name: name(), segment });

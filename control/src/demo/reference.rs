@@ -12,7 +12,7 @@ use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{AfXdpOptions, AfXdpQueue, AttachPreference, Steering, set_transmit_checksum};
 use millrace_engine::switch::{Switch, SwitchOptions};
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Port, PortRole, Segment, SegmentIndex, SegmentKind, Snapshot, Vni,
+    BridgedPort, BridgedSegment, Member, Port, PortRole, Segment, SegmentIndex, SegmentKind, Snapshot,
 };
 
 use super::interruption::Interruption;
@@ -74,14 +74,13 @@ fn tables() -> anyhow::Result<Snapshot> {
     let mut snapshot = Snapshot { generation: 1, ..Snapshot::default() };
     let segment = SegmentIndex(0);
     for (number, name) in PORTS.into_iter().enumerate() {
-        let role = PortRole::Bridged(BridgedPort { untagged: Some(segment), tagged: Vec::new() });
+        let role = PortRole::Bridged(BridgedPort::access(segment));
         let index = PortIndex(u16::try_from(number)?);
         snapshot.ports.insert(Port { index, name: name.into(), mtu: MTU, role });
     }
-    let members = vec![(PortIndex(0), None), (PortIndex(1), None)];
-    let kind = SegmentKind::Bridged(BridgedSegment { members, remotes: Vec::new() });
-    let vni = Vni::new(1).context("a VNI")?;
-    snapshot.segments.insert(Segment { index: segment, name: "reference".into(), vni, kind });
+    let members = vec![Member::new(PortIndex(0), None), Member::new(PortIndex(1), None)];
+    let kind = SegmentKind::Bridged(BridgedSegment { members, ..BridgedSegment::default() });
+    snapshot.segments.insert(Segment { index: segment, name: "reference".into(), vni: None, kind });
     Ok(snapshot)
 }
 

@@ -7,13 +7,16 @@
 use super::translate::translate;
 use super::{CompiledRewrite, Encapsulation, Translation};
 use crate::drop_reason::DropReason;
-use crate::packet::wire::{self, ethernet, ipv4, ipv6, udp};
+use crate::packet::wire::{self, ethernet, ipv4, ipv6, udp, vlan};
 use crate::packet::{FrameMemory, Headers, Network, Packet};
+use crate::tables::Tag;
 use crate::transmit::{Layout, OuterLayout};
 
 /// Lowest source port of tunnelled frames; the flow's hash is added (RFC 7348 section 5: the dynamic range).
 const ENTROPY_BASE: u16 = 49152;
 const ENTROPY_MASK: u16 = 0x3fff;
+/// Priority and drop-eligible bits of a tag's control information.
+const PRIORITY_MASK: u16 = !vlan::ID_MASK;
 pub(super) const ECN_MASK: u8 = 3;
 /// The codepoints of RFC 3168 section 5: not capable, and capable in two shades.
 const ECN_NOT_CAPABLE: u8 = 0;
@@ -64,8 +67,9 @@ pub fn apply(
         let network = at(subject.headers.network_offset, shift);
         decrement_ttl(frame.get_mut(network..).unwrap_or_default(), subject.headers)?;
     }
-    if let Some(identifier) = rewrite.push_tag {
-        shift += push_tag(memory, packet, identifier)?;
+    if let Some(tag) = rewrite.push_tag {
+        let priority = if rewrite.pop_tags > 0 { subject.headers.vlan[0] & PRIORITY_MASK } else { 0 };
+        shift += push_tag(memory, packet, tag, priority)?;
     }
     let outer = match &rewrite.encapsulate {
         None => None,
@@ -133,8 +137,8 @@ fn pop_tags(memory: &FrameMemory, packet: &mut Packet, tags: u8) -> Result<i32, 
     if packet.strip(bytes) { Ok(bytes as i32) } else { Err(DropReason::EthernetTruncated) }
 }
 
-/// Puts an 802.1Q tag behind the MAC addresses; returns the bytes that came.
-fn push_tag(memory: &FrameMemory, packet: &mut Packet, identifier: u16) -> Result<i32, DropReason> {
+/// Puts a VLAN tag behind the MAC addresses; returns the bytes that came.
+fn push_tag(memory: &FrameMemory, packet: &mut Packet, tag: Tag, priority: u16) -> Result<i32, DropReason> {
     if !packet.prepend(4) {
         return Err(DropReason::Oversized);
     }
@@ -143,8 +147,8 @@ fn push_tag(memory: &FrameMemory, packet: &mut Packet, identifier: u16) -> Resul
         return Err(DropReason::EthernetTruncated);
     }
     frame.copy_within(4..16, 0);
-    frame[12..14].copy_from_slice(&crate::packet::parse::ethertype::VLAN.to_be_bytes());
-    frame[14..16].copy_from_slice(&(identifier & 0x0fff).to_be_bytes());
+    frame[12..14].copy_from_slice(&tag.protocol.ethertype().to_be_bytes());
+    frame[14..16].copy_from_slice(&(tag.identifier & vlan::ID_MASK | priority).to_be_bytes());
     Ok(4)
 }
 

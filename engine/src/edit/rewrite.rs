@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use crate::packet::Mac;
-use crate::tables::Vni;
+use crate::tables::{Tag, Vni};
 
 /// The two MAC addresses of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,8 +50,8 @@ pub struct Rewrite {
     pub pop_tags: u8,
     /// Routed: new MAC addresses, TTL or hop limit one less.
     pub route: Option<MacPair>,
-    /// 802.1Q tag to put on: the VLAN identifier, 1 to 4094.
-    pub push_tag: Option<u16>,
+    /// VLAN tag to put on; it takes the priority of a tag that was taken off.
+    pub push_tag: Option<Tag>,
     /// Outer headers to put on.
     pub encapsulate: Option<Encapsulation>,
     /// Longest network-layer packet (of a GSO unit: longest segment) that may leave, in bytes, before encapsulation.

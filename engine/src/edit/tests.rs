@@ -13,7 +13,7 @@ use crate::drop_reason::DropReason;
 use crate::packet::copy_and_checksum::Kernel;
 use crate::packet::parse::{self, flag};
 use crate::packet::{Checksum, FrameMemory, FrameMemoryLayout, Headers, Mac, Packet};
-use crate::tables::Vni;
+use crate::tables::{Tag, Vni};
 use crate::testing::{ACK, CWR, FrameBuilder, PSH, checksums_valid, describe, fragments, frame, internet_checksum};
 use crate::transmit::Layout;
 use crate::transmit::segmentation::Segmenter;
@@ -156,7 +156,9 @@ impl Case {
         let (source, destination, ttl) = if edited && self.route { (11, 12, 63) } else { (1, 2, 64) };
         let mut builder = frame().from(mac(source), ends[0]).to(mac(destination), ends[1]).ttl(ttl);
         if edited && self.push {
-            builder = builder.tag(0x8100, 42);
+            // The priority of the tag that came off goes on.
+            let priority = if self.pop > 0 { TAGS[0].1 & 0xf000 } else { 0 };
+            builder = builder.tag(0x8100, 42 | priority);
         }
         let first_tag = if edited { self.pop } else { 0 };
         for (protocol, control) in TAGS.iter().take(self.tags.into()).skip(first_tag.into()) {
@@ -201,7 +203,7 @@ impl Case {
             decapsulate: self.tunnelled.is_some(),
             pop_tags: self.pop,
             route: self.route.then_some(MacPair { destination: mac(12), source: mac(11) }),
-            push_tag: self.push.then_some(42),
+            push_tag: self.push.then_some(Tag::customer(42)),
             encapsulate: self.encapsulate.map(|_| encapsulation),
             mtu: 1500,
         }

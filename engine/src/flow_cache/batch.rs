@@ -100,7 +100,7 @@ impl LookupBatch {
     /// Adds the IP packet with number `packet_number` (each at most once), whose frame starts with `macs` and that
     /// came by `ingress`. False, and nothing added, for what is not IP or has a number beyond the vector.
     ///
-    /// Push packets that only the slow path may serve (`flag::UNCACHEABLE`, two VLAN tags) too: they get the hash
+    /// Push packets that only the slow path may serve (`flag::UNCACHEABLE`) too: they get the hash
     /// of their flow, are never found, and are never inserted.
     #[inline]
     pub fn push(&mut self, packet_number: usize, headers: &Headers, macs: &[u8; 12], ingress: u32) -> bool {

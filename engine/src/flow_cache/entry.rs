@@ -14,6 +14,7 @@ use crate::tables::SegmentIndex;
 const IN_USE: u8 = 1;
 const SOURCE_TRANSLATED: u8 = 1 << 1;
 const DESTINATION_TRANSLATED: u8 = 1 << 2;
+const BRIDGED: u8 = 1 << 3;
 
 /// The hot half. `bytes` is kept as 16 high and 32 low bits: 48 bits are 256 TiB of one flow.
 #[derive(Clone, Copy, Debug)]
@@ -55,16 +56,16 @@ impl<K: FlowKey> Entry<K> {
     };
 
     /// The entry of a flow that is seen for the first time.
-    pub(super) fn new(key: K, forward: &Forward, rewrite: u16, now_ms: u32) -> Self {
+    pub(super) fn new(key: K, forward: &Forward, rewrite: u16, bridged: bool, now_ms: u32) -> Self {
         let mut entry = Self { key, last_seen_ms: now_ms, ..Self::FREE };
-        entry.set_action(forward, rewrite);
+        entry.set_action(forward, rewrite, bridged);
         entry
     }
 
-    /// Replaces what is done to the flow; what was counted stays.
-    pub(super) fn set_action(&mut self, forward: &Forward, rewrite: u16) {
+    /// Replaces what is done to the flow; what was counted stays. `bridged`: its packets keep a learned station alive.
+    pub(super) fn set_action(&mut self, forward: &Forward, rewrite: u16, bridged: bool) {
         let Translation { source, destination } = forward.translation;
-        self.flags = IN_USE;
+        self.flags = IN_USE | if bridged { BRIDGED } else { 0 };
         self.egress = forward.egress.0;
         self.rewrite = rewrite;
         if let Some((address, port)) = source {
@@ -86,6 +87,12 @@ impl<K: FlowKey> Entry<K> {
     #[inline]
     pub(super) fn in_use(&self) -> bool {
         self.flags & IN_USE != 0
+    }
+
+    /// Whether a bridge decided the flow.
+    #[inline]
+    pub(super) fn is_bridged(&self) -> bool {
+        self.flags & BRIDGED != 0
     }
 
     /// Whether a packet was served from it since it was written.

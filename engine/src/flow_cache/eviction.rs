@@ -18,6 +18,7 @@ use super::key::FlowKey;
 use super::rewrites::Rewrites;
 use super::table::Table;
 use crate::limits;
+use crate::slow_path::decision::Dependencies;
 
 /// The clock hand of one table.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +26,8 @@ pub(super) struct Hand {
     position: usize,
     /// When the present revolution began; `None` before the first.
     started_ms: Option<u32>,
+    /// When the one before began.
+    before_ms: u32,
 }
 
 /// How readily an entry gives way; `None` if not at all. More is sooner.
@@ -37,7 +40,16 @@ fn readiness<K: FlowKey>(entry: &Entry<K>, now_ms: u32) -> Option<(bool, u32)> {
 impl<K: FlowKey> Table<K> {
     /// Removes what has expired among the next `entries`; returns how many. Does nothing where the hand went round
     /// less than [`limits::AGEING_REVOLUTION_MS`] ago.
-    pub(super) fn age(&mut self, entries: usize, now_ms: u32, rewrites: &mut Rewrites) -> usize {
+    ///
+    /// `heard` is told of the bridged flows that were served since the hand last came by: what they rest on, and for
+    /// how long they have been silent. A flow that is removed in between was told of at most a revolution before.
+    pub(super) fn age(
+        &mut self,
+        entries: usize,
+        now_ms: u32,
+        rewrites: &mut Rewrites,
+        heard: &mut impl FnMut(&Dependencies, u32),
+    ) -> usize {
         if self.hand.position >= self.high_water {
             self.hand.position = 0;
         }
@@ -46,13 +58,21 @@ impl<K: FlowKey> Table<K> {
             if self.hand.started_ms.is_some_and(rests) {
                 return 0;
             }
-            self.hand.started_ms = Some(now_ms);
+            self.hand.before_ms = self.hand.started_ms.replace(now_ms).unwrap_or(now_ms);
         }
+        let since_last_pass = elapsed_ms(now_ms, self.hand.before_ms);
         let end = self.high_water.min(self.hand.position.saturating_add(entries));
         let mut removed = 0;
         for slot in self.hand.position..end {
             let entry = &self.entries[slot];
-            if entry.in_use() && entry.is_expired(now_ms) {
+            if !entry.in_use() {
+                continue;
+            }
+            let idle = entry.idle_ms(now_ms);
+            if entry.is_bridged() && idle <= since_last_pass {
+                heard(&self.cold[slot].dependencies, idle);
+            }
+            if entry.is_expired(now_ms) {
                 self.remove(slot as u32, rewrites);
                 removed += 1;
             }

@@ -5,9 +5,10 @@
 //!  IPv6, 64 B   source 16 | destination 16 | ports 4, protocol 1, ICMP type 1, VLAN 2, MACs 8 | MACs 4, ingress 4, 0
 //! ```
 //! MAC addresses are part of the key because a bridge decides by them and anti-spoofing tests them; the ingress
-//! number stands for port or tunnel, and so for the segment. The VLAN field is the 12-bit identifier and a bit that
-//! says "tagged", so that an untagged frame differs from a priority-tagged one; priority bits are left out, since no
-//! decision looks at them. Frames with two tags have no key and are decided by the slow path each time.
+//! number stands for port or tunnel, and so for the segment. The VLAN field is the outer tag's 12-bit identifier with
+//! bits that say whether there is a tag, so that an untagged frame differs from a priority-tagged one, of which
+//! protocol, and whether there is a second one. Priorities and the second identifier are left out: no decision looks
+//! at them.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,6 +16,8 @@ use crate::packet::parse::{flag, protocol};
 use crate::packet::{Headers, Mac};
 
 const TAGGED: u16 = 0x1000;
+const SERVICE_TAGGED: u16 = 0x2000;
+const DOUBLE_TAGGED: u16 = 0x4000;
 const VLAN_IDENTIFIER: u16 = 0x0fff;
 
 /// A flow's key as 64-bit words, in memory order of the picture above.
@@ -65,7 +68,7 @@ pub struct KeyFields {
     pub protocol: u8,
     /// ICMP or ICMPv6 type; 0 for other protocols.
     pub icmp_type: u8,
-    /// VLAN identifier, if tagged.
+    /// Identifier of the outer VLAN tag, if tagged.
     pub vlan: Option<u16>,
     /// Destination MAC address.
     pub destination_mac: Mac,
@@ -78,12 +81,17 @@ pub struct KeyFields {
 /// Whether packets with these headers may be served from the cache at all; the rest only get a hash.
 #[inline]
 pub(super) fn cacheable(headers: &Headers) -> bool {
-    headers.vlan_tags < 2 && !headers.has(flag::UNCACHEABLE)
+    !headers.has(flag::UNCACHEABLE)
 }
 
 #[inline]
 fn vlan(headers: &Headers) -> u16 {
-    if headers.vlan_tags == 0 { 0 } else { headers.vlan[0] & VLAN_IDENTIFIER | TAGGED }
+    if headers.vlan_tags == 0 {
+        return 0;
+    }
+    let service = u16::from(headers.has(flag::SERVICE_TAG)) * SERVICE_TAGGED;
+    let double = u16::from(headers.vlan_tags > 1) * DOUBLE_TAGGED;
+    headers.vlan[0] & VLAN_IDENTIFIER | TAGGED | service | double
 }
 
 #[inline]
@@ -250,6 +258,8 @@ mod tests {
             Headers { destination: Ipv4Key::widen([192, 0, 2, 3]), ..base },
             Headers { vlan_tags: 1, vlan: [0, 0], ..base },
             Headers { vlan_tags: 1, vlan: [7, 0], ..base },
+            Headers { vlan_tags: 1, vlan: [7, 0], flags: flag::SERVICE_TAG, ..base },
+            Headers { vlan_tags: 2, vlan: [7, 9], ..base },
             icmp,
             Headers { tcp_flags_or_icmp_type: 0, ..icmp },
         ]
@@ -313,7 +323,7 @@ mod tests {
     #[test]
     fn what_only_the_slow_path_serves_has_no_entry() {
         assert!(cacheable(&headers()));
-        assert!(!cacheable(&Headers { vlan_tags: 2, ..headers() }));
+        assert!(cacheable(&Headers { vlan_tags: 2, ..headers() }));
         assert!(!cacheable(&Headers { flags: flag::TCP_CONTROL, ..headers() }));
         assert!(cacheable(&Headers { flags: flag::DONT_FRAGMENT, ..headers() }));
     }

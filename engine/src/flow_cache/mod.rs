@@ -190,11 +190,13 @@ impl FlowCache {
     }
 
     /// Removes silent flows among the next `entries`, shared between the families by their size; returns how many.
-    /// Rests between revolutions, see [`limits::AGEING_REVOLUTION_MS`], so it may be called every turn.
-    pub fn age_step(&mut self, entries: usize, now_ms: u32) -> usize {
+    /// Rests between revolutions, see [`limits::AGEING_REVOLUTION_MS`], so it may be called every turn. `heard` is told
+    /// of each bridged flow that was served since the hand last came by, and for how long it has been silent.
+    pub fn age_step(&mut self, entries: usize, now_ms: u32, mut heard: impl FnMut(&Dependencies, u32)) -> usize {
         let share = (entries * self.ipv4.capacity() / self.capacity()).max(1);
         let rest = entries.saturating_sub(share).max(1);
-        self.ipv4.age(share, now_ms, &mut self.rewrites) + self.ipv6.age(rest, now_ms, &mut self.rewrites)
+        self.ipv4.age(share, now_ms, &mut self.rewrites, &mut heard)
+            + self.ipv6.age(rest, now_ms, &mut self.rewrites, &mut heard)
     }
 
     /// Begins to sweep by `plan`; call it before the first packet that is decided by the plan's generation.

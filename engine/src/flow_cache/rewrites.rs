@@ -118,7 +118,7 @@ impl Rewrites {
 /// chosen by who sends packets, so no secret is needed.
 fn head(rewrite: &Rewrite) -> usize {
     let mut hash = u64::from(rewrite.mtu)
-        | u64::from(rewrite.push_tag.unwrap_or(0)) << 32
+        | u64::from(rewrite.push_tag.map_or(0, |tag| tag.identifier)) << 32
         | u64::from(rewrite.pop_tags) << 48
         | u64::from(rewrite.decapsulate) << 56;
     if let Some(macs) = &rewrite.route {

@@ -16,6 +16,7 @@ use super::hash::HashKey;
 use super::huge_array::HugeArray;
 use super::key::FlowKey;
 use super::rewrites::Rewrites;
+use crate::packet::Mac;
 use crate::prefetch::prefetch;
 use crate::slow_path::decision::{Dependencies, Forward};
 
@@ -175,6 +176,7 @@ impl<K: FlowKey> Table<K> {
             return Inserted::Uncacheable;
         }
         let (forward, dependencies) = decision;
+        let bridged = dependencies.source_mac != Mac::ZERO;
         let (key, hash) = (&lane.keys[item], lane.hashes[item]);
         let known = self.locate(lane, item);
         let Some(rewrite) = rewrites.acquire(&forward.rewrite) else {
@@ -187,7 +189,7 @@ impl<K: FlowKey> Table<K> {
         if known != NO_SLOT {
             let entry = &mut self.entries[known as usize];
             rewrites.release(entry.rewrite);
-            entry.set_action(forward, rewrite);
+            entry.set_action(forward, rewrite, bridged);
             entry.last_seen_ms = now_ms;
             self.cold[known as usize].dependencies = *dependencies;
             return Inserted::Replaced;
@@ -202,7 +204,7 @@ impl<K: FlowKey> Table<K> {
             rewrites.release(rewrite);
             return Inserted::Full;
         };
-        self.entries[slot as usize] = Entry::new(*key, forward, rewrite, now_ms);
+        self.entries[slot as usize] = Entry::new(*key, forward, rewrite, bridged, now_ms);
         self.cold[slot as usize] = Cold { dependencies: *dependencies, home: self.home(hash) as u32 };
         if evicted { Inserted::Evicting } else { Inserted::New }
     }

@@ -247,7 +247,7 @@ impl Pair {
 
     fn age(&mut self, entries: usize) {
         let before = self.known.clone();
-        let removed = self.cache.age_step(entries, self.now_ms);
+        let removed = self.cache.age_step(entries, self.now_ms, |_, _| {});
         let shown = flows(&self.cache, self.now_ms);
         self.known.retain(|number, _| shown.contains_key(number));
         assert_eq!(before.len() - self.known.len(), removed);
@@ -529,9 +529,9 @@ fn ageing_removes_the_silent_ones_across_the_wrap_and_rests_between_revolutions(
     });
     let later = start.wrapping_add(limits::FLOW_IDLE_TCP_MS - 1);
     assert!((0..20).all(|number| meet(&mut cache, number, 1, later).is_none()));
-    assert_eq!(cache.age_step(1_000, later), 0);
-    assert_eq!(cache.age_step(1_000, later.wrapping_add(1)), 0, "the hand rests");
-    assert_eq!(cache.age_step(1_000, later.wrapping_add(limits::AGEING_REVOLUTION_MS)), 20);
+    assert_eq!(cache.age_step(1_000, later, |_, _| {}), 0);
+    assert_eq!(cache.age_step(1_000, later.wrapping_add(1), |_, _| {}), 0, "the hand rests");
+    assert_eq!(cache.age_step(1_000, later.wrapping_add(limits::AGEING_REVOLUTION_MS), |_, _| {}), 20);
     assert_eq!(cache.len(), 20);
 }
 

@@ -53,6 +53,8 @@ pub mod flag {
     pub const GROUP_MAC: u16 = 1 << 8;
     /// The destination IP is multicast or limited broadcast, or either address is link-local.
     pub const LINK_SCOPE: u16 = 1 << 9;
+    /// The outer VLAN tag is an 802.1ad service tag.
+    pub const SERVICE_TAG: u16 = 1 << 15;
     /// What only the slow path can serve rightly.
     pub const UNCACHEABLE: u16 =
         FRAGMENT | OPTIONS | EXTENSIONS | TCP_CONTROL | ICMP_ERROR | ICMP_OTHER | GROUP_MAC | LINK_SCOPE;
@@ -253,6 +255,7 @@ fn parse_any(headers: &mut Headers, head: &[u8], length: usize) -> Result<(), Dr
 /// Reads the tags behind the addresses, up to two.
 #[cold]
 fn tags(headers: &mut Headers, head: &[u8]) -> Result<(), DropReason> {
+    headers.flags |= u16::from(headers.ethertype == ethertype::QINQ) * flag::SERVICE_TAG;
     while matches!(headers.ethertype, ethertype::VLAN | ethertype::QINQ) {
         let Some(slot) = headers.vlan.get_mut(usize::from(headers.vlan_tags)) else {
             return Err(DropReason::VlanTooDeep);

@@ -10,8 +10,10 @@ use std::ops::ControlFlow;
 use super::Walk;
 use super::decision::{Reason, Stage, Verdict};
 use crate::drop_reason::DropReason;
-use crate::packet::{Mac, Network};
-use crate::tables::{BridgedPort, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind};
+use crate::packet::parse::flag;
+use crate::packet::wire::vlan;
+use crate::packet::{Headers, Mac, Network};
+use crate::tables::{BridgedPort, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, TagProtocol};
 
 /// Finds the packet's segment or ends the walk.
 pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment> {
@@ -23,6 +25,7 @@ pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment
         PortRole::Host(host) => admit_member(walk, port, host.segment, host.mac, &host.addresses),
         PortRole::Bridged(bridged) => admit_bridged(walk, port, bridged),
         PortRole::Uplink(_) => admit_tunnelled(walk),
+        PortRole::Mirror => walk.drop(Stage::Admit, DropReason::MirrorPort),
     }
 }
 
@@ -69,19 +72,38 @@ fn source_allowed(walk: &Walk<'_>, addresses: &[IpAddr]) -> bool {
 }
 
 fn admit_bridged<'a>(walk: &mut Walk<'a>, port: &Port, bridged: &BridgedPort) -> ControlFlow<Verdict, &'a Segment> {
-    let headers = walk.arrival.headers;
-    let index = if headers.vlan_tags == 0 {
-        bridged.untagged
-    } else {
-        let identifier = headers.vlan[0] & 0x0fff;
-        bridged.tagged.iter().find(|member| member.identifier == identifier).map(|member| member.segment)
+    let segment = match membership(walk.arrival.headers, bridged) {
+        Some((index, pop_tags)) => {
+            walk.pop_tags = pop_tags;
+            walk.tables.segments.get(index)
+        }
+        None => None,
     };
-    let Some(segment) = index.and_then(|index| walk.tables.segments.get(index)) else {
+    let Some(segment) = segment else {
         return walk.drop(Stage::Admit, DropReason::VlanUnexpected);
     };
     walk.dependencies.segment = segment.index;
     walk.note(Stage::Admit, Reason::Admitted(port.name.clone(), segment.name.clone()));
     ControlFlow::Continue(segment)
+}
+
+/// The segment of a frame that came in by this port, and the tags that said so and come off. A tag with identifier 0
+/// only carries a priority (IEEE 802.1Q section 6.9.1): the frame counts as untagged.
+fn membership(headers: &Headers, bridged: &BridgedPort) -> Option<(SegmentIndex, u8)> {
+    if bridged.transparent || headers.vlan_tags == 0 {
+        return bridged.untagged.map(|index| (index, 0));
+    }
+    match (bridged.tag_protocol, headers.has(flag::SERVICE_TAG)) {
+        (TagProtocol::Customer, false) | (TagProtocol::Service, true) => match vlan::id(headers.vlan[0]) {
+            0 => bridged.untagged.map(|index| (index, 1)),
+            identifier => {
+                let at = bridged.tagged.binary_search_by_key(&identifier, |member| member.identifier).ok()?;
+                bridged.tagged.get(at).map(|member| (member.segment, 1))
+            }
+        },
+        (TagProtocol::Service, false) => bridged.untagged.map(|index| (index, 0)),
+        (TagProtocol::Customer, true) => None,
+    }
 }
 
 fn admit_tunnelled<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment> {

@@ -13,7 +13,8 @@ use crate::drop_reason::DropReason;
 use crate::edit::{Rewrite, Translation};
 use crate::limits::TRAIL_STEPS;
 use crate::packet::{Mac, PortIndex};
-use crate::tables::{Change, SegmentIndex, Vni};
+pub use crate::tables::Location;
+use crate::tables::{Change, FloodClass, SegmentIndex, Vni};
 
 /// The outcome of one walk through the slow path.
 #[derive(Clone, Debug)]
@@ -36,7 +37,7 @@ pub enum Verdict {
     /// It leaves by one port.
     Forward(Forward),
     /// Copies leave by every other member of its bridged segment, and through a tunnel to every remote.
-    Flood(Vec<Forward>),
+    Flood(FloodClass, Vec<Forward>),
     /// It is answered out of the port it came by.
     Reply(Reply),
     /// It is dropped.
@@ -93,15 +94,6 @@ pub enum Lesson {
         /// Where.
         location: Location,
     },
-}
-
-/// Where a station of a bridged segment lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Location {
-    /// Behind a port of this node.
-    Port(PortIndex),
-    /// Behind the tunnel to a peer.
-    Peer(IpAddr),
 }
 
 /// What a verdict rests on.

@@ -61,11 +61,12 @@ fn tunnel(
     walk.dependencies.egress = egress;
     fits(walk, rewrite.mtu)?;
     let name = walk.tables.tunnels.peer(peer).map_or_else(|| peer.to_string().into(), |peer| peer.name.clone());
-    walk.note(Stage::Encap, Reason::Encapsulated(segment.vni, name));
+    segment.vni.iter().for_each(|vni| walk.note(Stage::Encap, Reason::Encapsulated(*vni, name.clone())));
     ControlFlow::Continue(Verdict::Forward(Forward { egress, rewrite, translation: Translation::NONE }))
 }
 
-/// The outer headers towards `peer`; `None` if the peer is unknown or its first hop not resolved yet.
+/// The outer headers towards `peer`; `None` if the segment stays on this node, the peer is unknown or its first hop
+/// not resolved yet.
 pub(super) fn tunnel_rewrite(walk: &Walk<'_>, segment: &Segment, peer: IpAddr) -> Option<(PortIndex, Rewrite)> {
     let entry = walk.tables.tunnels.peer(peer)?;
     let hop = entry.next_hop?;
@@ -74,7 +75,7 @@ pub(super) fn tunnel_rewrite(walk: &Walk<'_>, segment: &Segment, peer: IpAddr) -
         source: entry.source,
         destination: entry.address,
         udp_port: walk.tables.tunnels.udp_port,
-        vni: segment.vni,
+        vni: segment.vni?,
     };
     let rewrite = Rewrite {
         decapsulate: false,

@@ -20,6 +20,8 @@ pub(super) struct Walk<'a> {
     pub(super) now: Time,
     pub(super) dependencies: Dependencies,
     pub(super) lesson: Option<Lesson>,
+    /// Tags that said the packet's segment and come off.
+    pub(super) pop_tags: u8,
     trail: Trail,
 }
 
@@ -37,7 +39,7 @@ impl<'a> Walk<'a> {
             destination_mac: Mac::ZERO,
             service: 0,
         };
-        Self { tables, state, arrival, now, dependencies, lesson: None, trail: Trail::default() }
+        Self { tables, state, arrival, now, dependencies, lesson: None, pop_tags: 0, trail: Trail::default() }
     }
 
     /// Notes why a stage did what it did.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::services::ServiceId;
-use super::{Route, Segment, SegmentIndex, SegmentKind, Snapshot};
+use super::{BridgedSegment, Route, Segment, SegmentIndex, SegmentKind, Snapshot};
 use crate::packet::{Mac, PortIndex};
 
 /// One change.
@@ -23,8 +23,8 @@ pub enum Change {
     Prefix(SegmentIndex, IpNet),
     /// The peer appeared, went or is reached otherwise: flows through its tunnel, either way.
     Peer(IpAddr),
-    /// The station with this MAC address moved to another port or peer: flows of the segment from or to it. No publish
-    /// brings this one; a worker that learns of the move tells the others.
+    /// The station with this MAC address lives at another port or peer: flows of the segment from or to it. A publish
+    /// brings it for configured stations; of learned ones the worker that learns of the move tells the others.
     Station(SegmentIndex, Mac),
     /// The Service changed or went: flows that it gave their endpoint.
     Service(ServiceId),
@@ -101,9 +101,19 @@ fn segment_changes(before: &Segment, after: &Segment, changes: &mut Vec<Change>)
                 push(IpNet::new(IpAddr::V6(bits.into()), length).ok());
             });
         }
-        (SegmentKind::Bridged(old), SegmentKind::Bridged(new)) if old == new => {}
+        (SegmentKind::Bridged(old), SegmentKind::Bridged(new)) => bridged_changes(after.index, old, new, changes),
         _ => changes.push(Change::Segment(after.index)),
     }
+}
+
+/// Floods are never cached, so members and remotes that only take part in floods change no flow. Flows to and from a
+/// member rest on its port, those of a station on its MAC address.
+fn bridged_changes(segment: SegmentIndex, old: &BridgedSegment, new: &BridgedSegment, changes: &mut Vec<Change>) {
+    let members = old.members.iter().chain(&new.members).map(|member| member.port);
+    changes.extend(members.filter(|port| old.member(*port) != new.member(*port)).map(Change::Port));
+    let stations = old.stations.iter().chain(&new.stations).map(|(mac, _)| *mac);
+    changes
+        .extend(stations.filter(|mac| old.station(*mac) != new.station(*mac)).map(|mac| Change::Station(segment, mac)));
 }
 
 fn tunnels(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {

@@ -5,6 +5,7 @@
 //! packets teach lives in `state/`. [`change::changes`] compares two snapshots and says which flows to decide
 //! again, so that the change set cannot disagree with the tables.
 
+mod bridging;
 pub mod change;
 pub mod lookup;
 mod ports;
@@ -13,12 +14,15 @@ mod segments;
 pub mod services;
 mod tunnels;
 
+pub use bridging::{
+    BridgedPort, BridgedSegment, FloodClass, Location, Member, Mirror, MoveLimit, StormLimits, Tag, TagProtocol,
+    VlanMember,
+};
 pub use change::{Change, ChangeSet};
-pub use ports::{BridgedPort, HostPort, PodPort, Port, PortRole, PortTable, UplinkPort, VlanMember};
+pub use ports::{HostPort, PodPort, Port, PortRole, PortTable, UplinkPort};
 pub use publish::{Publisher, Subscription};
 pub use segments::{
-    BridgedSegment, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni,
-    address_bits,
+    Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni, address_bits,
 };
 pub use services::ServiceTable;
 pub use tunnels::{NextHop, Peer, Tunnels, Vtep};
@@ -36,4 +40,6 @@ pub struct Snapshot {
     pub tunnels: Tunnels,
     /// Addresses that stand for endpoints.
     pub services: ServiceTable,
+    /// Ports whose frames are copied, each once. No decision rests on them.
+    pub mirrors: std::sync::Arc<Vec<Mirror>>,
 }

@@ -1,9 +1,9 @@
-//! What each port is: a routed pod, the host itself, a member of bridged segments, or an uplink.
+//! What each port is: a pod, the host itself, a member of bridged segments, an uplink, or the end of a mirror.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::SegmentIndex;
+use super::{BridgedPort, SegmentIndex};
 use crate::packet::{Mac, PortIndex};
 
 /// One port as the tables see it. The queues that move its packets belong to the workers.
@@ -22,7 +22,7 @@ pub struct Port {
 /// What a port is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PortRole {
-    /// A pod in a routed segment.
+    /// A pod, in a routed or a bridged segment.
     Pod(PodPort),
     /// The host's own kernel as a member of a routed segment: node to pods, and pods to their node.
     Host(HostPort),
@@ -30,9 +30,11 @@ pub enum PortRole {
     Bridged(BridgedPort),
     /// The underlay: tunnels arrive and leave here.
     Uplink(UplinkPort),
+    /// Gets copies of other ports' frames; whatever comes in by it is dropped.
+    Mirror,
 }
 
-/// A pod in a routed segment: it may send from its own addresses only.
+/// A pod: it may send from its own addresses only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodPort {
     /// Segment the pod lives in.
@@ -53,24 +55,6 @@ pub struct HostPort {
     pub mac: Mac,
     /// All addresses that the host's kernel takes for its own, those of its other interfaces included.
     pub addresses: Vec<IpAddr>,
-}
-
-/// A member of bridged segments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BridgedPort {
-    /// Segment of untagged frames, if they are allowed.
-    pub untagged: Option<SegmentIndex>,
-    /// Segments of tagged frames, by VLAN identifier, each identifier once.
-    pub tagged: Vec<VlanMember>,
-}
-
-/// That frames with this VLAN identifier belong to this segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VlanMember {
-    /// VLAN identifier, 1 to 4094 (IEEE 802.1Q section 9.6).
-    pub identifier: u16,
-    /// The segment.
-    pub segment: SegmentIndex,
 }
 
 /// The underlay.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::BridgedSegment;
 use super::lookup::PrefixTree;
 use crate::packet::{Mac, PortIndex};
 
@@ -42,8 +43,8 @@ pub struct Segment {
     pub index: SegmentIndex,
     /// Its name for people.
     pub name: Arc<str>,
-    /// The identifier its packets carry between nodes.
-    pub vni: Vni,
+    /// The identifier its packets carry between nodes; `None` if it has no members elsewhere.
+    pub vni: Option<Vni>,
     /// Routed or bridged.
     pub kind: SegmentKind,
 }
@@ -73,15 +74,6 @@ pub struct RoutedSegment {
     pub routes_ipv4: PrefixTree<Route>,
     /// IPv6 routes.
     pub routes_ipv6: PrefixTree<Route>,
-}
-
-/// A segment that is bridged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BridgedSegment {
-    /// Member ports, each with the VLAN identifier its frames leave with, if tagged.
-    pub members: Vec<(PortIndex, Option<u16>)>,
-    /// VTEP addresses of the nodes that have members too: floods are copied to each (head-end replication).
-    pub remotes: Vec<IpAddr>,
 }
 
 /// Where packets for a prefix go.
@@ -193,7 +185,7 @@ impl SegmentTable {
         }
         entries[index.0 as usize] = Some(Arc::new(segment));
         let by_vni = Arc::make_mut(&mut self.by_vni);
-        by_vni.push((vni, index));
+        by_vni.extend(vni.map(|vni| (vni, index)));
         by_vni.sort_unstable();
     }
 

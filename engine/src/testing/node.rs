@@ -252,7 +252,7 @@ pub fn pods_snapshot(pods: &[TestPod], uplink: u16, tunnel_mac: Mac, peers: &[Te
     snapshot.segments.insert(Segment {
         index: SegmentIndex(0),
         name: "pods".into(),
-        vni: Vni::new(1).expect("vni"),
+        vni: Vni::new(1),
         kind: SegmentKind::Routed(routed),
     });
     snapshot

@@ -13,11 +13,13 @@ pub(crate) mod field;
 mod frames;
 pub mod joining;
 mod lane;
+mod mirror;
 pub mod outer_checksum;
 pub mod segmentation;
 
 pub use fate::Fate;
 pub use lane::{LaneReceiver, LaneSender, lane};
+pub use mirror::Mirrors;
 pub use segmentation::{Layout, OuterLayout};
 
 use crate::counters::{Event, WorkerCounters};
@@ -39,6 +41,7 @@ pub struct Transmit {
     cut: Vec<Packet>,
     /// Ports with pending packets or an unfinished flush, each once.
     active: Vec<PortIndex>,
+    mirrors: Mirrors,
 }
 
 impl Default for Transmit {
@@ -50,6 +53,7 @@ impl Default for Transmit {
             joiner: Joiner::new(kernel),
             cut: Segmenter::segment_list(),
             active: Vec::with_capacity(limits::PORTS),
+            mirrors: Mirrors::default(),
         }
     }
 }
@@ -75,7 +79,17 @@ impl Outlet<'_> {
 
 impl Transmit {
     /// Takes an edited packet for port `egress`. `layout` says where its headers lie.
-    pub fn enqueue(&mut self, outlet: &mut Outlet<'_>, egress: PortIndex, mut packet: Packet, layout: &Layout) {
+    #[inline]
+    pub fn enqueue(&mut self, outlet: &mut Outlet<'_>, egress: PortIndex, packet: Packet, layout: &Layout) {
+        if !self.mirrors.is_empty() {
+            self.mirror_egress(outlet, egress, &packet, layout);
+        }
+        self.enqueue_as_is(outlet, egress, packet, layout);
+    }
+
+    /// As `enqueue`, without copies for a mirror.
+    #[inline]
+    fn enqueue_as_is(&mut self, outlet: &mut Outlet<'_>, egress: PortIndex, mut packet: Packet, layout: &Layout) {
         let Some(capabilities) = outlet.ports.capabilities(egress) else {
             return outlet.drop(packet, DropReason::PortDown);
         };

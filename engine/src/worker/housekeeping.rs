@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use super::Worker;
+use crate::clock::Time;
 use crate::counters::Event;
 use crate::limits::{AGEING_STEP, SWEEP_STEP};
+use crate::slow_path::{Dependencies, Location};
+use crate::transmit::Mirrors;
 
 impl Worker {
     /// Takes a new generation up. What it changed is swept in steps from the turn on in which the sweep's command
@@ -16,6 +19,9 @@ impl Worker {
         }
         self.tables = Arc::clone(fresh);
         self.ingress.refresh(&self.tables);
+        let watched = self.tables.mirrors.iter().filter(|mirror| mirror.egress.is_some());
+        self.ports.set_watched(watched.map(|mirror| mirror.source).collect());
+        self.transmit.set_mirrors(Mirrors::new(&self.tables.mirrors));
         self.counters.generation.set(self.tables.generation);
     }
 
@@ -25,8 +31,15 @@ impl Worker {
             let redecided = self.cache.sweep_step(SWEEP_STEP);
             self.counters.event(Event::FlowCacheRedecided).add(redecided as u64);
         }
-        let expired = self.cache.age_step(AGEING_STEP, self.now_ms);
+        let (now, stations) = (self.now, &self.state.stations);
+        let heard = |flow: &Dependencies, idle_ms: u32| {
+            let place = flow.ingress_peer.map_or(Location::Port(flow.ingress), Location::Peer);
+            let seen = Time::from_nanoseconds(now.nanoseconds().saturating_sub(u64::from(idle_ms) * 1_000_000));
+            stations.keep_alive(flow.segment, flow.source_mac, place, seen);
+        };
+        let expired = self.cache.age_step(AGEING_STEP, self.now_ms, heard);
         self.counters.event(Event::FlowCacheExpired).add(expired as u64);
+        self.state.stations.age_step(self.now);
         self.count_gauges();
     }
 

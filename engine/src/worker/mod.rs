@@ -21,6 +21,7 @@ mod commands;
 mod housekeeping;
 mod idle;
 mod ingress;
+mod mirror;
 mod originate;
 mod parts;
 mod ports;
@@ -107,6 +108,9 @@ impl Worker {
         }
         self.counters.event(Event::Vectors).add(1);
         self.read_vector();
+        if !self.transmit.mirrors().is_empty() {
+            self.mirror_vector();
+        }
         self.cache.lookup(&mut self.batch);
         self.edit_hits();
         self.send_hits();

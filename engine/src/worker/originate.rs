@@ -193,7 +193,7 @@ fn routed_segment<'a>(
         None => match &tables.ports.get(packet.ingress)?.role {
             PortRole::Pod(pod) => pod.segment,
             PortRole::Host(host) => host.segment,
-            PortRole::Bridged(_) | PortRole::Uplink(_) => return None,
+            PortRole::Bridged(_) | PortRole::Uplink(_) | PortRole::Mirror => return None,
         },
     };
     match tables.segments.get(index).map(AsRef::as_ref) {

@@ -28,7 +28,7 @@ struct Slot {
     lane: Option<usize>,
     capabilities: Option<Capabilities>,
     pending: Vec<Packet>,
-    /// Longest frame that this worker's own queue takes; 0 without one.
+    /// Longest frame that this worker's own queue takes; 0 without one, and where packets are copied for a mirror.
     longest_own: usize,
     active: bool,
     hot: bool,
@@ -45,6 +45,8 @@ pub struct Ports {
     turns: u32,
     /// Some queue delivered since epoll was last thought of, or epoll has just named one.
     delivered: bool,
+    /// Ports whose packets are copied as they leave.
+    watched: Vec<PortIndex>,
 }
 
 impl std::fmt::Debug for Ports {
@@ -68,6 +70,7 @@ impl Ports {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             turns: 0,
             delivered: false,
+            watched: Vec::new(),
         })
     }
 
@@ -95,7 +98,7 @@ impl Ports {
             self.cheap.push(port);
         }
         slot.capabilities = Some(queue.capabilities());
-        slot.longest_own = queue.capabilities().frame_bytes;
+        slot.longest_own = if self.watched.contains(&port) { 0 } else { queue.capabilities().frame_bytes };
         slot.pending.reserve_exact(limits::TRANSMIT_QUEUE_PACKETS);
         slot.queue = Some(queue);
         Ok(())
@@ -106,6 +109,19 @@ impl Ports {
         if let Some(slot) = self.slots.get_mut(port.0 as usize) {
             slot.capabilities = Some(capabilities);
             slot.lane = Some(worker);
+        }
+    }
+
+    /// Says which ports' packets are copied as they leave: those take no shortcut to their queue.
+    pub(super) fn set_watched(&mut self, watched: Vec<PortIndex>) {
+        if self.watched == watched {
+            return;
+        }
+        self.watched = watched;
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            let Some(queue) = &slot.queue else { continue };
+            let is_watched = self.watched.contains(&PortIndex(number as u16));
+            slot.longest_own = if is_watched { 0 } else { queue.capabilities().frame_bytes };
         }
     }
 

@@ -126,7 +126,7 @@ fn fields_of_one_frame() {
         traffic_class: 0xb9,
         tcp_flags_or_icmp_type: ACK,
         vlan_tags: 2,
-        flags: flag::OPTIONS,
+        flags: flag::OPTIONS | flag::SERVICE_TAG,
         ethertype: ethertype::IPV4,
         vlan: [0x6064, 10],
         network_offset: 22,
