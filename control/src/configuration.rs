@@ -14,6 +14,7 @@ use millrace_engine::limits;
 use millrace_engine::tables::Vni;
 use serde::{Deserialize, Serialize};
 
+use crate::ipam::AddressSource;
 use crate::plan::ServiceOptions;
 
 /// Where the file is, unless `--config` says otherwise.
@@ -82,11 +83,22 @@ table! {
         busy_poll: bool = false;
     }
     sections {
+        addresses: Addresses;
         frame_memory: FrameMemory;
         flow_cache: FlowCache;
         tunnel: Tunnel;
         services: Services;
     }
+}
+
+table! {
+    /// Addresses of pods.
+    Addresses {
+        /// Where they come from: "blocks" claims small blocks out of IpPool objects as they are needed, "pod-cidr" uses
+        /// the prefixes in `spec.podCIDRs` of this node's Node object and claims nothing.
+        source: String = "blocks".into();
+    }
+    sections {}
 }
 
 table! {
@@ -135,6 +147,9 @@ table! {
     }
     sections {}
 }
+
+/// The address source that is not the default.
+const POD_CIDR: &str = "pod-cidr";
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -305,6 +320,12 @@ impl Configuration {
         self.file.flow_cache.ipv6_entries
     }
 
+    /// Where addresses of pods come from.
+    #[must_use]
+    pub fn address_source(&self) -> AddressSource {
+        if self.file.addresses.source == POD_CIDR { AddressSource::PodCidr } else { AddressSource::Blocks }
+    }
+
     /// VNI of the pod network.
     #[must_use]
     pub fn vni(&self) -> Vni {
@@ -334,6 +355,8 @@ fn check(file: &File) -> Result<(), Wrong> {
     let dns_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-');
     let node = file.node.as_bytes();
     require(node.len() <= 253 && node.iter().copied().all(dns_byte), "node", &file.node, "it is no DNS name")?;
+    let source = file.addresses.source.as_str();
+    require(["blocks", POD_CIDR].contains(&source), "addresses.source", source, "it is \"blocks\" or \"pod-cidr\"")?;
     let directories = [("objects_directory", &file.objects_directory), ("state_directory", &file.state_directory)];
     for (field, path) in directories.into_iter().chain([("socket", &file.socket)]) {
         let shown = path.to_string_lossy();
@@ -402,7 +425,7 @@ mod tests {
         assert_eq!(printed, File::default());
         assert_eq!(parse(&text), parse(""));
         let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-        assert_eq!(fields, 13, "{text}");
+        assert_eq!(fields, 17, "{text}");
         let mut before = "";
         for line in text.lines() {
             assert!(

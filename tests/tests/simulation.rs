@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_control::cluster::NodeName;
-use millrace_control::ipam::AddressAllocator;
+use millrace_control::ipam::{AddressAllocator, AddressRequest};
 use millrace_control::plan::GATEWAY_MAC;
 use millrace_control::store::ObjectStore;
 use millrace_engine::packet::Mac;
@@ -138,7 +138,9 @@ impl Simulation {
         self.born += 1;
         let holder = format!("pod-{name}");
         let cluster = self.nodes[node].control().cluster().clone();
-        let addresses = self.allocators[node].allocate(self.store.as_ref(), &cluster, &holder).expect("addresses");
+        let addresses = self.allocators[node]
+            .allocate(self.store.as_ref(), &cluster, &AddressRequest::any(&holder))
+            .expect("addresses");
         for pod in self.pods.values() {
             assert!(!pod.addresses.iter().any(|address| addresses.contains(address)), "{addresses:?} given twice");
         }

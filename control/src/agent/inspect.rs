@@ -3,6 +3,9 @@
 //! Runs on API threads. Counters are read while workers write them; each number is right, sums across workers may be
 //! a moment apart.
 
+mod addresses;
+mod stations;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,23 +18,27 @@ use millrace_engine::packet::parse::protocol;
 use millrace_engine::tables::{PortRole, RouteTarget, SegmentKind, Snapshot, address_bits};
 use millrace_engine::worker::FlowReport as CachedFlow;
 
+use super::pods::Pods;
 use super::shared::Shared;
 use super::trace;
 use crate::api::model::{
-    DropReport, FlowReport, FlowsReport, NeighbourReport, PortReport, QueueReport, RouteReport, RouteTargetReport,
-    StatusReport, TraceReport, TraceRequest, WorkerReport,
+    DropReport, FlowReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport, PortReport, QueueReport,
+    RouteReport, RouteTargetReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
+use crate::cni_server::Attachments;
 use crate::kernel::{NeighbourState, Netlink};
 
 /// Reads the agent for the API.
 pub(super) struct Inspector {
     shared: Arc<Shared>,
+    pods: Arc<Pods>,
+    attachments: Arc<Attachments>,
 }
 
 impl Inspector {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    pub(super) fn new(shared: Arc<Shared>, pods: Arc<Pods>, attachments: Arc<Attachments>) -> Self {
+        Self { shared, pods, attachments }
     }
 
     fn counters(&self) -> Vec<Arc<WorkerCounters>> {
@@ -185,6 +192,19 @@ impl Inspect for Inspector {
             next_step: reason.next_step().to_owned(),
         };
         Ok(DropReason::ALL.iter().map(report).filter(|report| report.frames > 0).collect())
+    }
+
+    fn stations(&self) -> Result<Vec<StationReport>, InspectFailure> {
+        let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
+        Ok(stations::stations(&self.tables(), &state))
+    }
+
+    fn ipam(&self) -> Result<IpamReport, InspectFailure> {
+        addresses::ipam(&self.shared, &self.pods, &self.attachments)
+    }
+
+    fn check_ipam(&self) -> Result<IpamCheckReport, InspectFailure> {
+        addresses::check(&self.shared, &self.pods, &self.attachments)
     }
 
     fn status(&self) -> Result<StatusReport, InspectFailure> {

@@ -11,6 +11,7 @@
 //! agent: their TAPs are persistent, their attachments recorded, and [`pods::Pods::restore`] takes them up again; so does
 //! the host's own port.
 
+mod addresses;
 mod host_port;
 mod inspect;
 mod pods;
@@ -31,12 +32,13 @@ use millrace_engine::worker::IdlePolicy;
 use crate::api::server::{Limits, serve};
 use crate::api::socket::Socket;
 use crate::cluster::NodeName;
-use crate::cni_server::{Attachments, CniServer};
+use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::Configuration;
 use crate::observe;
 use crate::plan::LocalView;
 use crate::reconcile::{self, Input, Reconciler};
 use crate::store::{DirectoryStore, ObjectStore};
+use addresses::AddressMaintenance;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
 use pods::Pods;
@@ -66,18 +68,20 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let (inputs, taken) = reconcile::inputs();
     let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
 
-    let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store)));
+    let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
     let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods))?;
     let reconciling = start_reconciling(configuration, &shared, store.as_ref(), taken, underlay.signal.clone())?;
-    let cni = Arc::new(CniServer::new(pods, Arc::clone(&attachments)));
+    let cni = Arc::new(CniServer::new(Arc::clone(&pods) as Arc<dyn PodNetwork>, Arc::clone(&attachments)));
     for (key, failure) in cni.release_lost() {
         shared.report(format!("attachment {} {} could not be cleaned up: {failure}", key.container_id, key.interface));
     }
     let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
-    let inspector = Arc::new(Inspector::new(Arc::clone(&shared)));
+    let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
+    let maintenance = AddressMaintenance::start(Arc::clone(&shared), pods).context("could not start a thread")?;
     let served = serve_until_told(socket, cni, inspector);
 
+    maintenance.stop();
     // The order in which packets stop: no new tables, then no steering, then no workers.
     let _ = shared.inputs.send(Input::Stop);
     let _ = reconciling.join();

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use millrace_engine::limits;
@@ -17,17 +18,18 @@ use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 
 use super::IN_FORCE;
 use super::shared::Shared;
-use crate::cluster::{Cluster, InterfaceName, PodName};
+use crate::cluster::{AddressWishes, Cluster, InterfaceName, PodName};
 use crate::cni_server::{
     AddRequest, AddResult, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest, NetworkNamespace,
     PodAddress, PodNetwork, PodReference, PodRoute,
 };
-use crate::ipam::{AddressAllocator, IpamError};
+use crate::ipam::{AddressAllocator, AddressRequest, AddressSource, IpamError};
 use crate::kernel::{GATEWAY_IPV4, GATEWAY_IPV6, PodInterface, configure_pod_interface};
-use crate::plan::{AttachedPod, GATEWAY_MAC};
+use crate::observe::{self, POD, Record};
+use crate::plan::{AttachedPod, GATEWAY_MAC, NodePlan, POD_SEGMENT};
 use crate::reconcile::Input;
 use crate::stable_hash::hash_64;
-use crate::store::ObjectStore;
+use crate::store::{ObjectKey, ObjectStore};
 
 /// Port numbers below are for the host's own port, which is 0, and for uplinks.
 pub(super) const FIRST_POD_PORT: u16 = 16;
@@ -50,8 +52,8 @@ struct AttachedPods {
 }
 
 impl Pods {
-    pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn ObjectStore>) -> Self {
-        let addresses = Mutex::new(AddressAllocator::new(shared.node.clone()));
+    pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn ObjectStore>, source: AddressSource) -> Self {
+        let addresses = Mutex::new(AddressAllocator::with_source(shared.node.clone(), source));
         Self { shared, store, addresses, attached: Mutex::default() }
     }
 
@@ -99,7 +101,7 @@ impl Pods {
         self.shared.switch.with(|switch| switch.options().workers)
     }
 
-    fn allocator<T>(&self, act: impl FnOnce(&mut AddressAllocator) -> T) -> T {
+    pub(super) fn allocator<T>(&self, act: impl FnOnce(&mut AddressAllocator) -> T) -> T {
         act(&mut self.addresses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -188,14 +190,55 @@ impl Pods {
         })
     }
 
-    fn allocate(&self, key: &AttachmentKey) -> Result<Vec<IpAddr>, CniFailure> {
+    /// Gives back what is no longer needed; what fails is tried again the next time.
+    pub(super) fn maintain_addresses(&self, cluster: &Cluster, now: Instant) {
+        let segment = |plan: &NodePlan| plan.segments.get(&POD_SEGMENT).map(|segment| segment.router_addresses.clone());
+        let own = self.shared.standing().plan.as_deref().and_then(segment).unwrap_or_default();
+        let done = self.allocator(|addresses| addresses.maintain(self.store.as_ref(), cluster, &own, now));
+        for error in done.errors {
+            self.shared.report(format!("addresses could not be given back: {error}"));
+        }
+    }
+
+    /// What the pod asks of address management, by its object as it is now: the watch may not have told it yet.
+    fn wishes(&self, cluster: &Cluster, pod: &PodName) -> Result<AddressWishes, CniFailure> {
+        let key = ObjectKey { kind: POD, namespace: Some(pod.namespace().to_string()), name: pod.name().to_owned() };
+        let object = self.store.get(&key).map_err(|error| system("read the pod's object", error))?;
+        let record = object.map(|object| observe::read(&object)).transpose();
+        let record =
+            record.map_err(|error| CniFailure::Refused(format!("{key}: {}: {}", error.path, error.message)))?;
+        let mut wishes = match record.flatten() {
+            Some(Record::Pod(pod)) => pod.address_wishes,
+            _ => AddressWishes::default(),
+        };
+        if wishes.pools.is_empty()
+            && let Some(namespace) = cluster.namespaces.get(pod.namespace())
+        {
+            wishes.pools.clone_from(&namespace.pools);
+        }
+        Ok(wishes)
+    }
+
+    fn allocate(&self, request: &AddRequest) -> Result<Vec<IpAddr>, CniFailure> {
         let ready = self.shared.wait_until(IN_FORCE, |standing| standing.cluster.is_some() && standing.uplinks_known);
         let Some(cluster) = self.shared.standing().cluster.filter(|_| ready) else {
             return Err(CniFailure::NotReady("the objects are not known yet".into()));
         };
-        let allocated = self.allocator(|addresses| addresses.allocate(self.store.as_ref(), &cluster, &holder(key)));
+        let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
+        let wishes = pod.as_ref().map(|pod| self.wishes(&cluster, pod)).transpose()?.unwrap_or_default();
+        let wanted = AddressRequest {
+            holder: &holder(&request.key),
+            pod: pod.as_ref(),
+            stateful_set: wishes.stateful_set.as_deref(),
+            fixed: &wishes.fixed,
+            pools: &wishes.pools,
+        };
+        let allocated = self.allocator(|addresses| addresses.allocate(self.store.as_ref(), &cluster, &wanted));
         allocated.map_err(|error| match error {
-            IpamError::NoPool | IpamError::Exhausted { .. } => CniFailure::NoAddress(error.to_string()),
+            error if error.is_of_the_request() => CniFailure::Refused(error.to_string()),
+            IpamError::NoPool | IpamError::Exhausted { .. } | IpamError::InUse { .. } | IpamError::NotLent { .. } => {
+                CniFailure::NoAddress(error.to_string())
+            }
             error => system("allocate addresses", error),
         })
     }
@@ -203,7 +246,7 @@ impl Pods {
 
 impl PodNetwork for Pods {
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
-        let addresses = self.allocate(&request.key)?;
+        let addresses = self.allocate(request)?;
         let plugged = match self.reserve_port() {
             None => Err(CniFailure::NotReady(format!("all {} ports are in use", limits::PORTS))),
             Some(port) => {
@@ -235,7 +278,7 @@ impl PodNetwork for Pods {
 }
 
 /// Who an address belongs to, as the allocator knows it.
-fn holder(key: &AttachmentKey) -> String {
+pub(super) fn holder(key: &AttachmentKey) -> String {
     format!("{}/{}", key.container_id, key.interface)
 }
 

@@ -141,8 +141,9 @@ impl Shared {
     /// Notes a problem for `show status`.
     pub(super) fn report(&self, message: String) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        if reports.len() < 100 {
-            reports.push(model::Problem { message, ..model::Problem::default() });
+        let problem = model::Problem { message, ..model::Problem::default() };
+        if reports.len() < 100 && !reports.contains(&problem) {
+            reports.push(problem);
         }
     }
 

@@ -54,7 +54,15 @@ impl Client {
     /// # Errors
     /// When the agent is not reachable, refuses, or answers something else.
     pub fn show<Report: DeserializeOwned>(&self, what: &str) -> Result<Report, ApiError> {
-        decode(self.agent.get(&format!("/v1/show/{what}")))
+        self.document(&format!("/v1/show/{what}"))
+    }
+
+    /// The document at this path.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show).
+    pub fn document<Report: DeserializeOwned>(&self, path: &str) -> Result<Report, ApiError> {
+        decode(self.agent.get(path))
     }
 
     /// Follows an imagined packet.

@@ -5,6 +5,7 @@
 //! | POST `/v1/cni/add`, `/v1/cni/del` | `millrace_cni::protocol` |
 //! | GET `/v1/show/ports`, `workers`, `routes`, `neighbours`, `drops`, `status` | lists and documents of [`model`] |
 //! | GET `/v1/show/flows?limit=N` | [`model::FlowsReport`] |
+//! | GET `/v1/show/fdb`, `/v1/show/ipam`, `/v1/check/ipam` | [`model::StationReport`]s, [`model::IpamReport`], [`model::IpamCheckReport`] |
 //! | POST `/v1/trace` | [`model::TraceReport`] for a [`model::TraceRequest`] |
 //!
 //! [`socket`] owns the socket file, [`server`] the routes and the bounds, [`client`] is what the command line uses.
@@ -17,8 +18,8 @@ pub mod server;
 pub mod socket;
 
 use model::{
-    DropReport, FlowsReport, NeighbourReport, PortReport, RouteReport, StatusReport, TraceReport, TraceRequest,
-    WorkerReport,
+    DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport, PortReport, RouteReport, StationReport,
+    StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 
 /// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
@@ -58,6 +59,24 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`InspectFailure`].
     fn drops(&self) -> Result<Vec<DropReport>, InspectFailure>;
+
+    /// Stations of bridged segments, by segment and MAC address.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn stations(&self) -> Result<Vec<StationReport>, InspectFailure>;
+
+    /// Pools, blocks, and the addresses in use on this node.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn ipam(&self) -> Result<IpamReport, InspectFailure>;
+
+    /// Addresses and blocks that are lost.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn check_ipam(&self) -> Result<IpamCheckReport, InspectFailure>;
 
     /// Node, tables and problems.
     ///

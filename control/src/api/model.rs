@@ -3,9 +3,15 @@
 //! These types are a stable interface: fields are added, never renamed or given another meaning. Units are part of
 //! the names. The command line prints its tables from these types alone.
 
+mod fdb;
+mod ipam;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use fdb::StationReport;
+pub use ipam::{AddressReport, AssignedReport, BlockReport, FindingReport, IpamCheckReport, IpamReport, PoolReport};
 
 /// Something wrong that an operator should mend; the agent runs on without it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

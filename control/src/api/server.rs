@@ -104,6 +104,9 @@ fn router(api: Api) -> Router {
             "/v1/show/neighbours",
             get(async |State(api): State<Api>| tell(api, |inspect| inspect.neighbours()).await),
         )
+        .route("/v1/show/fdb", get(async |State(api): State<Api>| tell(api, |inspect| inspect.stations()).await))
+        .route("/v1/show/ipam", get(async |State(api): State<Api>| tell(api, |inspect| inspect.ipam()).await))
+        .route("/v1/check/ipam", get(async |State(api): State<Api>| tell(api, |inspect| inspect.check_ipam()).await))
         .route("/v1/show/drops", get(async |State(api): State<Api>| tell(api, |inspect| inspect.drops()).await))
         .route("/v1/show/status", get(async |State(api): State<Api>| tell(api, |inspect| inspect.status()).await))
         .route("/v1/show/flows", get(show_flows))

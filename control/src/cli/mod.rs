@@ -9,11 +9,13 @@
 //! | 2 | the command line is wrong |
 //! | 3 | no agent is reachable on the socket |
 //! | 4 | `demo`: everything works, but a goal of speed was missed on this machine at this time |
+//! | 5 | `check`: something is not as it should be; standard output says what |
 //!
 //! Results go to standard output, as a table or with `-o json` as the very document of the API; everything else
 //! goes to standard error.
 
 mod agent;
+mod check;
 mod demo;
 mod show;
 mod table;
@@ -34,12 +36,15 @@ const NOT_REACHABLE: u8 = 3;
 /// Exit code of a demo that works, but missed a goal of speed.
 const GOAL_MISSED: u8 = 4;
 
+/// Exit code of a check that found something.
+const FOUND: u8 = 5;
+
 /// Userspace virtual switch for Kubernetes nodes.
 #[derive(Debug, Parser)]
 #[command(
     name = "millrace",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no agent reachable, 4 demo missed a goal of speed."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no agent reachable, 4 demo missed a goal of speed, 5 check found something."
 )]
 struct CommandLine {
     #[command(subcommand)]
@@ -50,6 +55,8 @@ struct CommandLine {
 enum Command {
     /// Run the node agent, or print or check its configuration
     Agent(agent::AgentOptions),
+    /// Look for what should not be: lost addresses
+    Check(check::CheckOptions),
     /// Build a two-node cluster on this machine, check and measure it, and take it away again
     Demo(demo::DemoOptions),
     /// Show what the agent of this node knows and counts
@@ -83,6 +90,7 @@ enum Format {
 pub fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command {
         Command::Agent(options) => agent::run(&options),
+        Command::Check(options) => check::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Show(options) => show::run(&options),
         Command::Trace(options) => trace::run(&options),
@@ -105,6 +113,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<ApiError>() {
         Some(ApiError::NotReachable(_)) => NOT_REACHABLE,
         _ if error.is::<demo::GoalMissed>() => GOAL_MISSED,
+        _ if error.is::<check::Found>() => FOUND,
         _ => 1,
     }
 }

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Output, table};
-use crate::api::model::{DropReport, NeighbourReport, PortReport, RouteReport, WorkerReport};
+use crate::api::model::{DropReport, NeighbourReport, PortReport, RouteReport, StationReport, WorkerReport};
 
 /// Options of `millrace show`.
 #[derive(Debug, Args)]
@@ -24,6 +24,10 @@ enum What {
     Routes,
     /// Next hops on the underlay
     Neighbours,
+    /// Stations of bridged segments: where each lives and how long it has been silent
+    Fdb,
+    /// Pools, blocks, and the addresses in use on this node
+    Ipam,
     /// Entries of the flow caches
     Flows {
         /// How many at most
@@ -45,6 +49,8 @@ pub(super) fn run(options: &ShowOptions) -> anyhow::Result<()> {
         What::Neighbours => {
             output.print(&client.show::<Vec<NeighbourReport>>("neighbours")?, |list| table::neighbours(list))
         }
+        What::Fdb => output.print(&client.show::<Vec<StationReport>>("fdb")?, |list| table::stations(list)),
+        What::Ipam => output.print(&client.show("ipam")?, table::ipam),
         What::Flows { limit } => output.print(&client.show(&format!("flows?limit={limit}"))?, table::flows),
         What::Drops => output.print(&client.show::<Vec<DropReport>>("drops")?, |list| table::drops(list)),
         What::Status => output.print(&client.show("status")?, table::status),

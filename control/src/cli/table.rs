@@ -1,5 +1,8 @@
 //! The documents of the API as text for people: pure functions, full words, units that suit the size.
 
+mod addresses;
+mod stations;
+
 use std::fmt::Write as _;
 
 use comfy_table::Table;
@@ -10,6 +13,9 @@ use crate::api::model::{
     DropReport, FlowsReport, NeighbourReport, PortReport, Problem, QueueReport, RouteReport, RouteTargetReport,
     StatusReport, TraceReport, WorkerReport,
 };
+
+pub(super) use addresses::{ipam, ipam_check};
+pub(super) use stations::stations;
 
 /// `show ports`.
 pub(super) fn ports(list: &[PortReport]) -> String {

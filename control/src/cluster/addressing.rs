@@ -1,5 +1,6 @@
 //! Pools, blocks and the prefixes they are made of.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{BlockName, NodeName, PoolName};
+use super::{BlockName, NodeName, Offsets, PodName, PoolName};
 
 /// A prefix without host bits, shorter than the whole address space and not of length 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,6 +103,16 @@ impl Cidr {
         self.contains(other) || other.contains(self)
     }
 
+    /// The distance of an address from the first; `None` if it is not one of this prefix.
+    #[must_use]
+    pub fn offset(self, address: IpAddr) -> Option<u128> {
+        let bits = |address: IpAddr| match address {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        self.has(address).then(|| bits(address) - bits(self.0.network()))
+    }
+
     /// The address at this distance from the first; `None` beyond the end.
     #[must_use]
     pub fn address(self, offset: u128) -> Option<IpAddr> {
@@ -139,6 +150,10 @@ pub struct PoolRecord {
     name: PoolName,
     cidr: Cidr,
     block_length: u8,
+    /// Whether only pods get addresses of it that ask for it by name.
+    pub only_on_request: bool,
+    /// Addresses that nobody gets who does not ask for the very one.
+    pub reserved: Vec<IpNet>,
 }
 
 /// Why a pool is refused.
@@ -174,7 +189,7 @@ impl PoolRecord {
         }
         match bits - block_length {
             0 => Err(PoolError::BlockTooSmall(block_length)),
-            1..=16 => Ok(Self { name, cidr, block_length }),
+            1..=16 => Ok(Self { name, cidr, block_length, only_on_request: false, reserved: Vec::new() }),
             _ => Err(PoolError::BlockTooLarge(block_length)),
         }
     }
@@ -196,6 +211,12 @@ impl PoolRecord {
     pub fn block_length(&self) -> u8 {
         self.block_length
     }
+
+    /// Whether the address goes only to who asks for it.
+    #[must_use]
+    pub fn reserves(&self, address: IpAddr) -> bool {
+        self.reserved.iter().any(|prefix| prefix.contains(&address))
+    }
 }
 
 /// A block that a node claimed.
@@ -207,10 +228,40 @@ pub struct BlockRecord {
     pub cidr: Cidr,
     /// The pool it is part of.
     pub pool: PoolName,
-    /// The node whose pods have these addresses.
+    /// The node whose pods have these addresses, but for those assigned elsewhere.
     pub node: NodeName,
+    /// Places that the node does not use without asking: any node may take one, by compare-and-swap on the object.
+    pub lendable: Offsets,
+    /// Addresses that were taken so, or that are kept for a pod.
+    pub assigned: BTreeMap<IpAddr, AssignedAddress>,
     /// Version of the object, to release it by compare-and-swap.
     pub resource_version: Arc<str>,
+}
+
+impl BlockRecord {
+    /// The place of an address in the block, if it is one of its.
+    #[must_use]
+    pub fn offset(&self, address: IpAddr) -> Option<u16> {
+        self.cidr.offset(address).and_then(|offset| u16::try_from(offset).ok())
+    }
+}
+
+/// An address of a block that nodes agreed upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AssignedAddress {
+    /// Where it is routed.
+    pub node: NodeName,
+    /// The pod it is kept for while it is away; `None` for an address that is only borrowed.
+    pub kept_for: Option<KeptFor>,
+}
+
+/// A pod that finds its address again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptFor {
+    /// The pod.
+    pub pod: PodName,
+    /// The StatefulSet that makes it again; in the pod's namespace.
+    pub stateful_set: Arc<str>,
 }
 
 #[cfg(test)]

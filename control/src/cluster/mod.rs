@@ -7,23 +7,25 @@
 mod addressing;
 mod name;
 mod node;
+mod offsets;
 mod service;
 mod workload;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use addressing::{BlockRecord, Cidr, CidrError, PoolError, PoolRecord};
+pub use addressing::{AssignedAddress, BlockRecord, Cidr, CidrError, KeptFor, PoolError, PoolRecord};
 pub use name::{
     BlockName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, ServiceName, ServiceRangeName,
     SliceName, UplinkName,
 };
 pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkRecord};
+pub use offsets::{Offsets, OffsetsError};
 pub use service::{
     ClientSubnet, Distribution, EndpointGroup, EndpointRecord, ServicePortRecord, ServiceRangeRecord, ServiceRecord,
     SlicePort, SliceRecord, Slices, TargetPort,
 };
-pub use workload::{ContainerPort, HostPort, NamespaceRecord, PodRecord};
+pub use workload::{AddressWishes, ContainerPort, HostPort, NamespaceRecord, PodRecord};
 
 /// The present state, of all objects that are valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

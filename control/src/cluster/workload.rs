@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use super::{NamespaceName, NodeName, PodName};
+use super::{NamespaceName, NodeName, PodName, PoolName};
 
 /// A pod, on any node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub struct PodRecord {
     pub terminating: bool,
     /// Whether all its containers have ended for good.
     pub finished: bool,
+    /// What it asks of address management.
+    pub address_wishes: AddressWishes,
 }
 
 /// A port of a container.
@@ -50,6 +53,17 @@ pub struct HostPort {
     pub address: Option<IpAddr>,
 }
 
+/// What a pod asks of address management, by its annotations and its owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AddressWishes {
+    /// The very addresses it wants, at most one of each family.
+    pub fixed: Vec<IpAddr>,
+    /// The pools its addresses are to come from; empty for those of its namespace, or of everybody.
+    pub pools: Vec<PoolName>,
+    /// The StatefulSet that owns it: its addresses are kept while it is made anew.
+    pub stateful_set: Option<Arc<str>>,
+}
+
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamespaceRecord {
@@ -57,4 +71,6 @@ pub struct NamespaceRecord {
     pub name: NamespaceName,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// The pools that addresses of its pods come from; empty for those of everybody.
+    pub pools: Vec<PoolName>,
 }

@@ -112,6 +112,9 @@ pub enum CniFailure {
     /// No pool, or none with a free address, serves this pod.
     #[error("no address is free for the pod: {0}")]
     NoAddress(String),
+    /// What the pod asks for can never be.
+    #[error("{0}")]
+    Refused(String),
     /// The agent cannot serve this now and may be able to soon.
     #[error("the agent is not ready: {0}")]
     NotReady(String),
@@ -143,6 +146,7 @@ impl CniFailure {
             CniFailure::AlreadyAttached(_)
             | CniFailure::InterfaceExists { .. }
             | CniFailure::InvalidEnvironment { .. } => code::INVALID_ENVIRONMENT,
+            CniFailure::Refused(_) => code::INVALID_CONFIGURATION,
             CniFailure::NoAddress(_) | CniFailure::NotReady(_) => code::TRY_AGAIN_LATER,
             CniFailure::System { .. } => code::IO,
         }

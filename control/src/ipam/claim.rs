@@ -1,11 +1,13 @@
 //! Claiming a block: one compare-and-swap write on the store decides between nodes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::IpamError;
-use crate::cluster::{BlockName, Cidr, NodeName, PoolRecord};
+use super::block::last_offset;
+use super::{IpamError, KEPT_AT_CLAIM};
+use crate::cluster::{BlockName, BlockRecord, Cidr, NodeName, Offsets, PoolRecord};
 use crate::observe::{self, IP_BLOCK, Record};
 use crate::stable_hash::ContentHash;
 use crate::store::{ObjectStore, StoreError};
@@ -20,47 +22,98 @@ pub(super) fn claim(
     node: &NodeName,
     pool: &PoolRecord,
     known: impl Fn(Cidr) -> bool,
-) -> Result<Option<Cidr>, IpamError> {
+) -> Result<Option<BlockRecord>, IpamError> {
     let mut unseen = 0;
     loop {
         let claimed = Claimed::read(store)?;
-        if let Some(own) = claimed.own(node, pool).find(|cidr| !known(*cidr)) {
-            return Ok(Some(own));
+        if let Some(own) = claimed.own(node, pool).find(|block| !known(block.cidr)) {
+            return Ok(Some(own.clone()));
         }
         let Some(cidr) = claimed.first_free(node, pool) else { return Ok(None) };
-        let name = block_name(cidr);
-        let object = observe::block_object(&name, cidr, pool.name(), node);
-        let failed = |source| IpamError::Store { pool: pool.name().clone(), source };
-        match store.create(&object) {
-            Ok(created) => {
-                if !Claimed::read(store)?.overlaps_another(&name, cidr) {
-                    return Ok(Some(cidr));
-                }
-                // Somebody with another block size took part of it meanwhile. Whoever wrote last sees the other and
-                // steps back; if both see each other, both do, and both look again.
-                match store.delete(&created.key, &created.resource_version) {
-                    Ok(()) | Err(StoreError::NotFound { .. }) => {}
-                    Err(error) => return Err(failed(error)),
-                }
-            }
-            // Another node was faster: look again, the block is in the list now.
-            Err(error) if error.is_race() => {
-                if !Claimed::read(store)?.names.contains(name.as_str()) {
-                    // Given back at once by the other, or there but not readable; nothing gets past the latter.
-                    unseen += 1;
-                    if unseen > UNSEEN {
-                        return Err(failed(error));
-                    }
-                }
-            }
-            Err(error) => return Err(failed(error)),
+        if let Some(block) = create(store, node, pool, cidr, &mut unseen)? {
+            return Ok(Some(block));
         }
+    }
+}
+
+/// Claims the very block that has this address. `None` if somebody else has claimed it or a part of it.
+pub(super) fn claim_around(
+    store: &dyn ObjectStore,
+    node: &NodeName,
+    pool: &PoolRecord,
+    address: IpAddr,
+) -> Result<Option<BlockRecord>, IpamError> {
+    let block = IpNet::new(address, pool.block_length()).ok().and_then(|prefix| Cidr::new(prefix.trunc()).ok());
+    let Some(cidr) = block else { return Ok(None) };
+    if Claimed::read(store)?.obstacle(cidr).is_some() {
+        return Ok(None);
+    }
+    create(store, node, pool, cidr, &mut 0)
+}
+
+/// Whether a pool has a block that nobody has claimed, as far as these blocks tell.
+pub(super) fn has_free_block<'a>(blocks: impl Iterator<Item = &'a BlockRecord>, pool: &PoolRecord) -> bool {
+    let mut claimed = Claimed { blocks: blocks.cloned().collect(), names: BTreeSet::new() };
+    claimed.blocks.retain(|block| block.cidr.overlaps(pool.cidr()));
+    claimed.first_free_from(0, pool).is_some()
+}
+
+/// Tries to write the block; `None` if another node was faster, and the caller looks again.
+fn create(
+    store: &dyn ObjectStore,
+    node: &NodeName,
+    pool: &PoolRecord,
+    cidr: Cidr,
+    unseen: &mut u32,
+) -> Result<Option<BlockRecord>, IpamError> {
+    let block = new_block(node, pool, cidr);
+    let failed = |source| IpamError::Store { pool: pool.name().clone(), source };
+    match store.create(&observe::block_object(&block)) {
+        Ok(created) => {
+            if !Claimed::read(store)?.overlaps_another(&block.name, cidr) {
+                return Ok(Some(BlockRecord { resource_version: created.resource_version, ..block }));
+            }
+            // Somebody with another block size took part of it meanwhile. Whoever wrote last sees the other and
+            // steps back; if both see each other, both do, and both look again.
+            match store.delete(&created.key, &created.resource_version) {
+                Ok(()) | Err(StoreError::NotFound { .. }) => Ok(None),
+                Err(error) => Err(failed(error)),
+            }
+        }
+        // Another node was faster: the block is in the list now.
+        Err(error) if error.is_race() => {
+            if !Claimed::read(store)?.names.contains(block.name.as_str()) {
+                // Given back at once by the other, or there but not readable; nothing gets past the latter.
+                *unseen += 1;
+                if *unseen > UNSEEN {
+                    return Err(failed(error));
+                }
+            }
+            Ok(None)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// A block as it is claimed: the first places are the node's to give without asking, the others may be lent.
+fn new_block(node: &NodeName, pool: &PoolRecord, cidr: Cidr) -> BlockRecord {
+    let mut lendable = Offsets::range(KEPT_AT_CLAIM, last_offset(cidr));
+    let reserved = |offset: &u16| cidr.address(u128::from(*offset)).is_some_and(|address| pool.reserves(address));
+    (1..KEPT_AT_CLAIM.min(last_offset(cidr))).filter(reserved).for_each(|offset| lendable.insert(offset));
+    BlockRecord {
+        name: block_name(cidr),
+        cidr,
+        pool: pool.name().clone(),
+        node: node.clone(),
+        lendable,
+        assigned: BTreeMap::new(),
+        resource_version: "".into(),
     }
 }
 
 /// All claims there are.
 struct Claimed {
-    blocks: Vec<(Cidr, NodeName, String)>,
+    blocks: Vec<BlockRecord>,
     names: BTreeSet<String>,
 }
 
@@ -72,27 +125,30 @@ impl Claimed {
             // An object that is not valid still has a name, and the name is what a claim competes for.
             claimed.names.insert(object.key.name.clone());
             if let Ok(Some(Record::Block(block))) = observe::read(&object) {
-                claimed.blocks.push((block.cidr, block.node, object.key.name));
+                claimed.blocks.push(block);
             }
         }
         Ok(claimed)
     }
 
-    fn own<'a>(&'a self, node: &'a NodeName, pool: &'a PoolRecord) -> impl Iterator<Item = Cidr> + 'a {
-        let ours = move |(cidr, owner, _): &&(Cidr, NodeName, String)| owner == node && pool.cidr().contains(*cidr);
-        self.blocks.iter().filter(ours).map(|(cidr, _, _)| *cidr)
+    fn own<'a>(&'a self, node: &'a NodeName, pool: &'a PoolRecord) -> impl Iterator<Item = &'a BlockRecord> {
+        self.blocks.iter().filter(move |block| block.node == *node && pool.cidr().contains(block.cidr))
     }
 
     fn overlaps_another(&self, name: &BlockName, cidr: Cidr) -> bool {
-        self.blocks.iter().any(|(other, _, other_name)| other_name != name.as_str() && other.overlaps(cidr))
+        self.blocks.iter().any(|other| other.name != *name && other.cidr.overlaps(cidr))
     }
 
     /// Walks the pool once from the node's preferred place on. Claims larger than a block are passed in one step, so
     /// the walk takes at most two steps for each claim, however large the pool.
     fn first_free(&self, node: &NodeName, pool: &PoolRecord) -> Option<Cidr> {
+        self.first_free_from(preferred(node, pool), pool)
+    }
+
+    fn first_free_from(&self, preferred: u128, pool: &PoolRecord) -> Option<Cidr> {
         let shift = u32::from(pool.cidr().address_bits() - pool.block_length());
         let count = 1u128 << (pool.block_length() - pool.cidr().length());
-        let start = preferred(node, pool) % count;
+        let start = preferred % count;
         let mut walked = 0;
         while walked < count {
             let index = (start + walked) % count;
@@ -112,7 +168,7 @@ impl Claimed {
 
     /// A claim that keeps this block from being claimed, the largest if there are several.
     fn obstacle(&self, cidr: Cidr) -> Option<Cidr> {
-        let overlapping = self.blocks.iter().map(|(other, _, _)| *other).filter(|other| other.overlaps(cidr));
+        let overlapping = self.blocks.iter().map(|block| block.cidr).filter(|other| other.overlaps(cidr));
         let named = self.names.contains(block_name(cidr).as_str()).then_some(cidr);
         overlapping.chain(named).min_by_key(|other| other.length())
     }

@@ -1,85 +1,140 @@
 //! Addresses for pods: blocks claimed out of pools, addresses handed out of blocks.
 //!
-//! A node owns small blocks and hands out their addresses without asking anybody. A block is an `IpBlock` object
-//! created with compare-and-swap; its name is its prefix, so that two nodes that want the same block write the same
-//! key and the store decides. Nodes look for free blocks from a place computed from their name, and so rarely meet.
+//! A node owns small blocks and hands out their addresses. A block is an `IpBlock` object created with
+//! compare-and-swap; its name is its prefix, so that two nodes that want the same block write the same key and the
+//! store decides. Nodes look for free blocks from a place computed from their name, and so rarely meet.
+//!
+//! | when | what |
+//! |---|---|
+//! | the first 15 addresses of a block | handed out without asking anybody |
+//! | more of them | taken out of the block's `lendable` places first, 16 at a time: one write |
+//! | all our blocks are full | another block is claimed |
+//! | the pool has no free block | an address is borrowed out of another node's block, see [`agreement`] |
+//! | a pod asks for the very address | taken from wherever it is lendable, or its block is claimed |
+//! | a pod of a StatefulSet | the address is noted in its block as kept for the pod, and found again on any node |
+//! | a block is empty for [`EMPTY_BEFORE_RETURN`] | it is returned, see [`maintenance`] |
+//!
+//! With [`AddressSource::PodCidr`] the prefixes that the cluster assigned to the node take the place of blocks:
+//! nothing is written, claimed or borrowed.
 //!
 //! The first address of each block is kept for the node itself. The last is as good as any: pods have routes of their
-//! own, no broadcast address exists. Which addresses are in use is recorded by the caller, who tells it at start.
+//! own, no broadcast address exists. Which addresses are in use is recorded by the caller, who tells it at start. The
+//! allocator is used under one lock, also while it waits for the store.
 
+mod agreement;
 mod block;
+pub mod check;
 mod claim;
+mod error;
+pub mod maintenance;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use block::OwnBlock;
+pub use error::IpamError;
 
-use crate::cluster::{Cidr, Cluster, NodeName, PoolName, PoolRecord};
-use crate::store::{ObjectStore, StoreError};
+use crate::cluster::{BlockName, BlockRecord, Cidr, Cluster, KeptFor, NodeName, PodName, PoolName, PoolRecord};
+use crate::store::ObjectStore;
 
 /// Who holds an address: the caller's name for an attachment, e.g. container and interface.
 pub type Holder = String;
 
-/// Why no address can be given.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IpamError {
-    /// There is nothing to take addresses from.
-    #[error("no IpPool exists")]
-    NoPool,
-    /// All blocks of the pools of a family are claimed and all addresses of ours are in use.
-    #[error("all addresses are in use: pool{} {} of node {node} {} exhausted", if pools.len() == 1 { "" } else { "s" },
-        names(pools), if pools.len() == 1 { "is" } else { "are" })]
-    Exhausted {
-        /// The pools of the family.
-        pools: Vec<PoolName>,
-        /// This node.
-        node: NodeName,
-    },
-    /// The store could not be read or written.
-    #[error("cannot claim a block of pool {pool}")]
-    Store {
-        /// The pool.
-        pool: PoolName,
-        /// What the store said.
-        source: StoreError,
-    },
-    /// The store has an object that is not a valid block.
-    #[error("cannot list blocks")]
-    List {
-        /// What the store said.
-        source: StoreError,
-    },
-    /// An address that is recorded as in use is held by somebody else too.
-    #[error("{address} is held by {first} and by {second}")]
-    HeldTwice {
-        /// The address.
-        address: IpAddr,
-        /// Who holds it.
-        first: Holder,
-        /// Who would hold it too.
-        second: Holder,
-    },
+/// Places of a new block that its node uses without asking, the node's own first one among them. The rest may be lent.
+pub const KEPT_AT_CLAIM: u16 = 16;
+
+/// Places that a node takes out of the lendable ones at once, while the pool has free blocks.
+const KEPT_MORE: usize = 16;
+
+/// Blocks of a pool that one request may claim.
+const BLOCKS_TRIED: usize = 64;
+
+/// How long a block must have been empty before it is returned: pods come and go, blocks should not.
+pub const EMPTY_BEFORE_RETURN: Duration = Duration::from_secs(300);
+
+/// Where a node has addresses from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AddressSource {
+    /// Blocks claimed out of `IpPool` objects.
+    #[default]
+    Blocks,
+    /// `spec.podCIDRs` of the node's object.
+    PodCidr,
 }
 
-fn names(pools: &[PoolName]) -> String {
-    pools.iter().map(PoolName::as_str).collect::<Vec<_>>().join(", ")
+/// For whom addresses are wanted, and which.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AddressRequest<'a> {
+    /// Who holds them then.
+    pub holder: &'a str,
+    /// The pod, if it is one of Kubernetes.
+    pub pod: Option<&'a PodName>,
+    /// The StatefulSet that makes the pod again and again.
+    pub stateful_set: Option<&'a str>,
+    /// The very addresses, at most one of each family.
+    pub fixed: &'a [IpAddr],
+    /// The pools to take from; empty for those of everybody.
+    pub pools: &'a [PoolName],
+}
+
+impl<'a> AddressRequest<'a> {
+    /// Any addresses, for this holder.
+    #[must_use]
+    pub fn any(holder: &'a str) -> Self {
+        Self { holder, ..Self::default() }
+    }
+
+    fn kept_for(&self) -> Option<KeptFor> {
+        let (pod, set) = (self.pod?, self.stateful_set?);
+        Some(KeptFor { pod: pod.clone(), stateful_set: set.into() })
+    }
+}
+
+/// An address out of another node's block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Borrowed {
+    block: BlockName,
+    /// Whether it is kept for one pod: nobody else gets it.
+    kept: bool,
 }
 
 /// The allocator of one node.
 #[derive(Debug)]
 pub struct AddressAllocator {
     node: NodeName,
+    source: AddressSource,
     blocks: BTreeMap<Cidr, OwnBlock>,
+    borrowed: BTreeMap<IpAddr, Borrowed>,
     held: BTreeMap<IpAddr, Holder>,
+    /// Whether the last search for a block of the family found none: then single addresses are taken, not sixteens.
+    short: [bool; 2],
 }
 
 impl AddressAllocator {
     /// An allocator without blocks.
     #[must_use]
     pub fn new(node: NodeName) -> Self {
-        Self { node, blocks: BTreeMap::new(), held: BTreeMap::new() }
+        Self::with_source(node, AddressSource::Blocks)
+    }
+
+    /// As [`AddressAllocator::new`], with addresses from `source`.
+    #[must_use]
+    pub fn with_source(node: NodeName, source: AddressSource) -> Self {
+        Self {
+            node,
+            source,
+            blocks: BTreeMap::new(),
+            borrowed: BTreeMap::new(),
+            held: BTreeMap::new(),
+            short: [false; 2],
+        }
+    }
+
+    /// Where addresses come from.
+    #[must_use]
+    pub fn source(&self) -> AddressSource {
+        self.source
     }
 
     /// Records an address that is in use already, at start. It need not lie in a block that is known yet.
@@ -87,36 +142,41 @@ impl AddressAllocator {
         if let Some(first) = self.held.get(&address).filter(|first| *first != holder) {
             return Err(IpamError::HeldTwice { address, first: first.clone(), second: holder.to_owned() });
         }
-        self.held.insert(address, holder.to_owned());
-        for block in self.blocks.values_mut() {
-            block.take(address);
-        }
+        self.hold(holder, address);
         Ok(())
     }
 
-    /// An address of each family that has a pool, the lowest free ones of our blocks; claims blocks where needed.
-    /// The same holder gets the same addresses again. IPv4 comes first.
+    /// An address of each family that has a pool, the lowest free ones of our blocks unless the request asks for
+    /// others; claims or borrows where needed. The same holder gets the same addresses again. IPv4 comes first.
     pub fn allocate(
         &mut self,
         store: &dyn ObjectStore,
         cluster: &Cluster,
-        holder: &str,
+        request: &AddressRequest<'_>,
     ) -> Result<Vec<IpAddr>, IpamError> {
-        let mut pools: [Vec<&PoolRecord>; 2] = Default::default();
-        for pool in cluster.pools.values() {
-            pools[usize::from(!pool.cidr().is_ipv4())].push(pool);
-        }
-        if pools.iter().all(Vec::is_empty) {
+        self.follow(store, cluster)?;
+        let assigned = self.assigned_pools(cluster);
+        let pools = match self.source {
+            AddressSource::Blocks => pools(cluster, request.pools)?,
+            AddressSource::PodCidr => by_family(assigned.iter()),
+        };
+        let fixed = |ipv4: bool| request.fixed.iter().copied().find(|address| address.is_ipv4() == ipv4);
+        if pools.iter().all(Vec::is_empty) && request.fixed.is_empty() {
             return Err(IpamError::NoPool);
         }
-        self.give_up_lost_blocks(cluster);
-        let before = self.addresses_of(holder);
+        let before = self.addresses_of(request.holder);
         let mut given = Vec::new();
-        for (pools, ipv4) in pools.iter().zip([true, false]).filter(|(pools, _)| !pools.is_empty()) {
+        for (pools, ipv4) in pools.iter().zip([true, false]) {
             let known = before.iter().copied().find(|address| address.is_ipv4() == ipv4);
-            match known.map_or_else(|| self.allocate_family(store, pools, ipv4), Ok) {
+            let found = match (known, fixed(ipv4)) {
+                (Some(address), _) => Ok(address),
+                (None, Some(address)) => self.allocate_fixed(store, cluster, request, address),
+                (None, None) if pools.is_empty() => continue,
+                (None, None) => self.allocate_family(store, request, pools, ipv4),
+            };
+            match found {
                 Ok(address) => {
-                    self.held.insert(address, holder.to_owned());
+                    self.hold(request.holder, address);
                     given.push(address);
                 }
                 Err(error) => {
@@ -138,16 +198,19 @@ impl AddressAllocator {
     /// # Errors
     /// As [`Self::allocate`]; families that could be served are.
     pub fn claim_for_node(&mut self, store: &dyn ObjectStore, cluster: &Cluster) -> Result<(), IpamError> {
-        self.give_up_lost_blocks(cluster);
+        self.follow(store, cluster)?;
+        if self.source == AddressSource::PodCidr {
+            return Ok(());
+        }
         let claim_family = |ipv4: bool| {
-            let pools = || cluster.pools.values().filter(|pool| pool.cidr().is_ipv4() == ipv4);
+            let pools = || cluster.pools.values().filter(|pool| pool.cidr().is_ipv4() == ipv4 && !pool.only_on_request);
             let ours = |cidr: &Cidr| pools().any(|pool| pool.cidr().contains(*cidr));
             if pools().next().is_none() || self.blocks.keys().any(ours) {
                 return Ok(());
             }
             for pool in pools() {
-                if let Some(cidr) = claim::claim(store, &self.node, pool, |_| false)? {
-                    self.add_block(cidr);
+                if let Some(block) = claim::claim(store, &self.node, pool, |_| false)? {
+                    self.adopt(&block);
                     return Ok(());
                 }
             }
@@ -158,7 +221,8 @@ impl AddressAllocator {
         outcomes.into_iter().collect()
     }
 
-    /// Takes all addresses of the holder back and says which they were; none is no error.
+    /// Takes all addresses of the holder back and says which they were; none is no error. Borrowed ones go back to
+    /// their blocks with the next [`AddressAllocator::maintain`].
     pub fn release(&mut self, holder: &str) -> Vec<IpAddr> {
         let addresses = self.addresses_of(holder);
         addresses.iter().for_each(|address| self.free(*address));
@@ -171,28 +235,103 @@ impl AddressAllocator {
         self.held.iter().filter(|(_, known)| *known == holder).map(|(address, _)| *address).collect()
     }
 
+    /// All addresses in use, with their holders.
+    #[must_use]
+    pub fn held(&self) -> &BTreeMap<IpAddr, Holder> {
+        &self.held
+    }
+
     /// Our blocks, each with how many of its addresses are in use and how many there are for pods.
     pub fn blocks(&self) -> impl Iterator<Item = (Cidr, usize, usize)> {
         self.blocks.values().map(|block| (block.cidr(), block.used(), block.capacity()))
     }
 
-    /// A block whose object was deleted or handed to another node gives no more addresses; those in use stay held.
-    fn give_up_lost_blocks(&mut self, cluster: &Cluster) {
-        let owners: BTreeMap<Cidr, bool> = cluster
-            .blocks
-            .values()
-            .filter(|block| self.blocks.contains_key(&block.cidr))
-            .map(|block| (block.cidr, block.node == self.node))
-            .collect();
-        self.blocks.retain(|cidr, block| block.is_still_ours(owners.get(cidr).copied()));
+    fn hold(&mut self, holder: &str, address: IpAddr) {
+        self.held.insert(address, holder.to_owned());
+        self.blocks.values_mut().for_each(|block| block.take(address));
     }
 
     fn free(&mut self, address: IpAddr) {
         self.held.remove(&address);
         self.blocks.values_mut().for_each(|block| block.release(address));
+        if self.borrowed.get(&address).is_some_and(|borrowed| borrowed.kept) {
+            // It waits in its block for the pod, on whatever node.
+            self.borrowed.remove(&address);
+        }
+    }
+
+    /// Takes over which blocks are ours by now. A block whose object was deleted or handed to another node gives no
+    /// more addresses; those in use stay held. One that an earlier process claimed is read and used.
+    fn follow(&mut self, store: &dyn ObjectStore, cluster: &Cluster) -> Result<(), IpamError> {
+        if self.source == AddressSource::PodCidr {
+            let assigned = cluster.nodes.get(&self.node).map(|node| node.pod_cidrs.clone()).unwrap_or_default();
+            self.blocks.retain(|cidr, _| assigned.contains(cidr));
+            for cidr in assigned {
+                if !self.blocks.contains_key(&cidr) {
+                    self.add_block(OwnBlock::new(cidr));
+                }
+            }
+            return Ok(());
+        }
+        let owners: BTreeMap<Cidr, bool> =
+            cluster.blocks.values().map(|block| (block.cidr, block.node == self.node)).collect();
+        self.blocks.retain(|cidr, block| block.is_still_ours(owners.get(cidr).copied()));
+        for block in cluster.blocks.values() {
+            if block.node == self.node && !self.blocks.contains_key(&block.cidr) {
+                // What was observed may be older than our own return of the block.
+                let present = agreement::read(store, &block.name)?.filter(|present| present.node == self.node);
+                present.iter().for_each(|present| self.adopt(present));
+            }
+            for (address, entry) in block.assigned.iter().filter(|(address, _)| self.held.contains_key(*address)) {
+                if entry.node == self.node && block.node != self.node {
+                    let borrowed = Borrowed { block: block.name.clone(), kept: entry.kept_for.is_some() };
+                    self.borrowed.entry(*address).or_insert(borrowed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The prefixes assigned to this node, as pools.
+    fn assigned_pools(&self, cluster: &Cluster) -> Vec<PoolRecord> {
+        let prefixes = cluster.nodes.get(&self.node).map(|node| node.pod_cidrs.as_slice()).unwrap_or_default();
+        let name = PoolName::new("assigned").unwrap_or_else(|_| unreachable!("letters make a name"));
+        let length = |cidr: &Cidr| Some(cidr.length().max(cidr.address_bits() - 16).min(cidr.address_bits() - 1));
+        prefixes.iter().filter_map(|cidr| PoolRecord::new(name.clone(), *cidr, length(cidr)).ok()).collect()
     }
 
     fn allocate_family(
+        &mut self,
+        store: &dyn ObjectStore,
+        request: &AddressRequest<'_>,
+        pools: &[&PoolRecord],
+        ipv4: bool,
+    ) -> Result<IpAddr, IpamError> {
+        let kept_for = request.kept_for().filter(|_| self.source == AddressSource::Blocks);
+        if let Some(kept_for) = &kept_for
+            && let Some((address, block)) = agreement::take_kept(store, &self.node, &kept_for.pod, ipv4)?
+        {
+            if let Some(holder) = self.held.get(&address) {
+                // The pod's former sandbox is still there: its DEL is to come first.
+                return Err(IpamError::InUse { address, holder: holder.clone() });
+            }
+            self.note(&block, address, true);
+            return Ok(address);
+        }
+        let address = self.free_address(store, pools, ipv4)?;
+        if let Some(kept_for) = kept_for {
+            let own = self.blocks.keys().find(|cidr| cidr.has(address)).map(|cidr| claim::block_name(*cidr));
+            let name = own.or_else(|| self.borrowed.get(&address).map(|borrowed| borrowed.block.clone()));
+            if let Some(name) = name
+                && let Some(block) = agreement::keep_for(store, &self.node, &name, address, &kept_for)?
+            {
+                self.note(&block, address, true);
+            }
+        }
+        Ok(address)
+    }
+
+    fn free_address(
         &mut self,
         store: &dyn ObjectStore,
         pools: &[&PoolRecord],
@@ -201,30 +340,187 @@ impl AddressAllocator {
         if let Some(address) = self.lowest_free(pools, ipv4) {
             return Ok(address);
         }
-        // Blocks claimed by an earlier process of this node count before new ones.
-        for pool in pools {
-            while let Some(cidr) = claim::claim(store, &self.node, pool, |cidr| self.blocks.contains_key(&cidr))? {
-                self.add_block(cidr);
-                if let Some(address) = self.lowest_free(pools, ipv4) {
-                    return Ok(address);
+        if self.source == AddressSource::Blocks {
+            self.keep_more_if_full(store, pools, ipv4)?;
+            if let Some(address) = self.lowest_free(pools, ipv4) {
+                return Ok(address);
+            }
+            // Blocks claimed by an earlier process of this node count before new ones. Of new ones a single one will do,
+            // unless all of it is reserved.
+            for pool in pools {
+                for _ in 0..BLOCKS_TRIED {
+                    let known = |cidr| self.blocks.contains_key(&cidr);
+                    let Some(block) = claim::claim(store, &self.node, pool, known)? else { break };
+                    self.short[usize::from(!ipv4)] = false;
+                    self.adopt(&block);
+                    self.keep_more_if_full(store, pools, ipv4)?;
+                    if let Some(address) = self.lowest_free(pools, ipv4) {
+                        return Ok(address);
+                    }
                 }
+            }
+            self.short[usize::from(!ipv4)] = true;
+            if let Some((address, block)) = agreement::borrow(store, &self.node, pools)? {
+                self.note(&block, address, false);
+                return Ok(address);
             }
         }
         let pools = pools.iter().map(|pool| pool.name().clone()).collect();
         Err(IpamError::Exhausted { pools, node: self.node.clone() })
     }
 
-    /// Out of blocks that lie in a pool still: a pool that was deleted or shrunk gives no more addresses.
-    fn lowest_free(&mut self, pools: &[&PoolRecord], ipv4: bool) -> Option<IpAddr> {
-        let pooled = |cidr: Cidr| pools.iter().any(|pool| pool.cidr().contains(cidr));
-        let mut blocks =
-            self.blocks.values_mut().filter(|block| block.cidr().is_ipv4() == ipv4 && pooled(block.cidr()));
-        blocks.find_map(OwnBlock::allocate)
+    /// Takes lendable places of our own blocks, of the first that has any, if no address is free without.
+    fn keep_more_if_full(
+        &mut self,
+        store: &dyn ObjectStore,
+        pools: &[&PoolRecord],
+        ipv4: bool,
+    ) -> Result<(), IpamError> {
+        if self.lowest_free(pools, ipv4).is_some() {
+            return Ok(());
+        }
+        let count = if self.short[usize::from(!ipv4)] { 1 } else { KEPT_MORE };
+        for block in self.blocks.values_mut() {
+            let Some(pool) = pools.iter().find(|pool| pool.cidr().contains(block.cidr())) else { continue };
+            let name = claim::block_name(block.cidr());
+            if let Some(record) = agreement::keep_more(store, &name, count, |address| pool.reserves(address))? {
+                block.follow(&record);
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 
-    fn add_block(&mut self, cidr: Cidr) {
-        let mut block = OwnBlock::new(cidr);
-        self.held.keys().for_each(|address| block.take(*address));
-        self.blocks.insert(cidr, block);
+    /// Out of what was borrowed, then of blocks that lie in a pool still: a pool that was deleted or shrunk gives no
+    /// more addresses.
+    fn lowest_free(&self, pools: &[&PoolRecord], ipv4: bool) -> Option<IpAddr> {
+        let free = |(address, borrowed): (&IpAddr, &Borrowed)| {
+            let pooled = pools.iter().any(|pool| pool.cidr().has(*address) && !pool.reserves(*address));
+            (pooled && !borrowed.kept && !self.held.contains_key(address)).then_some(*address)
+        };
+        let borrowed = self.borrowed.iter().find_map(free);
+        borrowed.or_else(|| {
+            let mut blocks = self.blocks.values().filter(|block| block.cidr().is_ipv4() == ipv4);
+            blocks.find_map(|block| {
+                let pool = pools.iter().find(|pool| pool.cidr().contains(block.cidr()))?;
+                block.lowest_free(|address| pool.reserves(address))
+            })
+        })
     }
+
+    /// The very address that is asked for.
+    fn allocate_fixed(
+        &mut self,
+        store: &dyn ObjectStore,
+        cluster: &Cluster,
+        request: &AddressRequest<'_>,
+        address: IpAddr,
+    ) -> Result<IpAddr, IpamError> {
+        if let Some(holder) = self.held.get(&address) {
+            return Err(IpamError::InUse { address, holder: holder.clone() });
+        }
+        if self.borrowed.get(&address).is_some_and(|borrowed| !borrowed.kept) {
+            return Ok(address);
+        }
+        let pool = cluster.pools.values().find(|pool| pool.cidr().has(address));
+        if self.take_own(store, request, address)? {
+            return Ok(address);
+        }
+        let pool = pool.filter(|_| self.source == AddressSource::Blocks).ok_or(IpamError::NotOfAnyPool { address })?;
+        // Somebody may claim or return the block meanwhile: look twice.
+        for _ in 0..2 {
+            let covering = agreement::blocks(store)?.into_iter().find(|block| block.cidr.has(address));
+            match covering {
+                Some(block) if block.node == self.node => {
+                    self.adopt(&block);
+                    if self.take_own(store, request, address)? {
+                        return Ok(address);
+                    }
+                }
+                Some(block) if block.offset(address) == Some(0) => {
+                    return Err(IpamError::OfTheNode { address, node: block.node });
+                }
+                Some(block) => {
+                    let lent = agreement::borrow_this(store, &self.node, &block.name, address)?;
+                    let lent = lent.ok_or(IpamError::NotLent { address, node: block.node })?;
+                    self.note(&lent, address, false);
+                    return Ok(address);
+                }
+                None => {
+                    let claimed = claim::claim_around(store, &self.node, pool, address)?;
+                    claimed.iter().for_each(|block| self.adopt(block));
+                    if claimed.is_some() && self.take_own(store, request, address)? {
+                        return Ok(address);
+                    }
+                }
+            }
+        }
+        Err(IpamError::NotLent { address, node: self.node.clone() })
+    }
+
+    /// Whether the address is one of our own blocks and now ours to give.
+    fn take_own(
+        &mut self,
+        store: &dyn ObjectStore,
+        request: &AddressRequest<'_>,
+        address: IpAddr,
+    ) -> Result<bool, IpamError> {
+        let Some(block) = self.blocks.values_mut().find(|block| block.cidr().has(address)) else { return Ok(false) };
+        if block.place(address) == Some(0) {
+            return Err(IpamError::OfTheNode { address, node: self.node.clone() });
+        }
+        if !block.is_shared(address) {
+            return Ok(!block.is_in_use(address));
+        }
+        let name = claim::block_name(block.cidr());
+        let taken = agreement::change(store, &name, |record| {
+            let lendable = record.offset(address).is_some_and(|offset| record.lendable.remove(offset));
+            let kept = record.assigned.get(&address).and_then(|entry| entry.kept_for.as_ref());
+            (lendable || kept.is_some_and(|kept| request.pod == Some(&kept.pod))).then_some(())
+        })?;
+        match taken {
+            Some(((), record)) => {
+                block.follow(&record);
+                Ok(true)
+            }
+            None => Err(IpamError::NotLent { address, node: self.node.clone() }),
+        }
+    }
+
+    /// Remembers an address that was agreed upon in the store.
+    fn note(&mut self, record: &BlockRecord, address: IpAddr, kept: bool) {
+        if record.node == self.node {
+            self.adopt(record);
+        } else {
+            self.borrowed.insert(address, Borrowed { block: record.name.clone(), kept });
+        }
+    }
+
+    /// Takes a block of ours over as its object has it.
+    fn adopt(&mut self, record: &BlockRecord) {
+        match self.blocks.get_mut(&record.cidr) {
+            Some(block) => block.follow(record),
+            None => self.add_block(OwnBlock::of(record)),
+        }
+    }
+
+    fn add_block(&mut self, mut block: OwnBlock) {
+        self.held.keys().for_each(|address| block.take(*address));
+        self.blocks.insert(block.cidr(), block);
+    }
+}
+
+/// The pools to take from, by family.
+fn pools<'a>(cluster: &'a Cluster, wanted: &[PoolName]) -> Result<[Vec<&'a PoolRecord>; 2], IpamError> {
+    if wanted.is_empty() {
+        return Ok(by_family(cluster.pools.values().filter(|pool| !pool.only_on_request)));
+    }
+    let named = |name: &PoolName| cluster.pools.get(name).ok_or_else(|| IpamError::UnknownPool { pool: name.clone() });
+    let found = wanted.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+    Ok(by_family(found.into_iter()))
+}
+
+fn by_family<'a>(pools: impl Iterator<Item = &'a PoolRecord>) -> [Vec<&'a PoolRecord>; 2] {
+    let (ipv4, ipv6) = pools.partition(|pool| pool.cidr().is_ipv4());
+    [ipv4, ipv6]
 }

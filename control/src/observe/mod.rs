@@ -35,6 +35,8 @@ pub const SERVICE: Kind = Kind::new("v1", "Service");
 pub const ENDPOINT_SLICE: Kind = Kind::new("discovery.k8s.io/v1", "EndpointSlice");
 /// `ServiceCIDR`.
 pub const SERVICE_CIDR: Kind = Kind::new("networking.k8s.io/v1", "ServiceCIDR");
+/// `StatefulSet`: read one at a time, not watched.
+pub const STATEFUL_SET: Kind = Kind::new("apps/v1", "StatefulSet");
 /// Our `Uplink`.
 pub const UPLINK: Kind = our_kind("Uplink");
 /// Our `IpPool`.

@@ -2,11 +2,17 @@
 //!
 //! Unknown fields are refused: a misspelt field that is ignored in silence costs its author an afternoon.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::cluster::{
-    BlockName, BlockRecord, Cidr, InterfaceName, NodeName, PoolName, PoolRecord, UplinkName, UplinkRecord,
+    AssignedAddress, BlockName, BlockRecord, Cidr, InterfaceName, KeptFor, NodeName, Offsets, PodName, PoolName,
+    PoolRecord, UplinkName, UplinkRecord,
 };
 use crate::store::{FieldError, Kind, Located, Object};
 
@@ -47,6 +53,12 @@ struct IpPoolSpec {
     cidr: String,
     /// Prefix length of a block.
     block_size: Option<u8>,
+    /// Only for pods that ask for this pool by name.
+    #[serde(default)]
+    only_on_request: bool,
+    /// Addresses and prefixes given only to who asks for the very address.
+    #[serde(default)]
+    reserved: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -55,6 +67,22 @@ struct IpBlockSpec {
     cidr: String,
     pool: String,
     node: String,
+    /// Places that any node may take by compare-and-swap.
+    #[serde(default)]
+    lendable: String,
+    #[serde(default)]
+    assigned: Vec<AssignedSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct AssignedSpec {
+    address: IpAddr,
+    node: String,
+    /// `namespace/name` of the pod it is kept for.
+    pod: Option<String>,
+    /// The StatefulSet of that pod.
+    stateful_set: Option<String>,
 }
 
 fn spec<'de, Spec: Deserialize<'de>>(object: &'de Object) -> Result<Spec, FieldError> {
@@ -81,28 +109,77 @@ pub(super) fn pool(object: &Object) -> Result<PoolRecord, FieldError> {
     let content = &object.content;
     let name = field(content, &["metadata", "name"], PoolName::new(&object.key.name))?;
     let cidr = field(content, &["spec", "cidr"], spec.cidr.parse::<Cidr>())?;
-    field(content, &["spec", "blockSize"], PoolRecord::new(name, cidr, spec.block_size))
+    let mut pool = field(content, &["spec", "blockSize"], PoolRecord::new(name, cidr, spec.block_size))?;
+    let reserved = spec.reserved.iter().map(|text| field(content, &["spec", "reserved"], prefix(text)));
+    pool.reserved = reserved.collect::<Result<_, _>>()?;
+    pool.only_on_request = spec.only_on_request;
+    Ok(pool)
+}
+
+/// A prefix, or an address alone.
+fn prefix(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>().or(address).map_err(|_| format!("{text:?} is neither a prefix nor an address"))
 }
 
 pub(super) fn block(object: &Object) -> Result<BlockRecord, FieldError> {
     let spec: IpBlockSpec = spec(object)?;
     let content = &object.content;
+    let cidr = field(content, &["spec", "cidr"], spec.cidr.parse::<Cidr>())?;
+    let mut assigned = BTreeMap::new();
+    for entry in &spec.assigned {
+        let (address, entry) = field(content, &["spec", "assigned"], assignment(cidr, entry))?;
+        assigned.insert(address, entry);
+    }
     Ok(BlockRecord {
         name: field(content, &["metadata", "name"], BlockName::new(&object.key.name))?,
-        cidr: field(content, &["spec", "cidr"], spec.cidr.parse::<Cidr>())?,
+        cidr,
+        lendable: field(content, &["spec", "lendable"], spec.lendable.parse::<Offsets>())?,
+        assigned,
         pool: field(content, &["spec", "pool"], PoolName::new(&spec.pool))?,
         node: field(content, &["spec", "node"], NodeName::new(&spec.node))?,
         resource_version: object.resource_version.clone(),
     })
 }
 
-/// The object of a block that `node` claims.
+fn assignment(cidr: Cidr, entry: &AssignedSpec) -> Result<(IpAddr, AssignedAddress), String> {
+    if !cidr.has(entry.address) {
+        return Err(format!("{} is not an address of {cidr}", entry.address));
+    }
+    let kept_for = match (&entry.pod, &entry.stateful_set) {
+        (None, None) => None,
+        (Some(pod), Some(set)) => {
+            let (namespace, name) = pod.split_once('/').ok_or_else(|| format!("{pod:?} is not namespace/name"))?;
+            let pod = PodName::new(namespace, name).map_err(|error| error.to_string())?;
+            Some(KeptFor { pod, stateful_set: Arc::from(set.as_str()) })
+        }
+        _ => return Err("pod and statefulSet come together".to_owned()),
+    };
+    let node = NodeName::new(&entry.node).map_err(|error| error.to_string())?;
+    Ok((entry.address, AssignedAddress { node, kept_for }))
+}
+
+/// The object of a block; its resource version is not part of it.
 #[must_use]
-pub fn block_object(name: &BlockName, cidr: Cidr, pool: &PoolName, node: &NodeName) -> serde_json::Value {
-    json!({
-        "apiVersion": API_VERSION,
-        "kind": "IpBlock",
-        "metadata": {"name": name.as_str()},
-        "spec": {"cidr": cidr.to_string(), "pool": pool.as_str(), "node": node.as_str()},
-    })
+pub fn block_object(block: &BlockRecord) -> serde_json::Value {
+    let mut spec = json!({
+        "cidr": block.cidr.to_string(),
+        "pool": block.pool.as_str(),
+        "node": block.node.as_str(),
+    });
+    if !block.lendable.is_empty() {
+        spec["lendable"] = json!(block.lendable.to_string());
+    }
+    let entry = |(address, entry): (&IpAddr, &AssignedAddress)| {
+        let mut object = json!({"address": address.to_string(), "node": entry.node.as_str()});
+        if let Some(kept) = &entry.kept_for {
+            object["pod"] = json!(kept.pod.to_string());
+            object["statefulSet"] = json!(&*kept.stateful_set);
+        }
+        object
+    };
+    if !block.assigned.is_empty() {
+        spec["assigned"] = block.assigned.iter().map(entry).collect();
+    }
+    json!({"apiVersion": API_VERSION, "kind": "IpBlock", "metadata": {"name": block.name.as_str()}, "spec": spec})
 }

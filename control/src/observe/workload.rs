@@ -1,12 +1,20 @@
 //! `Pod` and `Namespace` objects.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerPort as ApiPort, Namespace, Pod, PodStatus};
 
 use super::service::{port_number, protocol_number};
-use crate::cluster::{ContainerPort, HostPort, NamespaceName, NamespaceRecord, NodeName, PodName, PodRecord};
+use crate::cluster::{
+    AddressWishes, ContainerPort, HostPort, NamespaceName, NamespaceRecord, NodeName, PodName, PodRecord, PoolName,
+};
 use crate::store::{FieldError, Object};
+
+/// Annotation of a pod: the very addresses it wants, at most one of each family, separated by commas.
+const FIXED: &str = "millrace.dev/ip";
+/// Annotation of a pod or a namespace: the pools its addresses come from, separated by commas.
+const POOLS: &str = "millrace.dev/ip-pools";
 
 pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
     let pod: Pod = object.content.read()?;
@@ -28,6 +36,13 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
             addresses.push(address);
         }
     }
+    let owners = pod.metadata.owner_references.iter().flatten();
+    let mut sets = owners.filter(|owner| owner.kind == "StatefulSet" && owner.controller.unwrap_or(true));
+    let address_wishes = AddressWishes {
+        fixed: fixed(object)?,
+        pools: pools(object)?,
+        stateful_set: sets.next().map(|owner| Arc::from(owner.name.as_str())),
+    };
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let containers = spec.into_iter().flat_map(|spec| {
         let lasting = spec.init_containers.iter().flatten();
@@ -44,6 +59,7 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
         labels: pod.metadata.labels.unwrap_or_default(),
         addresses,
         host_network,
+        address_wishes,
         ports,
         ready: status.is_none_or(is_ready),
         terminating: pod.metadata.deletion_timestamp.is_some(),
@@ -77,5 +93,33 @@ pub(super) fn namespace(object: &Object) -> Result<NamespaceRecord, FieldError> 
     let namespace: Namespace = object.content.read()?;
     let name = NamespaceName::new(&object.key.name)
         .map_err(|error| FieldError::at(&object.content, &["metadata", "name"], error.to_string()))?;
-    Ok(NamespaceRecord { name, labels: namespace.metadata.labels.unwrap_or_default() })
+    Ok(NamespaceRecord { name, labels: namespace.metadata.labels.unwrap_or_default(), pools: pools(object)? })
+}
+
+/// The parts of an annotation, without blanks; none if it is absent.
+fn annotation<'a>(object: &'a Object, key: &str) -> impl Iterator<Item = &'a str> {
+    let text = object.content.at(&["metadata", "annotations", key]).and_then(|value| value.text());
+    text.unwrap_or_default().split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
+fn refused(object: &Object, key: &str, message: String) -> FieldError {
+    FieldError::at(&object.content, &["metadata", "annotations", key], message)
+}
+
+fn fixed(object: &Object) -> Result<Vec<IpAddr>, FieldError> {
+    let mut fixed: Vec<IpAddr> = Vec::new();
+    for part in annotation(object, FIXED) {
+        let address =
+            part.parse::<IpAddr>().map_err(|_| refused(object, FIXED, format!("{part:?} is not an IP address")))?;
+        if fixed.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            return Err(refused(object, FIXED, "has two addresses of one family; one of each is possible".to_owned()));
+        }
+        fixed.push(address);
+    }
+    Ok(fixed)
+}
+
+fn pools(object: &Object) -> Result<Vec<PoolName>, FieldError> {
+    let name = |part| PoolName::new(part).map_err(|error| refused(object, POOLS, error.to_string()));
+    annotation(object, POOLS).map(name).collect()
 }

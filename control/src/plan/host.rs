@@ -39,7 +39,12 @@ impl HostPlan {
 /// this node, else the first of the first block by name.
 pub(super) fn router_addresses(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr> {
     let blocks = cluster.blocks.values().filter(|block| block.node == local.node);
-    let candidates: Vec<IpAddr> = blocks.filter_map(|block| block.cidr.address(0)).collect();
+    let mut candidates: Vec<IpAddr> = blocks.filter_map(|block| block.cidr.address(0)).collect();
+    if candidates.is_empty() {
+        // A node without blocks has addresses from its assigned prefixes, or none yet.
+        let assigned = cluster.nodes.get(&local.node).into_iter().flat_map(|node| &node.pod_cidrs);
+        candidates = assigned.filter_map(|cidr| cidr.address(0)).collect();
+    }
     let held = local.host.as_ref().map(|host| host.own_addresses.as_slice()).unwrap_or_default();
     let pick = |ipv4: bool| {
         let mut known = held.iter().filter(|address| address.is_ipv4() == ipv4 && candidates.contains(address));

@@ -2,7 +2,8 @@
 //!
 //! A pod here has a route of its own, and so has each address of the host. The blocks of this node lead nowhere, so that an address without a pod is
 //! answered at once instead of travelling. Blocks of other nodes, and prefixes assigned to nodes that are not run by
-//! this program, lead through the tunnel.
+//! this program, lead through the tunnel. An address that a node borrowed out of another's block has a route of its
+//! own, longer than the block's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,13 +14,13 @@ use millrace_engine::tables::{Port, PortRole, Route, RouteTarget};
 
 use super::local::{LocalHost, LocalView};
 use super::tunnels::Reach;
-use crate::cluster::{BlockRecord, Cidr, Cluster, NodeName, NodeRecord};
+use crate::cluster::{BlockRecord, Cluster, NodeName, NodeRecord};
 use crate::observe::{IP_BLOCK, NODE, POD};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
 /// All routes of the pods' segment. Of two for the same prefix the first counts: pods by port number, then the host,
-/// then blocks by name, then assigned prefixes by node.
+/// then single addresses of blocks that nodes agreed upon, then blocks by name, then assigned prefixes by node.
 pub(super) fn routes(
     cluster: &Cluster,
     local: &LocalView,
@@ -31,6 +32,7 @@ pub(super) fn routes(
     let mut table = RouteList { routes: BTreeMap::new(), problems };
     pods(local, ports, &mut table);
     host(local, ports, router_addresses, &mut table);
+    lent(cluster, local, reach, &mut table);
     blocks(cluster, local, reach, &mut table);
     assigned(cluster, local, reach, &mut table);
     let RouteList { routes, problems } = table;
@@ -83,6 +85,26 @@ fn host(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, router_addresses: 
     }
 }
 
+/// Addresses that nodes agreed upon, out of whose block ever: they lead to the node that has them now. One of this
+/// node's without a pod leads nowhere, or it would travel to the block's node and back.
+fn lent(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
+    for block in cluster.blocks.values() {
+        for (address, entry) in block.assigned.iter().filter(|(_, entry)| entry.node != block.node) {
+            let prefix = IpNet::from(*address);
+            let (name, target) = if entry.node == local.node {
+                if table.routes.contains_key(&prefix) {
+                    continue;
+                }
+                (format!("address of block {} borrowed by this node", block.name), RouteTarget::Unreachable)
+            } else {
+                let name = format!("address of block {} borrowed by node {}", block.name, entry.node);
+                (name, towards(reach, &entry.node, address.is_ipv4()))
+            };
+            table.add(prefix, name, target, || ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str()));
+        }
+    }
+}
+
 fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
     for block in cluster.blocks.values() {
         let key = || ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str());
@@ -96,28 +118,32 @@ fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut R
             if !cluster.nodes.contains_key(&block.node) {
                 table.problems.push(Problem::new(format!("its node {} does not exist", block.node)).of(&key()));
             }
-            (format!("block {} of node {}", block.name, block.node), towards(reach, &block.node, block.cidr))
+            (format!("block {} of node {}", block.name, block.node), towards(reach, &block.node, block.cidr.is_ipv4()))
         };
         table.add(block.cidr.net(), name, target, key);
     }
 }
 
-/// Prefixes of nodes that are not run by this program: those without a block, and those that flannel runs.
+/// Prefixes that the cluster assigned to nodes without a block: those that flannel runs, and those that have addresses
+/// from there. This node's own lead nowhere, as its blocks do.
 fn assigned(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
     let owners: BTreeSet<&NodeName> = cluster.blocks.values().map(|block| &block.node).collect();
-    let foreign = |node: &&NodeRecord| node.name != local.node && !owners.contains(&node.name);
-    for node in cluster.nodes.values().filter(foreign) {
+    for node in cluster.nodes.values().filter(|node: &&NodeRecord| !owners.contains(&node.name)) {
         for prefix in &node.pod_cidrs {
-            let name = format!("prefix of node {}", node.name);
             let key = || ObjectKey::cluster_scoped(NODE, node.name.as_str());
-            table.add(prefix.net(), name, towards(reach, &node.name, *prefix), key);
+            if node.name == local.node {
+                table.add(prefix.net(), format!("prefix {prefix} of this node"), RouteTarget::Unreachable, key);
+                continue;
+            }
+            let name = format!("prefix of node {}", node.name);
+            table.add(prefix.net(), name, towards(reach, &node.name, prefix.is_ipv4()), key);
         }
     }
 }
 
 /// Through the tunnel, or nowhere if the node has no end that we can reach.
-fn towards(reach: &Reach<'_>, node: &NodeName, prefix: Cidr) -> RouteTarget {
-    match reach.end(node, prefix.is_ipv4()) {
+fn towards(reach: &Reach<'_>, node: &NodeName, ipv4: bool) -> RouteTarget {
+    match reach.end(node, ipv4) {
         Some(end) => RouteTarget::Tunnel { peer: end.address, mac: end.mac.mac() },
         None => RouteTarget::Unreachable,
     }

@@ -15,8 +15,8 @@ pub const OUR_GROUP: &str = "millrace.dev";
 const CLUSTER_SCOPED: [&str; 7] = ["Node", "Namespace", "Uplink", "IpPool", "IpBlock", "Network", "ServiceCIDR"];
 
 /// Kinds that live in the namespace `default` if none is written, as clients of an API server have it.
-const NAMESPACED: [&str; 7] =
-    ["Pod", "Service", "EndpointSlice", "NetworkPolicy", "ConfigMap", "Lease", "ServiceAccount"];
+const NAMESPACED: [&str; 8] =
+    ["Pod", "StatefulSet", "Service", "EndpointSlice", "NetworkPolicy", "ConfigMap", "Lease", "ServiceAccount"];
 
 /// Longest name that fits a file of the directory store with its prefix (255 bytes in all).
 const NAME_BYTES: usize = 190;

@@ -1,6 +1,8 @@
 //! The path of configuration as a whole: files in, tables out, through the public interface only.
 
+mod address_agreement;
 mod address_claims;
+mod address_crowd;
 mod directory;
 mod incremental;
 mod invalid_objects;

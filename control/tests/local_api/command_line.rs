@@ -17,6 +17,8 @@ fn every_document_is_shown_as_table_and_as_json() {
         ("routes", "unreachable", "/0/target/kind", "unreachable".into()),
         ("neighbours", "192.0.2.2", "/0/address", "192.0.2.2".into()),
         ("flows", "1,000 of 5,000 flows", "/total", 5000.into()),
+        ("fdb", "02:00:00:00:00:09", "/0/mac", "02:00:00:00:00:09".into()),
+        ("ipam", "There is no IpPool.", "/node", "a".into()),
         ("status", "Problems:", "/node", serde_json::Value::from("a")),
     ] {
         let table = agent.millrace(&["show", what]);
@@ -40,6 +42,10 @@ fn exit_codes_are_as_documented() {
     let refused = agent.millrace(&["show", "drops"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("worker 1 does not answer"));
+    assert_eq!(agent.millrace(&["check", "ipam"]).status.code(), Some(0));
+    assert!(agent.plugin("ADD", "c1", 10).status.success());
+    let found = agent.millrace(&["check", "ipam", "-o", "json"]);
+    assert_eq!((found.status.code(), &json(&found)["findings"][0]["subject"]), (Some(5), &"10.1.0.9".into()));
     for wrong in [&["show", "nothing"][..], &["show"], &["trace", "--from", "web-0", "--to", "10.1.0.1:80"], &["trace"]]
     {
         assert_eq!(agent.millrace(wrong).status.code(), Some(2), "{wrong:?}");

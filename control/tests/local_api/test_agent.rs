@@ -86,6 +86,21 @@ impl Inspect for TestNetwork {
         Err(InspectFailure::Unavailable("worker 1 does not answer".into()))
     }
 
+    fn stations(&self) -> Result<Vec<StationReport>, InspectFailure> {
+        Ok(vec![StationReport { mac: "02:00:00:00:00:09".into(), ..Default::default() }])
+    }
+
+    fn ipam(&self) -> Result<IpamReport, InspectFailure> {
+        Ok(IpamReport { node: "a".into(), ..Default::default() })
+    }
+
+    fn check_ipam(&self) -> Result<IpamCheckReport, InspectFailure> {
+        // Something is lost as soon as something is attached.
+        let finding = FindingReport { subject: "10.1.0.9".into(), ..Default::default() };
+        let findings = self.attached.lock().expect("whole").values().map(|_| finding.clone()).collect();
+        Ok(IpamCheckReport { node: "a".into(), findings, ..Default::default() })
+    }
+
     fn status(&self) -> Result<StatusReport, InspectFailure> {
         Ok(StatusReport { node: "a".into(), ..Default::default() })
     }
