@@ -22,6 +22,7 @@ pub mod plan;
 pub mod problem;
 pub mod publish;
 pub mod reconcile;
+pub mod replay;
 pub mod stable_hash;
 pub mod store;
 

@@ -42,7 +42,8 @@ use addresses::AddressMaintenance;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
 use pods::Pods;
-use shared::{Shared, SharedSwitch};
+use shared::Shared;
+pub(crate) use shared::SharedSwitch;
 
 /// How long ADD and the start wait for tables to be in force.
 const IN_FORCE: Duration = Duration::from_secs(5);

@@ -17,14 +17,16 @@ use crate::reconcile::{Input, Reconciler, Settled};
 
 /// The switch, one caller at a time. Calls are short: a publish, an attachment, a step of a list.
 #[derive(Clone, Debug)]
-pub(super) struct SharedSwitch(Arc<Mutex<Switch>>);
+pub(crate) struct SharedSwitch(Arc<Mutex<Switch>>);
 
 impl SharedSwitch {
-    pub(super) fn new(switch: Switch) -> Self {
+    /// Shares a switch.
+    pub(crate) fn new(switch: Switch) -> Self {
         Self(Arc::new(Mutex::new(switch)))
     }
 
-    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Switch) -> T) -> T {
+    /// Runs `act` on it, when nobody else does.
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Switch) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -17,6 +17,7 @@
 mod agent;
 mod check;
 mod demo;
+mod replay;
 mod show;
 mod table;
 mod trace;
@@ -59,6 +60,8 @@ enum Command {
     Check(check::CheckOptions),
     /// Build a two-node cluster on this machine, check and measure it, and take it away again
     Demo(demo::DemoOptions),
+    /// Send captures through the engine and the objects, offline and without root
+    Replay(replay::ReplayArguments),
     /// Show what the agent of this node knows and counts
     Show(show::ShowOptions),
     /// Follow an imagined packet through the live tables, stage by stage
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Agent(options) => agent::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Replay(options) => replay::run(&options),
         Command::Show(options) => show::run(&options),
         Command::Trace(options) => trace::run(&options),
     };
