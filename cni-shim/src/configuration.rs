@@ -4,13 +4,18 @@
 //! not do are refused with code 2 at ADD rather than silently left out. DEL is lenient: it reads only where the
 //! agent is.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::spec::{Failure, NetworkResult, Version, code};
+use crate::protocol::ValidAttachment;
+use crate::spec::{Dns, Failure, NetworkResult, Version, code};
+
+/// The agent's state directory unless the key `stateDirectory` says otherwise.
+pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/millrace";
 
 /// Where the agent listens unless the key `socket` says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/millrace/agent.sock";
@@ -22,7 +27,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const SOCKET_PATH_BYTES: usize = 107;
 
 /// Keys under `runtimeConfig` that change what a pod gets, so that leaving them out would be a lie.
-const UNSUPPORTED_CAPABILITIES: [&str; 6] = ["portMappings", "bandwidth", "ips", "ipRanges", "mac", "deviceID"];
+const UNSUPPORTED_CAPABILITIES: [&str; 4] = ["portMappings", "bandwidth", "ipRanges", "deviceID"];
 
 /// The document as written.
 #[derive(Debug, Deserialize)]
@@ -38,6 +43,14 @@ struct Document {
     runtime_config: Option<Map<String, Value>>,
     #[serde(rename = "prevResult")]
     previous_result: Option<Value>,
+    #[serde(rename = "stateDirectory")]
+    state_directory: Option<PathBuf>,
+    args: Option<Value>,
+    dns: Option<Map<String, Value>>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<ValidAttachment>>,
+    #[serde(rename = "cni.dev/attachments")]
+    attachments: Option<Vec<ValidAttachment>>,
 }
 
 /// A checked network configuration.
@@ -53,6 +66,16 @@ pub struct Configuration {
     pub timeout: Duration,
     /// What plugins before this one in the chain did.
     pub previous_result: Option<NetworkResult>,
+    /// The agent's state directory, where a DEL leaves its request when no agent answers.
+    pub state_directory: PathBuf,
+    /// The very addresses that the runtime asks for; empty if it does not by configuration.
+    pub addresses: Vec<IpAddr>,
+    /// The very hardware address.
+    pub mac: Option<String>,
+    /// What the container's resolver should use.
+    pub dns: Dns,
+    /// GC: what the runtime knows.
+    pub valid_attachments: Vec<ValidAttachment>,
 }
 
 /// A failure and the version to report it in.
@@ -79,7 +102,45 @@ pub fn for_add(input: &[u8]) -> Versioned<Configuration> {
 /// Codes 1, 6 and 7.
 pub fn for_delete(input: &[u8]) -> Versioned<Configuration> {
     let (version, document) = decode(input)?;
+    let document = Document { runtime_config: None, args: None, ..document };
     check(version, document).map_err(|failure| (version, failure))
+}
+
+/// Reads the configuration of CHECK, which must have the result of ADD.
+///
+/// # Errors
+/// Codes 1, 6 and 7, each naming the key.
+pub fn for_check(input: &[u8]) -> Versioned<Configuration> {
+    let (version, document) = decode(input)?;
+    let old = (version < Version::V0_4_0).then(|| too_old("CHECK", version));
+    old.map_or(Ok(()), |failure| Err((version, failure)))?;
+    let configuration = for_add(input)?;
+    if document.previous_result.is_none_or(|previous| previous.is_null()) {
+        let failure = Failure::new(code::INVALID_CONFIGURATION, "prevResult is missing: CHECK compares with it");
+        return Err((version, failure));
+    }
+    Ok(configuration)
+}
+
+/// Reads the configuration of GC and STATUS.
+///
+/// # Errors
+/// Codes 1, 6 and 7, each naming the key.
+pub fn for_network(input: &[u8], verb: &str) -> Versioned<Configuration> {
+    let (version, document) = decode(input)?;
+    if version < Version::V1_1_0 {
+        return Err((version, too_old(verb, version)));
+    }
+    if verb == "GC" && document.valid_attachments.is_none() && document.attachments.is_none() {
+        // Without the list everything would be taken for lost.
+        let message = "cni.dev/valid-attachments is missing: GC removes what is not in it";
+        return Err((version, Failure::new(code::INVALID_CONFIGURATION, message)));
+    }
+    check(version, document).map_err(|failure| (version, failure))
+}
+
+fn too_old(verb: &str, version: Version) -> Failure {
+    Failure::new(code::INCOMPATIBLE_VERSION, format!("{verb} does not exist in version {version} of the specification"))
 }
 
 /// The version VERSION answers in: the caller's if it says one that is spoken here, else the newest.
@@ -107,9 +168,9 @@ fn decode(input: &[u8]) -> Versioned<(Version, Document)> {
 }
 
 fn check(version: Version, document: Document) -> Result<Configuration, Failure> {
-    let network = document.name.unwrap_or_default();
+    let network = document.name.clone().unwrap_or_default();
     crate::environment::check_container_id(&network).map_err(|reason| invalid("name", &network, reason))?;
-    let socket = document.socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let socket = document.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.into());
     let bytes = socket.as_os_str().len();
     if !socket.is_absolute() || bytes > SOCKET_PATH_BYTES || socket.as_os_str().as_encoded_bytes().contains(&0) {
         return Err(invalid("socket", &socket.to_string_lossy(), "it must be an absolute path of at most 107 bytes"));
@@ -118,7 +179,69 @@ fn check(version: Version, document: Document) -> Result<Configuration, Failure>
     if !(Duration::from_secs(1)..=Duration::from_secs(90)).contains(&timeout) {
         return Err(invalid("timeoutSeconds", &timeout.as_secs().to_string(), "it must be 1 to 90"));
     }
-    Ok(Configuration { version, network, socket, timeout, previous_result: None })
+    let state_directory = document.state_directory.clone().unwrap_or_else(|| DEFAULT_STATE_DIRECTORY.into());
+    if !state_directory.is_absolute() {
+        return Err(invalid("stateDirectory", &state_directory.to_string_lossy(), "it must be an absolute path"));
+    }
+    Ok(Configuration {
+        version,
+        network,
+        socket,
+        timeout,
+        previous_result: None,
+        state_directory,
+        addresses: addresses(&document)?,
+        mac: mac(&document)?,
+        dns: dns(&document),
+        valid_attachments: document.valid_attachments.or(document.attachments).unwrap_or_default(),
+    })
+}
+
+/// A key that a runtime fills in: of `runtimeConfig` first, then of `args.cni` (CONVENTIONS of the specification).
+fn asked<'a>(document: &'a Document, capability: &str) -> Option<(&'static str, &'a Value)> {
+    let capabilities = document.runtime_config.as_ref();
+    let by_capability = capabilities.and_then(|config| config.get(capability)).map(|value| ("runtimeConfig", value));
+    let arguments = document.args.as_ref().and_then(|args| args.get("cni"));
+    let by_argument = arguments.and_then(|cni| cni.get(capability)).map(|value| ("args.cni", value));
+    let given = |asked: &(&'static str, &Value)| !is_empty(asked.1);
+    by_capability.filter(given).or(by_argument.filter(given))
+}
+
+fn addresses(document: &Document) -> Result<Vec<IpAddr>, Failure> {
+    let Some((place, value)) = asked(document, "ips") else { return Ok(Vec::new()) };
+    let wrong = |value: &Value| invalid(&format!("{place}.ips"), &value.to_string(), "it must be a list of addresses");
+    let list = value.as_array().ok_or_else(|| wrong(value))?;
+    list.iter().map(|item| item.as_str().and_then(parse_address).ok_or_else(|| wrong(item))).collect()
+}
+
+/// An address, with or without a prefix length; pods' addresses stand alone, so that the length has no meaning.
+#[must_use]
+pub fn parse_address(text: &str) -> Option<IpAddr> {
+    let (address, length) = text.trim().split_once('/').map_or((text.trim(), None), |(at, rest)| (at, Some(rest)));
+    let address: IpAddr = address.parse().ok()?;
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    let fits = length.is_none_or(|length| length.parse::<u8>().is_ok_and(|length| length <= bits));
+    fits.then_some(address)
+}
+
+fn mac(document: &Document) -> Result<Option<String>, Failure> {
+    let Some((place, value)) = asked(document, "mac") else { return Ok(None) };
+    let wrong = || invalid(&format!("{place}.mac"), &value.to_string(), "it must be a text");
+    value.as_str().map(|text| Some(text.to_owned())).ok_or_else(wrong)
+}
+
+/// The capability `dns` beats the configuration's own key; its fields have other names than the result's.
+fn dns(document: &Document) -> Dns {
+    let capability = document.runtime_config.as_ref().and_then(|config| config.get("dns")).and_then(Value::as_object);
+    let Some(capability) = capability.filter(|fields| !fields.is_empty()) else {
+        return Dns { fields: document.dns.clone().unwrap_or_default() };
+    };
+    let renamed = [("servers", "nameservers"), ("searches", "search"), ("options", "options"), ("domain", "domain")];
+    let fields = renamed.iter().filter_map(|(from, to)| {
+        let value = capability.get(*from).filter(|value| !is_empty(value))?;
+        Some(((*to).to_owned(), value.clone()))
+    });
+    Dns { fields: fields.collect() }
 }
 
 fn check_unsupported(document: &Document) -> Result<(), Failure> {

@@ -24,11 +24,17 @@ pub enum Verb {
     Add,
     /// Detach it, as often as asked.
     Delete,
+    /// Say whether it is attached as it should be.
+    Check,
+    /// Detach all that the runtime does not know.
+    Collect,
+    /// Say whether ADD can be served.
+    Status,
     /// Print the versions spoken.
     Version,
 }
 
-/// The checked variables of ADD and DEL.
+/// The checked variables of ADD, DEL and CHECK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// CNI_CONTAINERID.
@@ -51,17 +57,23 @@ impl Environment {
     /// CNI_COMMAND.
     ///
     /// # Errors
-    /// Code 4 for a verb this plugin does not serve; CHECK, GC and STATUS are among them in this release.
+    /// Code 4 for a verb that the specification does not have.
     pub fn verb(&self) -> Result<Verb, Failure> {
         match self.required("CNI_COMMAND")?.as_str() {
             "ADD" => Ok(Verb::Add),
             "DEL" => Ok(Verb::Delete),
+            "CHECK" => Ok(Verb::Check),
+            "GC" => Ok(Verb::Collect),
+            "STATUS" => Ok(Verb::Status),
             "VERSION" => Ok(Verb::Version),
-            other => Err(invalid("CNI_COMMAND", &format!("{other:?} is not served; ADD, DEL and VERSION are"))),
+            other => {
+                let served = "ADD, DEL, CHECK, GC, STATUS and VERSION are";
+                Err(invalid("CNI_COMMAND", &format!("{other:?} is not served; {served}")))
+            }
         }
     }
 
-    /// The variables of ADD, all required except CNI_ARGS.
+    /// The variables of ADD and CHECK, all required except CNI_ARGS.
     ///
     /// # Errors
     /// Code 4, naming the variable.

@@ -12,6 +12,7 @@
 pub mod agent_client;
 pub mod configuration;
 pub mod environment;
+pub mod pending;
 pub mod protocol;
 mod run;
 pub mod spec;

@@ -6,6 +6,7 @@
 //! optional: during an upgrade, plugin and agent differ.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,12 @@ use crate::spec;
 pub const ADD_PATH: &str = "/v1/cni/add";
 /// Path of DEL.
 pub const DELETE_PATH: &str = "/v1/cni/del";
+/// Path of CHECK.
+pub const CHECK_PATH: &str = "/v1/cni/check";
+/// Path of GC.
+pub const COLLECT_PATH: &str = "/v1/cni/gc";
+/// Path of STATUS.
+pub const STATUS_PATH: &str = "/v1/cni/status";
 
 /// The request of ADD.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +37,12 @@ pub struct AddRequest {
     /// CNI_ARGS.
     #[serde(default)]
     pub arguments: BTreeMap<String, String>,
+    /// The very addresses that are asked for, at most one of each family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// The very hardware address that is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
 }
 
 /// The answer to ADD.
@@ -75,6 +88,52 @@ pub struct DeleteRequest {
     /// CNI_NETNS, if the runtime still has it.
     #[serde(default)]
     pub network_namespace: Option<String>,
+}
+
+/// The request of CHECK: what ADD answered, as the runtime remembers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// Name of the network in the configuration.
+    pub network: String,
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub interface: String,
+    /// CNI_NETNS.
+    pub network_namespace: String,
+    /// Hardware address of the interface, if the result of ADD has one.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// Addresses of the interface.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The request of GC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectRequest {
+    /// Name of the network in the configuration: attachments of others are left alone.
+    pub network: String,
+    /// What the runtime knows.
+    pub valid: Vec<ValidAttachment>,
+}
+
+/// An attachment that the runtime knows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ValidAttachment {
+    /// Its container.
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    /// Its interface.
+    #[serde(rename = "ifname")]
+    pub interface: String,
+}
+
+/// The request of STATUS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusRequest {
+    /// Name of the network in the configuration.
+    pub network: String,
 }
 
 impl AddAnswer {

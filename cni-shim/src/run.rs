@@ -1,16 +1,21 @@
 //! The verbs: environment and standard input in, one JSON document out.
 
 use std::io::{Read, Write};
+use std::net::IpAddr;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 
 use crate::agent_client::{AgentClient, ClientError};
 use crate::configuration::{self, Configuration, Versioned};
 use crate::environment::{Environment, Verb};
-use crate::protocol::{ADD_PATH, AddAnswer, AddRequest, DELETE_PATH, DeleteRequest};
-use crate::spec::{Failure, Version, code, version_result};
+use crate::pending;
+use crate::protocol::{
+    ADD_PATH, AddAnswer, AddRequest, CHECK_PATH, COLLECT_PATH, CheckRequest, CollectRequest, DELETE_PATH,
+    DeleteRequest, STATUS_PATH, StatusRequest,
+};
+use crate::spec::{Address, Failure, Interface, NetworkResult, Version, code, version_result};
 
 /// Longest network configuration read.
 const CONFIGURATION_BYTES: u64 = 1 << 20;
@@ -41,6 +46,9 @@ fn dispatch(environment: &Environment, stdin: &mut dyn Read, log: &mut dyn Write
         Verb::Version => Ok(Some(version_result(configuration::version_of(&input)))),
         Verb::Add => add(environment, &input).map(Some),
         Verb::Delete => delete(environment, &input, log).map(|()| None),
+        Verb::Check => check(environment, &input).map(|()| None),
+        Verb::Collect => collect(&input).map(|()| None),
+        Verb::Status => status(&input).map(|()| None),
     }
 }
 
@@ -60,7 +68,16 @@ fn add(environment: &Environment, input: &[u8]) -> Versioned<Value> {
     let version = configuration::version_of(input);
     let attachment = environment.for_add().map_err(|failure| (version, failure))?;
     let configuration = configuration::for_add(input)?;
+    let asked = |key: &str| attachment.arguments.get(key).filter(|value| !value.is_empty());
+    let addresses = match asked("IP") {
+        Some(text) if configuration.addresses.is_empty() => {
+            argument_addresses(text).map_err(|error| (version, error))?
+        }
+        _ => configuration.addresses.clone(),
+    };
     let request = AddRequest {
+        addresses,
+        mac: configuration.mac.clone().or_else(|| asked("MAC").cloned()),
         network: configuration.network.clone(),
         container_id: attachment.container_id,
         interface: attachment.interface,
@@ -69,7 +86,8 @@ fn add(environment: &Environment, input: &[u8]) -> Versioned<Value> {
     };
     let answer: AddAnswer = exchange(&configuration, ADD_PATH, &request)
         .map_err(|error| (configuration.version, error.into_failure(&configuration)))?;
-    let result = answer.into_result(&request).amend(configuration.previous_result.unwrap_or_default());
+    let made = NetworkResult { dns: configuration.dns, ..answer.into_result(&request) };
+    let result = made.amend(configuration.previous_result.unwrap_or_default());
     result.to_json(version).map_err(|failure| (version, failure))
 }
 
@@ -83,16 +101,85 @@ fn delete(environment: &Environment, input: &[u8], log: &mut dyn Write) -> Versi
         interface: attachment.interface,
         network_namespace: attachment.network_namespace,
     };
-    match exchange::<_, serde::de::IgnoredAny>(&configuration, DELETE_PATH, &request) {
+    match exchange::<_, IgnoredAny>(&configuration, DELETE_PATH, &request) {
         Ok(_) => Ok(()),
-        // A pod must be removable while the agent is down: at its next start the agent finds that the namespace is
-        // gone and releases what the pod held.
-        Err(ExchangeError::Client(error @ ClientError::Absent(..))) => {
+        // A pod must be removable while the agent is down, or dies while it works: the agent takes the request up when
+        // it is there again. Without the file it still finds what is lost by the namespaces that are gone.
+        Err(ExchangeError::Client(error @ (ClientError::Absent(..) | ClientError::Connection(_)))) => {
             let _ = writeln!(log, "millrace-cni: {error}; the agent cleans up when it starts");
+            if let Err(error) = pending::leave(&configuration.state_directory, &request) {
+                let _ = writeln!(log, "millrace-cni: the request could not be left for it: {error}");
+            }
             Ok(())
         }
         Err(error) => Err((configuration.version, error.into_failure(&configuration))),
     }
+}
+
+/// CNI_ARGS IP: addresses, separated by commas.
+fn argument_addresses(text: &str) -> Result<Vec<IpAddr>, Failure> {
+    let address = |part: &str| {
+        configuration::parse_address(part).ok_or_else(|| {
+            let message = format!("environment variable CNI_ARGS is invalid: IP {part:?} is not an address");
+            Failure::new(code::INVALID_ENVIRONMENT, message)
+        })
+    };
+    text.split(',').map(address).collect()
+}
+
+fn check(environment: &Environment, input: &[u8]) -> Versioned<()> {
+    let version = configuration::version_of(input);
+    let attachment = environment.for_add().map_err(|failure| (version, failure))?;
+    let configuration = configuration::for_check(input)?;
+    let previous = configuration.previous_result.clone().unwrap_or_default();
+    let namespace = attachment.network_namespace.unwrap_or_default();
+    let ours = |interface: &Interface| {
+        interface.name == attachment.interface && interface.sandbox.as_ref().is_none_or(|sandbox| *sandbox == namespace)
+    };
+    // Later plugins may have added interfaces and addresses: those of others are not ours to judge.
+    let Some(index) = previous.interfaces.iter().position(ours) else {
+        let message = format!("prevResult has no interface {} in {namespace}", attachment.interface);
+        return Err((version, Failure::new(code::INVALID_CONFIGURATION, message)));
+    };
+    let of_ours = |address: &&Address| address.interface == Some(index as u64);
+    let addresses = previous.ips.iter().filter(of_ours).filter_map(|ip| configuration::parse_address(&ip.address));
+    let request = CheckRequest {
+        network: configuration.network.clone(),
+        container_id: attachment.container_id,
+        interface: attachment.interface.clone(),
+        network_namespace: namespace.clone(),
+        mac: previous.interfaces[index].mac.clone(),
+        addresses: addresses.collect(),
+    };
+    ask(&configuration, CHECK_PATH, &request)
+}
+
+fn collect(input: &[u8]) -> Versioned<()> {
+    let configuration = configuration::for_network(input, "GC")?;
+    let request =
+        CollectRequest { network: configuration.network.clone(), valid: configuration.valid_attachments.clone() };
+    ask(&configuration, COLLECT_PATH, &request)
+}
+
+fn status(input: &[u8]) -> Versioned<()> {
+    let configuration = configuration::for_network(input, "STATUS")?;
+    let request = StatusRequest { network: configuration.network.clone() };
+    let asked: Result<IgnoredAny, _> = exchange(&configuration, STATUS_PATH, &request);
+    asked.map(drop).map_err(|error| match error {
+        // The agent is what forwards: without it no pod is connected.
+        ExchangeError::Client(error) => {
+            let message = format!("the Millrace agent at {} does not answer", configuration.socket.display());
+            let failure = Failure::new(code::NOT_AVAILABLE_AND_LIMITED, message);
+            (configuration.version, failure.with_details(error.to_string()))
+        }
+        error => (configuration.version, error.into_failure(&configuration)),
+    })
+}
+
+/// Asks for what has no answer but success.
+fn ask<Request: Serialize>(configuration: &Configuration, path: &str, request: &Request) -> Versioned<()> {
+    let asked: Result<IgnoredAny, _> = exchange(configuration, path, request);
+    asked.map(drop).map_err(|error| (configuration.version, error.into_failure(configuration)))
 }
 
 /// Why the agent's work is not known to be done.

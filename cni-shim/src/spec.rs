@@ -56,7 +56,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// Error codes of the specification ("Error" section); 100 and above are a plugin's own, and we have none.
+/// Error codes of the specification ("Error" section); 100 and above are a plugin's own.
 pub mod code {
     /// The `cniVersion` of the configuration is not supported.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
@@ -74,6 +74,12 @@ pub mod code {
     pub const INVALID_CONFIGURATION: u32 = 7;
     /// A passing condition; the runtime should try again.
     pub const TRY_AGAIN_LATER: u32 = 11;
+    /// STATUS: ADD cannot be served.
+    pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: ADD cannot be served, and pods that are attached may be cut off.
+    pub const NOT_AVAILABLE_AND_LIMITED: u32 = 51;
+    /// Our own, of CHECK: the attachment is not as it should be.
+    pub const ATTACHMENT_BROKEN: u32 = 101;
 }
 
 /// Why a verb failed, in the words of the specification.

@@ -9,7 +9,10 @@
 //! | one whose ADD was cut short (the agent died in it) | cleaned up, then made anew |
 //! | one whose namespace is another by now (a DEL never reached us) | cleaned up, then made anew |
 //!
-//! DEL succeeds however often it comes and whatever is missing by then. A record is written before anything is
+//! DEL succeeds however often it comes and whatever is missing by then. CHECK compares what ADD answered with the
+//! record, and the record with the pod and the switch. GC takes away what the runtime does not know, of its own network
+//! only, and goes on after an error. A DEL that found no agent has left a file ([`millrace_cni::pending`]), which is
+//! taken up at start, from time to time, and before an ADD for the same attachment. A record is written before anything is
 //! made, and completed before ADD is answered, so that a crash at any moment leaves a trace to clean up by.
 //!
 //! Calls block (netlink, fsync) and run on blocking threads; calls for one container run one after another in
@@ -20,15 +23,16 @@ mod container_order;
 mod pod_network;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use millrace_cni::environment::{check_container_id, check_interface_name};
-use millrace_cni::protocol;
+use millrace_cni::{pending, protocol};
 
 pub use attachments::{AttachedPort, Attachment, AttachmentKey, Attachments, NetworkNamespace, PodReference};
 pub use pod_network::{AddRequest, AddResult, CniFailure, DeleteRequest, PodAddress, PodNetwork, PodRoute};
 
+use crate::cluster::StationMac;
 use container_order::ContainerOrder;
 
 /// The CNI verbs of this node.
@@ -36,13 +40,21 @@ pub struct CniServer {
     network: Arc<dyn PodNetwork>,
     attachments: Arc<Attachments>,
     order: ContainerOrder,
+    /// Where DEL leaves requests while no agent answers.
+    state_directory: Option<PathBuf>,
 }
 
 impl CniServer {
     /// A server that works on `network` and records in `attachments`.
     #[must_use]
     pub fn new(network: Arc<dyn PodNetwork>, attachments: Arc<Attachments>) -> CniServer {
-        CniServer { network, attachments, order: ContainerOrder::default() }
+        CniServer { network, attachments, order: ContainerOrder::default(), state_directory: None }
+    }
+
+    /// The same, taking up what DEL has left in this state directory.
+    #[must_use]
+    pub fn with_state_directory(self, state_directory: PathBuf) -> CniServer {
+        CniServer { state_directory: Some(state_directory), ..self }
     }
 
     /// Attaches a pod. Returns when packets to and from it are forwarded.
@@ -51,6 +63,7 @@ impl CniServer {
     /// See [`CniFailure`]; after an error nothing of the attachment is left, or a record that the next call cleans up.
     pub fn add(&self, request: protocol::AddRequest) -> Result<protocol::AddAnswer, CniFailure> {
         let request = decode_add(request)?;
+        self.take_up_pending_of(&request.key)?;
         let _turn = self.order.enter(&request.key.container_id);
         if let Some(former) = self.attachments.get(&request.key) {
             if former.port.is_some() && former.namespace.inode == request.namespace.inode {
@@ -87,6 +100,105 @@ impl CniServer {
         };
         self.network.delete(&DeleteRequest { key: key.clone(), network: request.network, namespace, record })?;
         self.attachments.remove(&key).map_err(|source| CniFailure::system("record the detached pod", source))
+    }
+
+    /// Says whether an attachment is as ADD left it.
+    ///
+    /// # Errors
+    /// [`CniFailure::Unknown`] if it is not recorded, [`CniFailure::Broken`] with what is wrong.
+    pub fn check(&self, request: protocol::CheckRequest) -> Result<(), CniFailure> {
+        let key = decode_key(request.container_id, request.interface)?;
+        let _turn = self.order.enter(&key.container_id);
+        let record = self.attachments.get(&key).ok_or(CniFailure::Unknown(key))?;
+        let Some(port) = &record.port else {
+            return Err(CniFailure::Broken("its ADD was cut short".to_owned()));
+        };
+        let namespace = NetworkNamespace::at(Path::new(&request.network_namespace));
+        if namespace.map_or(true, |namespace| namespace.inode != record.namespace.inode) {
+            let message = format!("{} is not the network namespace it was made in", request.network_namespace);
+            return Err(CniFailure::Broken(message));
+        }
+        let mut wrong = Vec::new();
+        if let Some(mac) = request.mac.filter(|mac| mac.parse() != Ok(port.mac)) {
+            wrong.push(format!("prevResult has the MAC address {mac}, ADD gave {}", port.mac));
+        }
+        let known = |address: &&std::net::IpAddr| port.addresses.iter().any(|known| known.addr() == **address);
+        wrong.extend(
+            request
+                .addresses
+                .iter()
+                .filter(|address| !known(address))
+                .map(|address| format!("prevResult has the address {address}, which ADD did not give")),
+        );
+        if wrong.is_empty() { self.network.check(&record) } else { Err(CniFailure::Broken(wrong.join("; "))) }
+    }
+
+    /// Takes away all attachments of a network that the runtime does not know, and releases addresses that belong to
+    /// no attachment. What was attached after the call came is left alone.
+    ///
+    /// # Errors
+    /// When something could not be taken away, after the rest was.
+    pub fn collect(&self, request: protocol::CollectRequest) -> Result<(), CniFailure> {
+        let known = |key: &AttachmentKey| {
+            let valid = |valid: &protocol::ValidAttachment| {
+                valid.container_id == key.container_id && valid.interface == key.interface
+            };
+            request.valid.iter().any(valid)
+        };
+        let before = self.attachments.all();
+        let mut failures = Vec::new();
+        for record in before.into_iter().filter(|record| record.network == request.network && !known(&record.key)) {
+            let key = record.key.clone();
+            let _turn = self.order.enter(&key.container_id);
+            if self.attachments.get(&key).as_ref() == Some(&record)
+                && let Err(failure) = self.remove_former(record)
+            {
+                failures.push(format!("{} {}: {failure}", key.container_id, key.interface));
+            }
+        }
+        let recorded: Vec<AttachmentKey> = self.attachments.all().into_iter().map(|record| record.key).collect();
+        self.network.release_unrecorded(&recorded);
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(CniFailure::system("take away what is lost", io::Error::other(failures.join("; "))))
+    }
+
+    /// Says whether a pod could be attached.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn status(&self, _request: protocol::StatusRequest) -> Result<(), CniFailure> {
+        self.network.status()
+    }
+
+    /// Does what DELs asked for while no agent answered. Returns what could not be done; it is tried again.
+    pub fn take_up_pending(&self) -> Vec<String> {
+        let Some(directory) = &self.state_directory else { return Vec::new() };
+        let waiting = match pending::waiting(directory) {
+            Ok(waiting) => waiting,
+            Err(error) => return vec![format!("{} cannot be read: {error}", pending::directory(directory).display())],
+        };
+        let failed = |(file, request): (PathBuf, Result<protocol::DeleteRequest, String>)| {
+            let outcome = request.and_then(|request| self.delete(request).map_err(|failure| failure.to_string()));
+            let outcome = outcome.and_then(|()| std::fs::remove_file(&file).map_err(|error| error.to_string()));
+            outcome.err().map(|reason| format!("{}: {reason}", file.display()))
+        };
+        waiting.into_iter().filter_map(failed).collect()
+    }
+
+    /// The same for one attachment that is about to be made anew.
+    fn take_up_pending_of(&self, key: &AttachmentKey) -> Result<(), CniFailure> {
+        let directory = self.state_directory.as_deref();
+        let file = directory.and_then(|directory| pending::file(directory, &key.container_id, &key.interface));
+        let Some(file) = file.filter(|file| file.exists()) else { return Ok(()) };
+        self.delete(protocol::DeleteRequest {
+            network: String::new(),
+            container_id: key.container_id.clone(),
+            interface: key.interface.clone(),
+            network_namespace: None,
+        })?;
+        std::fs::remove_file(&file).map_err(|source| CniFailure::system("forget a DEL that was left", source))
     }
 
     /// Takes away what no DEL will come for: attachments whose namespace went while the agent was down, and those
@@ -153,7 +265,14 @@ fn decode_add(request: protocol::AddRequest) -> Result<AddRequest, CniFailure> {
         (Some(namespace), Some(name)) => Some(PodReference { namespace, name, uid: argument("K8S_POD_UID") }),
         _ => None,
     };
-    Ok(AddRequest { key, network: request.network, namespace, pod })
+    let mac = request.mac.map(|text| text.parse::<StationMac>().map(StationMac::mac)).transpose();
+    let mac = mac.map_err(|error| CniFailure::Refused(format!("the MAC address that is asked for: {error}")))?;
+    let families = [true, false].map(|ipv4| request.addresses.iter().filter(|ip| ip.is_ipv4() == ipv4).count());
+    if families.iter().any(|count| *count > 1) {
+        let message = "more than one address of a family is asked for; one of each is possible";
+        return Err(CniFailure::Refused(message.to_owned()));
+    }
+    Ok(AddRequest { key, network: request.network, namespace, pod, addresses: request.addresses, mac })
 }
 
 /// The namespace at `path`, unless it is the one this process lives in: taking the host's own for a pod's would

@@ -58,7 +58,12 @@ pub(crate) fn pod(command: &str) -> Vec<(&str, &str)> {
 
 /// A network configuration for the agent at `socket`.
 pub(crate) fn configuration(version: &str, socket: &str) -> Value {
-    json!({"cniVersion": version, "name": "millrace", "type": "millrace-cni", "socket": socket, "timeoutSeconds": 2})
+    // What a DEL leaves for an absent agent goes beside the sockets.
+    let state = std::env::temp_dir().join(format!("millrace-cni-{}.state", std::process::id()));
+    json!({
+        "cniVersion": version, "name": "millrace", "type": "millrace-cni", "socket": socket, "timeoutSeconds": 2,
+        "stateDirectory": state,
+    })
 }
 
 /// A socket that serves one connection with `serve`.

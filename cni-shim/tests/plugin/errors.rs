@@ -45,9 +45,7 @@ fn code_4_variables() {
     for (name, value) in [
         ("CNI_COMMAND", ""),
         ("CNI_COMMAND", "add"),
-        ("CNI_COMMAND", "CHECK"),
-        ("CNI_COMMAND", "GC"),
-        ("CNI_COMMAND", "STATUS"),
+        ("CNI_COMMAND", "UPDATE"),
         ("CNI_CONTAINERID", ""),
         ("CNI_CONTAINERID", "../c1"),
         ("CNI_NETNS", ""),

@@ -7,3 +7,4 @@ mod caller;
 mod errors;
 mod misbehaving_agents;
 mod random_input;
+mod verbs;

@@ -13,7 +13,12 @@ fn check(serve: fn(UnixStream), code: u64) {
         let began = Instant::now();
         let outcome = call(&pod(command), &configuration("1.0.0", agent.socket()).to_string());
         assert!(began.elapsed() < Duration::from_secs(5), "{command} took {:?}", began.elapsed());
-        assert_eq!((outcome.exit_code, outcome.code()), (Some(1), Some(code)), "{outcome:?}");
+        if command == "DEL" && code == 5 {
+            // The agent died while it worked: it does the rest when it is there again.
+            assert_eq!((outcome.exit_code, outcome.stdout.as_str()), (Some(0), ""), "{outcome:?}");
+        } else {
+            assert_eq!((outcome.exit_code, outcome.code()), (Some(1), Some(code)), "{outcome:?}");
+        }
     }
 }
 

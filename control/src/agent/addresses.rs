@@ -1,4 +1,5 @@
-//! The thread that gives back addresses and blocks this node no longer needs; see `ipam::maintenance`.
+//! The thread that gives back addresses and blocks this node no longer needs (`ipam::maintenance`), and takes up what
+//! DEL has left while no agent answered.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -8,6 +9,7 @@ use crossbeam::channel::{self, RecvTimeoutError, Sender};
 
 use super::pods::Pods;
 use super::shared::Shared;
+use crate::cni_server::CniServer;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(10);
@@ -20,10 +22,11 @@ pub(super) struct AddressMaintenance {
 
 impl AddressMaintenance {
     /// Starts it. It works only while the objects are known.
-    pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>) -> std::io::Result<Self> {
+    pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, cni: Arc<CniServer>) -> std::io::Result<Self> {
         let (stop, stopped) = channel::bounded(0);
         let thread = std::thread::Builder::new().name("addresses".into()).spawn(move || {
             while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+                cni.take_up_pending().into_iter().for_each(|problem| shared.report(problem));
                 if let Some(cluster) = shared.standing().cluster {
                     pods.maintain_addresses(&cluster, Instant::now());
                 }

@@ -12,6 +12,7 @@
 //! the host's own port.
 
 mod addresses;
+mod attachment_check;
 mod host_port;
 mod inspect;
 mod pods;
@@ -73,13 +74,18 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     pods.restore(&attachments);
     let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods))?;
     let reconciling = start_reconciling(configuration, &shared, store.as_ref(), taken, underlay.signal.clone())?;
-    let cni = Arc::new(CniServer::new(Arc::clone(&pods) as Arc<dyn PodNetwork>, Arc::clone(&attachments)));
+    let cni = Arc::new(
+        CniServer::new(Arc::clone(&pods) as Arc<dyn PodNetwork>, Arc::clone(&attachments))
+            .with_state_directory(configuration.state_directory().to_owned()),
+    );
+    cni.take_up_pending().into_iter().for_each(|problem| shared.report(problem));
     for (key, failure) in cni.release_lost() {
         shared.report(format!("attachment {} {} could not be cleaned up: {failure}", key.container_id, key.interface));
     }
     let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
     let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
-    let maintenance = AddressMaintenance::start(Arc::clone(&shared), pods).context("could not start a thread")?;
+    let maintenance =
+        AddressMaintenance::start(Arc::clone(&shared), pods, Arc::clone(&cni)).context("could not start a thread")?;
     let served = serve_until_told(socket, cni, inspector);
 
     maintenance.stop();

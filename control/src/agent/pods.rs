@@ -17,6 +17,7 @@ use millrace_engine::port::namespace::NamespaceHandle;
 use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 
 use super::IN_FORCE;
+use super::attachment_check;
 use super::shared::Shared;
 use crate::cluster::{AddressWishes, Cluster, InterfaceName, PodName};
 use crate::cni_server::{
@@ -126,7 +127,7 @@ impl Pods {
     fn plug(&self, request: &AddRequest, port: PortIndex, addresses: &[IpAddr]) -> Result<(Mac, u32), CniFailure> {
         let namespace = handle(&request.namespace);
         let mtu = self.shared.standing().plan.map_or(crate::plan::MTU_WITHOUT_UPLINK, |plan| plan.pod_mtu);
-        let mac = station_mac(&self.shared, &request.key);
+        let mac = request.mac.unwrap_or_else(|| station_mac(&self.shared, &request.key));
         let name = &request.key.interface;
         let device = TapDevice::create_in_namespace(&namespace, name, self.workers()).map_err(|error| match error {
             TapError::Exists { .. } => {
@@ -226,11 +227,13 @@ impl Pods {
         };
         let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
         let wishes = pod.as_ref().map(|pod| self.wishes(&cluster, pod)).transpose()?.unwrap_or_default();
+        // The runtime's own wish beats the pod's annotation.
+        let fixed = if request.addresses.is_empty() { &wishes.fixed } else { &request.addresses };
         let wanted = AddressRequest {
             holder: &holder(&request.key),
             pod: pod.as_ref(),
             stateful_set: wishes.stateful_set.as_deref(),
-            fixed: &wishes.fixed,
+            fixed,
             pools: &wishes.pools,
         };
         let allocated = self.allocator(|addresses| addresses.allocate(self.store.as_ref(), &cluster, &wanted));
@@ -274,6 +277,44 @@ impl PodNetwork for Pods {
         }
         self.allocator(|allocator| allocator.release(&holder(&request.key)));
         Ok(())
+    }
+
+    fn check(&self, attachment: &Attachment) -> Result<(), CniFailure> {
+        let Some(port) = &attachment.port else { return Ok(()) };
+        let mut wrong =
+            attachment_check::pod_side(attachment, port).map_err(|error| system("look at the pod", error))?;
+        let here = self.attached(|attached| attached.pods.get(&port.index).cloned());
+        let tables = self.shared.switch.with(|switch| switch.tables());
+        let queues = self.shared.switch.with(|switch| switch.queues());
+        let has_queue = queues.iter().flatten().any(|queue| queue.port == port.index);
+        wrong.extend(attachment_check::switch_side(here.as_ref(), port, &tables, has_queue));
+        if wrong.is_empty() { Ok(()) } else { Err(CniFailure::Broken(wrong.join("; "))) }
+    }
+
+    fn status(&self) -> Result<(), CniFailure> {
+        let standing = self.shared.standing();
+        let refused = |reason: &str| Err(CniFailure::NotAvailable(reason.to_owned()));
+        let Some(cluster) = &standing.cluster else { return refused("the objects are not known yet") };
+        if let Some(reason) = &standing.refused {
+            return refused(reason);
+        }
+        let source = self.allocator(|addresses| addresses.source());
+        let own = cluster.nodes.get(&self.shared.node);
+        match source {
+            AddressSource::Blocks if cluster.pools.is_empty() => refused("no IpPool exists"),
+            AddressSource::PodCidr if own.is_none_or(|node| node.pod_cidrs.is_empty()) => {
+                refused("the node's object has no podCIDR")
+            }
+            AddressSource::Blocks | AddressSource::PodCidr => Ok(()),
+        }
+    }
+
+    fn release_unrecorded(&self, recorded: &[AttachmentKey]) {
+        let holders: Vec<String> = recorded.iter().map(holder).collect();
+        self.allocator(|addresses| {
+            let held: Vec<String> = addresses.held().values().cloned().collect();
+            held.iter().filter(|held| !holders.contains(held)).for_each(|holder| drop(addresses.release(holder)));
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | method and path | answer |
 //! |---|---|
-//! | POST `/v1/cni/add`, `/v1/cni/del` | `millrace_cni::protocol` |
+//! | POST `/v1/cni/add`, `del`, `check`, `gc`, `status` | `millrace_cni::protocol` |
 //! | GET `/v1/show/ports`, `workers`, `routes`, `neighbours`, `drops`, `status` | lists and documents of [`model`] |
 //! | GET `/v1/show/flows?limit=N` | [`model::FlowsReport`] |
 //! | GET `/v1/show/fdb`, `/v1/show/ipam`, `/v1/check/ipam` | [`model::StationReport`]s, [`model::IpamReport`], [`model::IpamCheckReport`] |

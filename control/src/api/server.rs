@@ -97,6 +97,9 @@ fn router(api: Api) -> Router {
     Router::new()
         .route(protocol::ADD_PATH, post(cni_add))
         .route(protocol::DELETE_PATH, post(cni_delete))
+        .route(protocol::CHECK_PATH, post(cni_check))
+        .route(protocol::COLLECT_PATH, post(cni_collect))
+        .route(protocol::STATUS_PATH, post(cni_status))
         .route("/v1/show/ports", get(async |State(api): State<Api>| tell(api, |inspect| inspect.ports()).await))
         .route("/v1/show/workers", get(async |State(api): State<Api>| tell(api, |inspect| inspect.workers()).await))
         .route("/v1/show/routes", get(async |State(api): State<Api>| tell(api, |inspect| inspect.routes()).await))
@@ -135,6 +138,18 @@ async fn cni_delete(State(api): State<Api>, body: Result<Bytes, BytesRejection>)
     cni_call(api, body, |cni, request| cni.delete(request)).await
 }
 
+async fn cni_check(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    cni_call(api, body, |cni, request| cni.check(request)).await
+}
+
+async fn cni_collect(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    cni_call(api, body, |cni, request| cni.collect(request)).await
+}
+
+async fn cni_status(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    cni_call(api, body, |cni, request| cni.status(request)).await
+}
+
 async fn cni_call<Call, Answer>(
     api: Api,
     body: Result<Bytes, BytesRejection>,
@@ -168,7 +183,7 @@ where
 
 fn cni_failure(failure: &Failure) -> Response {
     let status = match failure.code {
-        code::TRY_AGAIN_LATER => StatusCode::SERVICE_UNAVAILABLE,
+        code::TRY_AGAIN_LATER | code::NOT_AVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
         code::IO => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,
     };

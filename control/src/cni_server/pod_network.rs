@@ -26,6 +26,23 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// # Errors
     /// Only when something that is there cannot be taken away.
     fn delete(&self, request: &DeleteRequest) -> Result<(), CniFailure>;
+
+    /// Whether the attachment is as it should be: interface, addresses, routes and offloads in the pod, queues and
+    /// tables here.
+    ///
+    /// # Errors
+    /// [`CniFailure::Broken`] with what is wrong, all of it.
+    fn check(&self, attachment: &Attachment) -> Result<(), CniFailure>;
+
+    /// Whether a pod could be attached now.
+    ///
+    /// # Errors
+    /// [`CniFailure::NotAvailable`] with the reason.
+    fn status(&self) -> Result<(), CniFailure>;
+
+    /// Releases addresses whose holders are not recorded; `recorded` are all attachments there are, also those whose
+    /// ADD is at work.
+    fn release_unrecorded(&self, recorded: &[AttachmentKey]);
 }
 
 /// A checked request to attach a pod.
@@ -39,6 +56,10 @@ pub struct AddRequest {
     pub namespace: NetworkNamespace,
     /// The pod, if the runtime is a Kubernetes one.
     pub pod: Option<PodReference>,
+    /// The very addresses that the runtime asks for, at most one of each family.
+    pub addresses: Vec<IpAddr>,
+    /// The very MAC address.
+    pub mac: Option<Mac>,
 }
 
 /// What was made.
@@ -112,6 +133,15 @@ pub enum CniFailure {
     /// No pool, or none with a free address, serves this pod.
     #[error("no address is free for the pod: {0}")]
     NoAddress(String),
+    /// The container is not attached here.
+    #[error("CNI_CONTAINERID {:?} with CNI_IFNAME {:?} is not attached", .0.container_id, .0.interface)]
+    Unknown(AttachmentKey),
+    /// The attachment is not as it should be.
+    #[error("the attachment is broken: {0}")]
+    Broken(String),
+    /// No pod can be attached at present.
+    #[error("no pod can be attached: {0}")]
+    NotAvailable(String),
     /// What the pod asks for can never be.
     #[error("{0}")]
     Refused(String),
@@ -146,6 +176,9 @@ impl CniFailure {
             CniFailure::AlreadyAttached(_)
             | CniFailure::InterfaceExists { .. }
             | CniFailure::InvalidEnvironment { .. } => code::INVALID_ENVIRONMENT,
+            CniFailure::Unknown(_) => code::UNKNOWN_CONTAINER,
+            CniFailure::Broken(_) => code::ATTACHMENT_BROKEN,
+            CniFailure::NotAvailable(_) => code::NOT_AVAILABLE,
             CniFailure::Refused(_) => code::INVALID_CONFIGURATION,
             CniFailure::NoAddress(_) | CniFailure::NotReady(_) => code::TRY_AGAIN_LATER,
             CniFailure::System { .. } => code::IO,

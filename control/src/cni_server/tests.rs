@@ -55,6 +55,19 @@ impl PodNetwork for Notes {
         let namespace = if request.namespace.is_some() { "namespace" } else { "no namespace" };
         self.note(format!("delete {} {record} {namespace}", request.key.container_id))
     }
+
+    fn check(&self, attachment: &Attachment) -> Result<(), CniFailure> {
+        self.note(format!("check {}", attachment.key.container_id))
+    }
+
+    fn status(&self) -> Result<(), CniFailure> {
+        self.note("status".into())
+    }
+
+    fn release_unrecorded(&self, recorded: &[AttachmentKey]) {
+        let names: Vec<&str> = recorded.iter().map(|key| key.container_id.as_str()).collect();
+        let _ = self.note(format!("release all but {}", names.join(" ")));
+    }
 }
 
 /// A directory of one test, with a file for each network namespace: an inode is all the server looks at.
@@ -105,6 +118,8 @@ fn add(namespace: &str) -> protocol::AddRequest {
         interface: "eth0".into(),
         network_namespace: namespace.into(),
         arguments: arguments.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect(),
+        addresses: Vec::new(),
+        mac: None,
     }
 }
 
@@ -291,4 +306,97 @@ fn no_cut_of_the_record_is_taken_for_a_record_and_no_two_pods_share_a_port() {
         // Only the closing line feed may be missing.
         assert_eq!((attachments.all().len(), problem.is_some()), (0, true), "cut at {end}");
     }
+}
+
+#[test]
+fn check_compares_the_result_of_add_with_the_record_before_it_asks_the_network() {
+    let place = Place::new();
+    let namespace = place.namespace("n1");
+    let (server, notes) = place.server();
+    let request = |mac: &str, addresses: &[&str]| protocol::CheckRequest {
+        network: "millrace".into(),
+        container_id: "c1".into(),
+        interface: "eth0".into(),
+        network_namespace: namespace.clone(),
+        mac: Some(mac.into()),
+        addresses: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
+    };
+    let right = || request("02:00:00:00:00:07", &["10.1.0.5"]);
+    assert_eq!(server.check(right()).expect_err("not attached").code(), code::UNKNOWN_CONTAINER);
+    server.add(add(&namespace)).expect("attached");
+    server.check(right()).expect("as it should be");
+    assert_eq!(notes.taken(), ["add c1 web-0", "check c1"]);
+    let wrong = server.check(request("02:00:00:00:00:08", &["10.1.0.5", "10.1.0.9"])).expect_err("not what ADD gave");
+    assert_eq!(wrong.code(), code::ATTACHMENT_BROKEN);
+    assert!(wrong.to_string().contains("02:00:00:00:00:08") && wrong.to_string().contains("10.1.0.9"), "{wrong}");
+    place.namespace("n1");
+    let moved = server.check(right()).expect_err("another namespace at the path");
+    assert!(moved.to_string().contains("network namespace"), "{moved}");
+    assert!(notes.taken().is_empty());
+}
+
+#[test]
+fn collection_takes_what_the_runtime_does_not_know_of_its_network_only() {
+    let place = Place::new();
+    let (server, notes) = place.server();
+    for (number, id) in (1..).zip(["kept", "lost", "stuck", "foreign"]) {
+        let network = if id == "foreign" { "another" } else { "millrace" };
+        let request = add(&place.namespace(id));
+        server
+            .add(protocol::AddRequest { container_id: id.into(), network: network.into(), ..request })
+            .expect("attached");
+        let key = AttachmentKey { container_id: id.into(), interface: "eth0".into() };
+        let mut record = server.attachments.get(&key).expect("recorded");
+        record.port = record.port.map(|port| AttachedPort { index: PortIndex(number), ..port });
+        server.attachments.put(record).expect("written");
+    }
+    notes.taken();
+    let request = |valid: &[&str]| protocol::CollectRequest {
+        network: "millrace".into(),
+        valid: valid
+            .iter()
+            .map(|id| protocol::ValidAttachment { container_id: (*id).into(), interface: "eth0".into() })
+            .collect(),
+    };
+    server.collect(request(&["kept", "stuck", "never seen"])).expect("collected");
+    assert_eq!(notes.taken(), ["delete lost whole record namespace", "release all but foreign kept stuck"]);
+    *notes.refuse.lock().expect("whole") = true;
+    let failure = server.collect(request(&["kept"])).expect_err("one could not be taken away");
+    assert!(failure.to_failure().details.contains("stuck"), "{failure:?}");
+    let tried = notes.taken();
+    assert_eq!(tried.last().map(String::as_str), Some("release all but foreign kept stuck"), "it goes on: {tried:?}");
+}
+
+#[test]
+fn a_delete_that_found_no_agent_is_made_good_at_start_or_before_the_next_add() {
+    let place = Place::new();
+    let namespace = place.namespace("n1");
+    let with_pending = || {
+        let (server, notes) = place.server();
+        (server.with_state_directory(place.directory.clone()), notes)
+    };
+    let (server, _) = with_pending();
+    server.add(add(&namespace)).expect("attached");
+    pending::leave(&place.directory, &delete(Some(&namespace))).expect("left");
+    pending::leave(&place.directory, &delete(Some(&namespace))).expect("left again: the same file");
+    let (server, notes) = with_pending();
+    *notes.refuse.lock().expect("whole") = true;
+    assert_eq!(server.take_up_pending().len(), 1);
+    *notes.refuse.lock().expect("whole") = false;
+    notes.taken();
+    assert!(server.take_up_pending().is_empty() && server.attachments.all().is_empty());
+    assert_eq!(notes.taken(), ["delete c1 whole record namespace"]);
+    assert!(server.take_up_pending().is_empty() && notes.taken().is_empty(), "once");
+
+    // The runtime uses the name again at once: the old request must not take the new attachment away.
+    server.add(add(&namespace)).expect("attached");
+    pending::leave(&place.directory, &delete(Some(&namespace))).expect("left");
+    notes.taken();
+    server.add(add(&namespace)).expect("attached anew");
+    assert_eq!(notes.taken(), ["delete c1 whole record namespace", "add c1 web-0"]);
+    assert!(server.take_up_pending().is_empty());
+    assert_eq!((server.attachments.all().len(), notes.taken().len()), (1, 0));
+    // What nobody can read is told and does no harm.
+    std::fs::write(pending::directory(&place.directory).join("x@y.json"), "{").expect("written");
+    assert_eq!(server.take_up_pending().len(), 1);
 }

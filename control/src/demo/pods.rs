@@ -84,6 +84,7 @@ impl Runtime<'_> {
     fn call(&self, verb: &str, pod: &str, namespace: &Path) -> anyhow::Result<Vec<u8>> {
         let configuration = serde_json::json!({
             "cniVersion": "1.1.0", "name": NETWORK, "type": PLUGIN, "socket": self.socket, "timeoutSeconds": 20,
+            "stateDirectory": self.socket.with_extension("state"),
         });
         let mut command = Command::new(self.directory.join(PLUGIN));
         command

@@ -7,6 +7,7 @@
 mod agent_process;
 mod cluster;
 mod directory;
+mod faults;
 mod flannel;
 mod host;
 mod idle;
@@ -20,6 +21,7 @@ mod restart;
 #[path = "../support/root_tests.rs"]
 mod root_tests;
 mod traffic;
+mod verbs;
 mod workers;
 
 use std::process::ExitCode;
@@ -29,7 +31,12 @@ use root_tests::RootTest;
 /// A test by its name.
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 16] = [
+const TESTS: [Test; 21] = [
+    ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),
+    ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),
+    ("status_says_whether_a_pod_could_be_plugged_in", verbs::status_says_whether_a_pod_could_be_plugged_in),
+    ("wishes_for_addresses_are_met_or_refused", verbs::wishes_for_addresses_are_met_or_refused),
+    ("nothing_is_lost_whatever_is_killed", faults::nothing_is_lost_whatever_is_killed),
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),
     ("the_program_shows_and_traces", reachability::the_program_shows_and_traces),

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use ipnet::IpNet;
 use millrace_cni::spec::NetworkResult;
@@ -53,10 +53,30 @@ impl Pod {
 
     /// Calls the plugin for it.
     pub(crate) fn call(&self, verb: &str, directory: &Directory) -> Answer {
+        self.call_with(verb, directory, &Value::Null)
+    }
+
+    /// The same with more keys in the network configuration.
+    pub(crate) fn call_with(&self, verb: &str, directory: &Directory, more: &Value) -> Answer {
+        let child = self.start(verb, directory, more);
+        let output = child.wait_with_output().expect("plugin");
+        let document = match output.stdout.as_slice() {
+            [] => Value::Null,
+            text => serde_json::from_slice(text).expect("a document"),
+        };
+        Answer { success: output.status.success(), document }
+    }
+
+    /// Starts the plugin for it.
+    pub(crate) fn start(&self, verb: &str, directory: &Directory, more: &Value) -> Child {
         let socket = directory.file(&format!("{}.sock", self.node));
-        let configuration = serde_json::json!({
+        let mut configuration = serde_json::json!({
             "cniVersion": "1.1.0", "name": "millrace", "type": "millrace-cni", "socket": socket,
+            "stateDirectory": directory.file(&format!("{}.state", self.node)),
         });
+        if let (Some(fields), Value::Object(more)) = (configuration.as_object_mut(), more) {
+            fields.extend(more.clone());
+        }
         let mut child = Command::new(directory.plugin())
             .env_clear()
             .env("CNI_COMMAND", verb)
@@ -73,12 +93,7 @@ impl Pod {
         let mut stdin = child.stdin.take().expect("standard input");
         stdin.write_all(configuration.to_string().as_bytes()).expect("written");
         drop(stdin);
-        let output = child.wait_with_output().expect("plugin");
-        let document = match output.stdout.as_slice() {
-            [] => Value::Null,
-            text => serde_json::from_slice(text).expect("a document"),
-        };
-        Answer { success: output.status.success(), document }
+        child
     }
 
     /// Plugs it in.

@@ -55,6 +55,22 @@ impl PodNetwork for TestNetwork {
         self.attached.lock().expect("whole").remove(&request.key.container_id);
         Ok(())
     }
+
+    fn check(&self, attachment: &Attachment) -> Result<(), CniFailure> {
+        match self.attached.lock().expect("whole").contains_key(&attachment.key.container_id) {
+            true => Ok(()),
+            false => Err(CniFailure::Broken("interface eth0 is missing".into())),
+        }
+    }
+
+    fn status(&self) -> Result<(), CniFailure> {
+        match self.attached.lock().expect("whole").len() {
+            0 => Ok(()),
+            _ => Err(CniFailure::NotAvailable("the objects are not known yet".into())),
+        }
+    }
+
+    fn release_unrecorded(&self, _recorded: &[AttachmentKey]) {}
 }
 
 impl Inspect for TestNetwork {
@@ -170,7 +186,7 @@ impl TestAgent {
         fs::write(&namespace, "").expect("a file");
         let configuration = serde_json::json!({
             "cniVersion": "1.0.0", "name": "millrace", "type": "millrace-cni",
-            "socket": self.socket(), "timeoutSeconds": timeout_seconds,
+            "socket": self.socket(), "timeoutSeconds": timeout_seconds, "stateDirectory": self.directory,
         });
         let mut child = Command::new(self.directory.join("millrace-cni"));
         child.env_clear().env("CNI_COMMAND", command).env("CNI_CONTAINERID", container).env("CNI_IFNAME", "eth0");
