@@ -1,7 +1,8 @@
 //! Plugins and the agent are killed at any moment of ADD and DEL: nothing stays behind that nobody holds.
 //!
 //! A round starts calls for some pods at once, kills the plugin of some and, in every other round, the agent, after
-//! times from a seed that sweep over the length of a call, and starts the agent again. Then it is compared who is
+//! times from a seed that sweep over the length of a call, and starts the agent again. Namespaces go without a DEL,
+//! DELs come twice. Then it is compared who is
 //! attached: by the agent's record, its ports, its addresses, and the interfaces in the pods. A few rounds in a usual
 //! run; `MILLRACE_FAULT_ROUNDS` asks for more, and `MILLRACE_FAULT_SEED` for others.
 
@@ -41,10 +42,15 @@ pub(crate) fn nothing_is_lost_whatever_is_killed() {
     directory.write_objects("cluster.yaml", &(POOLS.to_owned() + &node_object(0)));
     let options = AgentOptions { uplink: false, ..AgentOptions::default() };
     let mut agent = underlay.start(0, options);
-    let pods: Vec<Pod> = (0..PODS).map(|number| Pod::create(&format!("pod-{number}"), "a")).collect();
+    let mut pods: Vec<Pod> = (0..PODS).map(|number| Pod::create(&format!("pod-{number}"), "a")).collect();
     let mut numbers = Numbers(setting("MILLRACE_FAULT_SEED", 5));
     for round in 0..setting("MILLRACE_FAULT_ROUNDS", ROUNDS) {
         let mut calls = Vec::new();
+        // A namespace goes while its pod is attached, and another comes under a new path.
+        let moved = (numbers.next(3) == 0).then(|| numbers.next(PODS as u64) as usize);
+        if let Some(pod) = moved {
+            pods[pod] = Pod::create(&format!("pod-{pod}"), "a");
+        }
         for pod in &pods {
             let verb = if numbers.next(2) == 0 { "ADD" } else { "DEL" };
             let kill = (numbers.next(3) == 0).then(|| Duration::from_micros(numbers.next(LATEST.as_micros() as u64)));
@@ -72,8 +78,11 @@ pub(crate) fn nothing_is_lost_whatever_is_killed() {
             child.wait().expect("ended");
         }
         // A killed plugin leaves its call at work in the agent: a DEL waits for it. A runtime deletes what failed.
-        for pod in pods.iter().filter(|_| numbers.next(2) == 0) {
-            pod.delete(directory);
+        for (number, pod) in pods.iter().enumerate() {
+            if numbers.next(2) == 0 || moved == Some(number) {
+                pod.delete(directory);
+                pod.delete(directory);
+            }
         }
         settled(&agent, &pods, round);
     }
