@@ -81,6 +81,9 @@ table! {
         /// Whether workers poll without ever sleeping: the first packet after a pause is faster by tens of
         /// microseconds, and each worker costs a whole CPU at all times.
         busy_poll: bool = false;
+        /// Connections the node tracks; 136 bytes each, for all workers together. Raise it when `connections.evicted`
+        /// grows while nobody floods the node.
+        connections: usize = limits::CONNECTIONS;
     }
     sections {
         addresses: Addresses;
@@ -115,9 +118,9 @@ table! {
 table! {
     /// Flow cache of each worker; a power of two each.
     FlowCache {
-        /// IPv4 flows; 176 bytes each.
+        /// IPv4 flows; 184 bytes each.
         ipv4_entries: usize = limits::FLOWS_IPV4;
-        /// IPv6 flows; 240 bytes each.
+        /// IPv6 flows; 248 bytes each.
         ipv6_entries: usize = limits::FLOWS_IPV6;
     }
     sections {}
@@ -308,6 +311,12 @@ impl Configuration {
         self.file.frame_memory.big_buffers
     }
 
+    /// Connections of the node.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.file.connections
+    }
+
     /// IPv4 entries of each worker's flow cache, a power of two.
     #[must_use]
     pub fn flows_ipv4(&self) -> usize {
@@ -367,6 +376,7 @@ fn check(file: &File) -> Result<(), Wrong> {
     require(file.workers <= limits::WORKERS, "workers", file.workers, "there are at most 16")?;
     check_cpus(file)?;
     for (field, count, least) in [
+        ("connections", file.connections, 1024),
         ("frame_memory.head_frames", file.frame_memory.head_frames, 1024),
         ("frame_memory.big_buffers", file.frame_memory.big_buffers, 16),
         ("flow_cache.ipv4_entries", file.flow_cache.ipv4_entries, 1024),
@@ -425,7 +435,7 @@ mod tests {
         assert_eq!(printed, File::default());
         assert_eq!(parse(&text), parse(""));
         let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-        assert_eq!(fields, 17, "{text}");
+        assert_eq!(fields, 18, "{text}");
         let mut before = "";
         for line in text.lines() {
             assert!(
@@ -451,6 +461,7 @@ mod tests {
             ("[frame_memory]\nhead_frames = 3", "frame_memory.head_frames"),
             ("[frame_memory]\nheads = 3", "heads"),
             ("[flow_cache]\nipv4_entries = 3000", "flow_cache.ipv4_entries"),
+            ("connections = 10", "connections"),
             ("[tunnel]\nvni = 16777216", "tunnel.vni"),
             ("[tunnel]\nport = 0", "tunnel.port"),
             ("[tunnels]\nport = 1", "tunnels"),

@@ -70,6 +70,10 @@ events! {
     FlowCacheEvicted "flow_cache.evicted" "Entries that gave way to another because their bucket was full.";
     FlowCacheRedecided "flow_cache.redecided" "Entries removed because a publish changed what they depended on.";
     FlowCacheFull "flow_cache.full" "Decisions that could not be cached for lack of room.";
+    ConnectionsNew "connections.new" "Connections opened.";
+    ConnectionsExpired "connections.expired" "Connections that were silent for too long.";
+    ConnectionsEvicted "connections.evicted" "Connections that gave way to a new one because there was no room.";
+    ConnectionsFull "connections.full" "Packets that could not open a connection for lack of room.";
     SegmentsCut "transmit.segments_cut" "Segments cut from GSO units for ports without the offload.";
     SegmentsJoined "transmit.segments_joined" "Segments joined into GSO units for ports with the offload.";
     ChecksumsCompleted "transmit.checksums_completed" "Partial checksums completed in software.";

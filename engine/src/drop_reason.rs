@@ -65,6 +65,9 @@ drop_reasons! {
     ArpNotForUs "arp_not_for_us" "The pod asked by ARP for an address that is not the gateway's." "Routed pods see no neighbours but the gateway; check the pod's routes.";
     NeighbourSolicitationNotForUs "neighbour_solicitation_not_for_us" "The pod asked by ND for an address that is not the gateway's." "Duplicate address detection does this once; otherwise check the pod's routes.";
     LinkScoped "link_scoped" "A link-local or multicast packet that no router forwards." "Harmless: router solicitations, MLD reports and the like.";
+    ConnectionInvalid "connection_invalid" "The packet belongs to no known connection and cannot open one: a reset, a SYN-ACK or an echo reply that nobody asked for." "Harmless now and then, as after a restart; if it grows, packets of one direction take another way.";
+    ConnectionRaced "connection_raced" "Other workers opened the packet's connection or took its port meanwhile, several times in a row." "Harmless now and then; the sender repeats it.";
+    ConnectionsFull "connections_full" "The packet would open a connection, but there is no room for any more." "`millrace show connections`; raise `connections` in the agent's configuration, or look for a flood.";
     NoRoute "no_route" "No route covers the destination." "`millrace show routes`; is the destination pod's block claimed by a node?";
     Unreachable "unreachable" "The route says unreachable." "An address inside a pod range that no pod holds.";
     TimeExceeded "time_exceeded" "TTL or hop limit ran out here; the sender was told." "A traceroute, or a routing loop.";

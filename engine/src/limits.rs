@@ -58,10 +58,10 @@ pub const PORTS: usize = 1024;
 /// Worker threads of a switch.
 pub const WORKERS: usize = 16;
 
-/// IPv4 entries of one worker's flow cache: 64 B hot, 92 B cold and 20 B of tag and index each, 22 MiB by default.
+/// IPv4 entries of one worker's flow cache: 64 B hot, 100 B cold and 20 B of tag and index each, 23 MiB by default.
 pub const FLOWS_IPV4: usize = 131_072;
 
-/// IPv6 entries of one worker's flow cache: 128 B hot, 92 B cold and 20 B of tag and index each, 15 MiB by default.
+/// IPv6 entries of one worker's flow cache: 128 B hot, 100 B cold and 20 B of tag and index each, 16 MiB by default.
 pub const FLOWS_IPV6: usize = 65_536;
 
 /// Distinct rewrites (MAC pair and encapsulation) one worker can refer to from its flow cache; 192 B each, 1.5 MiB.
@@ -124,6 +124,22 @@ pub const STORM_BURST: Duration = Duration::from_millis(100);
 
 /// Shards of the learned-MAC table: the chance that two workers on the slow path meet at one lock.
 pub const MAC_TABLE_SHARDS: usize = 64;
+
+/// Connections a switch tracks by default: 128 B of entry and 8 B of index each, 34 MiB for all workers together.
+pub const CONNECTIONS: usize = 262_144;
+
+/// Shards of the connection table: the chance that two workers on the slow path meet at one lock.
+pub const CONNECTION_SHARDS: usize = 64;
+
+/// Connections examined in one worker turn for having been silent too long.
+pub const CONNECTION_SCAN_STEP: usize = 256;
+
+/// Shortest time in which the scan passes over all connections once; they end at most so much late, and as much again
+/// as the flow caches need to write back.
+pub const CONNECTION_REVOLUTION_MS: u32 = 1_000;
+
+/// Times one packet is decided anew because another worker opened its connection or took its port meanwhile.
+pub const CONNECTION_ATTEMPTS: usize = 4;
 
 /// Steps in the trail of one decision: two a stage at most.
 pub const TRAIL_STEPS: usize = 16;

@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
 use crate::flow_cache::{FlowCacheLayout, HashKey, SweepPlan};
-use crate::limits::WORKER_COMMANDS;
+use crate::limits::{CONNECTIONS, WORKER_COMMANDS};
 use crate::packet::{FrameMemory, FrameMemoryLayout, PortIndex};
 use crate::port::af_xdp::Umem;
 use crate::port::{Capabilities, PortQueue};
@@ -33,6 +33,8 @@ pub struct SwitchOptions {
     pub frame_memory: FrameMemoryLayout,
     /// Flow-cache entries of each worker.
     pub flows: FlowCacheLayout,
+    /// Connections the switch tracks.
+    pub connections: usize,
     /// What workers do without work.
     pub idle: IdlePolicy,
     /// Where they get the time.
@@ -49,6 +51,7 @@ impl Default for SwitchOptions {
             cores: Vec::new(),
             frame_memory: FrameMemoryLayout::default(),
             flows: FlowCacheLayout::default(),
+            connections: CONNECTIONS,
             idle: IdlePolicy::default(),
             clock: Clock::Monotonic,
             hash_seed: None,
@@ -110,7 +113,7 @@ impl Switch {
         }
         let hash_key = options.hash_seed.map_or_else(HashKey::random, |seed| Ok(HashKey::from_seed(seed)))?;
         let mut publisher = Publisher::new();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State::new(options.connections, options.workers, hash_key)?);
         let foundations: Vec<Foundation> =
             (0..options.workers).map(|_| Foundation::new(&options)).collect::<io::Result<_>>()?;
         let (mut senders, mut receivers) = lanes(&foundations);
@@ -119,8 +122,10 @@ impl Switch {
         let mut workers = Vec::with_capacity(options.workers);
         for (number, foundation) in foundations.into_iter().enumerate() {
             let counters = Arc::new(WorkerCounters::default());
-            let others = command_senders.iter().enumerate().filter(|(other, _)| *other != number);
+            let others = command_senders.iter().enumerate();
+            let others = others.map(|(other, sender)| (other != number).then(|| sender.clone()));
             let parts = crate::worker::Parts {
+                number,
                 clock: options.clock.clone(),
                 subscription: publisher.subscribe(),
                 state: Arc::clone(&state),
@@ -130,7 +135,7 @@ impl Switch {
                 lane_senders: std::mem::take(&mut senders[number]),
                 lane_receivers: std::mem::take(&mut receivers[number]),
                 commands: foundation.commands.1,
-                others: others.map(|(_, sender)| sender.clone()).collect(),
+                others: others.collect(),
                 sleeper: foundation.sleeper,
                 counters: Arc::clone(&counters),
             };

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use millrace_engine::clock::Time;
 use millrace_engine::counters::Event;
 use millrace_engine::drop_reason::DropReason;
+use millrace_engine::flow_cache::HashKey;
 use millrace_engine::packet::parse::parse;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::slow_path::{Arrival, Tunnelled, decide};
@@ -175,13 +176,14 @@ fn trails_of_the_packet_path_are_real() {
     let page = read(&docs().join("packet-path.md"));
     let leaving = frame().from(mac(1), "10.1.0.1").to(GATEWAY_MAC, "10.2.0.1").tcp(ACK).ports(4000, 80).build();
     let arriving = frame().from(mac(201), "10.1.0.1").to(mac(202), "10.2.0.1").tcp(ACK).ports(4000, 80).build();
+    let state = State::new(64, 1, HashKey::from_seed(1)).expect("memory");
     let tunnel = Tunnelled { peer: "192.0.2.1".parse().expect("address"), vni: Vni::new(1).expect("vni") };
     for (tables, bytes, port, tunnel) in
         [(tables(1, 2, "b"), leaving, 1, None), (tables(2, 1, "a"), arriving, UPLINK, Some(tunnel))]
     {
         let headers = parse(&bytes, bytes.len()).expect("a valid frame");
         let arrival = Arrival { port: PortIndex(port), tunnel, frame: &bytes, headers: &headers, gso: None };
-        let trail = decide(&tables, &State::default(), &arrival, Time::ZERO).trail.to_string();
+        let trail = decide(&tables, &state, &arrival, Time::ZERO).trail.to_string();
         assert!(page.lines().any(|line| line.trim() == trail), "docs/packet-path.md does not quote this: {trail}");
     }
 }

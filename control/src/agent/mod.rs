@@ -112,6 +112,7 @@ fn switch_options(configuration: &Configuration) -> SwitchOptions {
             big_buffers: configuration.big_buffers(),
         },
         flows: FlowCacheLayout { ipv4: configuration.flows_ipv4(), ipv6: configuration.flows_ipv6() },
+        connections: configuration.connections(),
         idle: if configuration.busy_poll() { IdlePolicy::BusyPoll } else { IdlePolicy::default() },
         ..SwitchOptions::default()
     }

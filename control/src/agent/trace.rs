@@ -108,7 +108,8 @@ fn object(reason: &Reason) -> String {
         Reason::Admitted(name, _) | Reason::Leaves(name) | Reason::Routed(_, name) => name.to_string(),
         Reason::AdmittedFrom(name, ..) | Reason::Encapsulated(_, name) => format!("node {name}"),
         Reason::Station(_, name) => name.to_string(),
-        Reason::Answered(_) | Reason::Flooded(_) | Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
+        Reason::Answered(_) | Reason::Flooded(_) | Reason::Opens | Reason::Known(_) => String::new(),
+        Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
     }
 }
 

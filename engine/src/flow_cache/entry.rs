@@ -9,6 +9,7 @@ use crate::limits;
 use crate::packet::parse::protocol;
 use crate::packet::{Mac, PortIndex};
 use crate::slow_path::decision::{Dependencies, Forward};
+use crate::state::ConnectionReference;
 use crate::tables::SegmentIndex;
 
 const IN_USE: u8 = 1;
@@ -166,16 +167,19 @@ fn idle_limit_ms(number: u8) -> u32 {
     }
 }
 
-/// The cold half, read when tables change: what the verdict rests on, and where the flow's tag is.
+/// The cold half, read when tables change and when the flow is written back: what the verdict rests on, whose packets
+/// these are, and where the flow's tag is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cold {
     /// See [`Dependencies`].
     pub(super) dependencies: Dependencies,
+    /// The connection that packets of the flow belong to; [`ConnectionReference::NONE`] where none is tracked.
+    pub(super) connection: ConnectionReference,
     /// The flow's home bucket; [`NO_SLOT`] where no flow has the entry.
     pub(super) home: u32,
 }
 
-const _: () = assert!(size_of::<Cold>() <= 96);
+const _: () = assert!(size_of::<Cold>() <= 104);
 
 impl Cold {
     /// Of no flow.
@@ -192,6 +196,7 @@ impl Cold {
             destination_mac: Mac::ZERO,
             service: 0,
         },
+        connection: ConnectionReference::NONE,
         home: NO_SLOT,
     };
 

@@ -1,7 +1,8 @@
 //! Which flow leaves: by age in the background, or to make room for a new one.
 //!
-//! One clock hand goes round the entries. Ageing moves it and removes what was silent for too long; where the whole
-//! cache is full, an insert moves the same hand on until it meets an entry that may give way.
+//! One clock hand goes round the entries: ageing moves it, removes what was silent for too long, and tells connections
+//! when their flows were last seen. Where the whole cache is full, an insert moves a second hand on until it meets an
+//! entry that may give way.
 //!
 //! **Who may give way.** A flow is *established* once a packet was served from its entry. An insert may evict
 //!  1. a flow that is not established, the one silent for longest first;
@@ -10,7 +11,7 @@
 //!
 //! So a flood of new flows (a scan) replaces its own entries only, and established flows in use stay. The choice is
 //! among few: the places of the two buckets the flow may live in, or, if those have room but no entry is free,
-//! [`limits::EVICTION_STEP`] entries from the hand on. An insert therefore costs a bounded number of reads.
+//! [`limits::EVICTION_STEP`] entries from the second hand on. An insert therefore costs a bounded number of reads.
 
 use super::bucket::{NO_SLOT, PLACES};
 use super::entry::{Entry, elapsed_ms};
@@ -20,14 +21,30 @@ use super::table::Table;
 use crate::limits;
 use crate::slow_path::decision::Dependencies;
 
-/// The clock hand of one table.
+/// The clock hands of one table.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Hand {
     position: usize,
+    /// The hand of inserts; apart, so that ageing passes every entry in each revolution.
+    evicting: usize,
     /// When the present revolution began; `None` before the first.
     started_ms: Option<u32>,
-    /// When the one before began.
-    before_ms: u32,
+    /// When the one before began: flows served since are not written back yet.
+    before_ms: Option<u32>,
+    /// When the last revolution that is complete began: everything seen before is written back.
+    pub(super) written_back_ms: Option<u32>,
+}
+
+impl Hand {
+    /// Whether a revolution is under way.
+    pub(super) fn is_turning(&self) -> bool {
+        self.started_ms != self.written_back_ms
+    }
+
+    /// Whether a flow that has been silent for so long was served since the hand last came by.
+    fn is_unwritten(&self, idle_ms: u32, now_ms: u32) -> bool {
+        self.before_ms.is_none_or(|before| idle_ms <= elapsed_ms(now_ms, before))
+    }
 }
 
 /// How readily an entry gives way; `None` if not at all. More is sooner.
@@ -38,7 +55,7 @@ fn readiness<K: FlowKey>(entry: &Entry<K>, now_ms: u32) -> Option<(bool, u32)> {
 }
 
 impl<K: FlowKey> Table<K> {
-    /// Removes what has expired among the next `entries`; returns how many. Does nothing where the hand went round
+    /// Removes what has expired or lost its connection among the next `entries`; returns how many. Does nothing where the hand went round
     /// less than [`limits::AGEING_REVOLUTION_MS`] ago.
     ///
     /// `heard` is told of the bridged flows that were served since the hand last came by: what they rest on, and for
@@ -58,9 +75,8 @@ impl<K: FlowKey> Table<K> {
             if self.hand.started_ms.is_some_and(rests) {
                 return 0;
             }
-            self.hand.before_ms = self.hand.started_ms.replace(now_ms).unwrap_or(now_ms);
+            self.hand.before_ms = self.hand.started_ms.replace(now_ms);
         }
-        let since_last_pass = elapsed_ms(now_ms, self.hand.before_ms);
         let end = self.high_water.min(self.hand.position.saturating_add(entries));
         let mut removed = 0;
         for slot in self.hand.position..end {
@@ -68,16 +84,21 @@ impl<K: FlowKey> Table<K> {
             if !entry.in_use() {
                 continue;
             }
-            let idle = entry.idle_ms(now_ms);
-            if entry.is_bridged() && idle <= since_last_pass {
+            let (idle, seen_ms) = (entry.idle_ms(now_ms), entry.last_seen_ms);
+            let is_new = self.hand.is_unwritten(idle, now_ms);
+            if entry.is_bridged() && is_new {
                 heard(&self.cold[slot].dependencies, idle);
             }
-            if entry.is_expired(now_ms) {
+            let ended = is_new && !self.write_back.seen(self.cold[slot].connection, seen_ms);
+            if ended || entry.is_expired(now_ms) {
                 self.remove(slot as u32, rewrites);
                 removed += 1;
             }
         }
         self.hand.position = end;
+        if end == self.high_water {
+            self.hand.written_back_ms = self.hand.started_ms;
+        }
         removed
     }
 
@@ -110,16 +131,16 @@ impl<K: FlowKey> Table<K> {
     /// The first flow from the hand on that is not established or has expired; failing that, the readiest examined.
     fn victim_at_hand(&mut self, now_ms: u32) -> u32 {
         let capacity = self.capacity();
-        let start = self.hand.position;
+        let start = self.hand.evicting;
         for step in 0..limits::EVICTION_STEP.min(capacity) {
             let slot = (start + step) % capacity;
             let entry = &self.entries[slot];
             if entry.in_use() && (!entry.is_established() || entry.is_expired(now_ms)) {
-                self.hand.position = (slot + 1) % capacity;
+                self.hand.evicting = (slot + 1) % capacity;
                 return slot as u32;
             }
         }
-        self.hand.position = (start + limits::EVICTION_STEP) % capacity;
+        self.hand.evicting = (start + limits::EVICTION_STEP) % capacity;
         self.readiest((start..start + limits::EVICTION_STEP).map(|slot| (slot % capacity) as u32), now_ms)
     }
 

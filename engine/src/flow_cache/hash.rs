@@ -13,7 +13,11 @@
 use std::fs::File;
 use std::io::{self, Read};
 
-use super::key::FlowKey;
+/// What is hashed: an even number of words, at most eight.
+pub(crate) trait HashWords {
+    /// The words.
+    fn words(&self) -> &[u64];
+}
 
 /// Keys for the longest flow key: four times 16 bytes.
 const LANES: usize = 4;
@@ -78,7 +82,7 @@ impl HashKey {
 
     /// Hashes `keys` into `hashes`, as many as both have.
     #[inline]
-    pub(super) fn hash_all<K: FlowKey>(&self, keys: &[K], hashes: &mut [u64]) {
+    pub(crate) fn hash_all<K: HashWords>(&self, keys: &[K], hashes: &mut [u64]) {
         #[cfg(target_arch = "x86_64")]
         if self.aes {
             // SAFETY: `aes` is only ever true where `aes_available` found the feature.
@@ -90,7 +94,7 @@ impl HashKey {
     }
 
     /// Hashes one key.
-    pub(super) fn hash<K: FlowKey>(&self, key: &K) -> u64 {
+    pub(crate) fn hash<K: HashWords>(&self, key: &K) -> u64 {
         let mut hash = [0];
         self.hash_all(std::slice::from_ref(key), &mut hash);
         hash[0]
@@ -98,7 +102,7 @@ impl HashKey {
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "aes")]
-    fn hash_all_aes<K: FlowKey>(&self, keys: &[K], hashes: &mut [u64]) {
+    fn hash_all_aes<K: HashWords>(&self, keys: &[K], hashes: &mut [u64]) {
         use std::arch::x86_64::{
             _mm_aesenc_si128, _mm_cvtsi128_si64, _mm_set_epi64x, _mm_setzero_si128, _mm_xor_si128,
         };
@@ -117,7 +121,7 @@ impl HashKey {
     }
 
     #[inline]
-    fn hash_portable<K: FlowKey>(&self, key: &K) -> u64 {
+    fn hash_portable<K: HashWords>(&self, key: &K) -> u64 {
         let mut hash = self.words[2 * LANES];
         let pairs = key.words().as_chunks::<2>().0.iter().zip(self.words.as_chunks::<2>().0);
         for ([low, high], [low_key, high_key]) in pairs {
@@ -149,7 +153,7 @@ fn aes_available() -> bool {
 mod tests {
     use std::collections::HashSet;
 
-    use super::super::key::{Ipv4Key, Ipv6Key};
+    use super::super::key::{FlowKey, Ipv4Key, Ipv6Key};
     use super::*;
     use crate::packet::Headers;
 

@@ -12,6 +12,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::hash::HashWords;
 use crate::packet::parse::{flag, protocol};
 use crate::packet::{Headers, Mac};
 
@@ -21,7 +22,7 @@ const DOUBLE_TAGGED: u16 = 0x4000;
 const VLAN_IDENTIFIER: u16 = 0x0fff;
 
 /// A flow's key as 64-bit words, in memory order of the picture above.
-pub(super) trait FlowKey: Copy + PartialEq {
+pub(super) trait FlowKey: HashWords + Copy + PartialEq {
     /// An address of this family.
     type Address: Copy;
     /// A key no packet has: the filling of unused places.
@@ -31,8 +32,6 @@ pub(super) trait FlowKey: Copy + PartialEq {
 
     /// The key of the packet with these headers, whose frame starts with these MAC addresses.
     fn new(headers: &Headers, macs: &[u8; 12], ingress: u32) -> Self;
-    /// The words, an even number of them.
-    fn words(&self) -> &[u64];
     /// The fields, for people.
     fn fields(&self) -> KeyFields;
     /// The part of a 16-byte field that holds an address of this family.
@@ -143,6 +142,20 @@ fn fields(addresses: [IpAddr; 2], transport: u64, link: [u64; 2]) -> KeyFields {
     }
 }
 
+impl HashWords for Ipv4Key {
+    #[inline]
+    fn words(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+impl HashWords for Ipv6Key {
+    #[inline]
+    fn words(&self) -> &[u64] {
+        &self.0
+    }
+}
+
 impl FlowKey for Ipv4Key {
     type Address = [u8; 4];
     const EMPTY: Self = Ipv4Key([0; 4]);
@@ -154,11 +167,6 @@ impl FlowKey for Ipv4Key {
         let destination = u32::from_le_bytes(Self::narrow(&headers.destination));
         let link = link_words(macs, ingress);
         Ipv4Key([u64::from(source) | u64::from(destination) << 32, transport_word(headers), link[0], link[1]])
-    }
-
-    #[inline]
-    fn words(&self) -> &[u64] {
-        &self.0
     }
 
     fn fields(&self) -> KeyFields {
@@ -196,11 +204,6 @@ impl FlowKey for Ipv6Key {
         let link = link_words(macs, ingress);
         let transport = transport_word(headers);
         Ipv6Key([source[0], source[1], destination[0], destination[1], transport, link[0], link[1], 0])
-    }
-
-    #[inline]
-    fn words(&self) -> &[u64] {
-        &self.0
     }
 
     fn fields(&self) -> KeyFields {
@@ -324,7 +327,7 @@ mod tests {
     fn what_only_the_slow_path_serves_has_no_entry() {
         assert!(cacheable(&headers()));
         assert!(cacheable(&Headers { vlan_tags: 2, ..headers() }));
-        assert!(!cacheable(&Headers { flags: flag::TCP_CONTROL, ..headers() }));
+        assert!(!cacheable(&Headers { flags: flag::CONNECTION_CONTROL, ..headers() }));
         assert!(cacheable(&Headers { flags: flag::DONT_FRAGMENT, ..headers() }));
     }
 }

@@ -30,11 +30,13 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod view;
+mod write_back;
 
 use std::sync::Arc;
 
 pub use batch::LookupBatch;
 pub use hash::HashKey;
+pub(crate) use hash::HashWords;
 pub use key::KeyFields;
 pub use sweep::SweepPlan;
 pub use table::Inserted;
@@ -189,8 +191,8 @@ impl FlowCache {
         }
     }
 
-    /// Removes silent flows among the next `entries`, shared between the families by their size; returns how many.
-    /// Rests between revolutions, see [`limits::AGEING_REVOLUTION_MS`], so it may be called every turn. `heard` is told
+    /// Removes silent flows and those whose connection has ended among the next `entries`, writes back when the others
+    /// were last seen; shared between the families by their size; returns how many. Rests between revolutions, see [`limits::AGEING_REVOLUTION_MS`], so it may be called every turn. `heard` is told
     /// of each bridged flow that was served since the hand last came by, and for how long it has been silent.
     pub fn age_step(&mut self, entries: usize, now_ms: u32, mut heard: impl FnMut(&Dependencies, u32)) -> usize {
         let share = (entries * self.ipv4.capacity() / self.capacity()).max(1);

@@ -16,9 +16,11 @@ use super::hash::HashKey;
 use super::huge_array::HugeArray;
 use super::key::FlowKey;
 use super::rewrites::Rewrites;
+use super::write_back::WriteBack;
 use crate::packet::Mac;
 use crate::prefetch::prefetch;
 use crate::slow_path::decision::{Dependencies, Forward};
+use crate::state::ConnectionReference;
 
 /// Entries for each bucket of eight places.
 const ENTRIES_PER_BUCKET: usize = 4;
@@ -51,6 +53,7 @@ pub(super) struct Table<K: FlowKey> {
     /// Counts inserts and removals, so that a batch knows whether what it found still holds.
     epoch: u64,
     pub(super) hand: Hand,
+    pub(super) write_back: WriteBack,
 }
 
 impl<K: FlowKey> Table<K> {
@@ -66,6 +69,7 @@ impl<K: FlowKey> Table<K> {
             high_water: 0,
             epoch: NOT_LOOKED_UP + 1,
             hand: Hand::default(),
+            write_back: WriteBack::default(),
         }
     }
 
@@ -191,7 +195,9 @@ impl<K: FlowKey> Table<K> {
             rewrites.release(entry.rewrite);
             entry.set_action(forward, rewrite, bridged);
             entry.last_seen_ms = now_ms;
-            self.cold[known as usize].dependencies = *dependencies;
+            let cold = &mut self.cold[known as usize];
+            cold.dependencies = *dependencies;
+            cold.connection = ConnectionReference::NONE;
             return Inserted::Replaced;
         }
         let used = self.len();
@@ -205,7 +211,8 @@ impl<K: FlowKey> Table<K> {
             return Inserted::Full;
         };
         self.entries[slot as usize] = Entry::new(*key, forward, rewrite, bridged, now_ms);
-        self.cold[slot as usize] = Cold { dependencies: *dependencies, home: self.home(hash) as u32 };
+        let (home, connection) = (self.home(hash) as u32, ConnectionReference::NONE);
+        self.cold[slot as usize] = Cold { dependencies: *dependencies, connection, home };
         if evicted { Inserted::Evicting } else { Inserted::New }
     }
 
@@ -231,13 +238,14 @@ impl<K: FlowKey> Table<K> {
         Some(slot)
     }
 
-    /// Takes the flow at `slot` out of the table.
+    /// Takes the flow at `slot` out of the table; its connection learns when it was last seen.
     pub(super) fn remove(&mut self, slot: u32, rewrites: &mut Rewrites) {
         let cold = &mut self.cold[slot as usize];
         if !cold.in_use() {
             return;
         }
         let home = std::mem::replace(&mut cold.home, NO_SLOT) as usize;
+        self.write_back.seen(cold.connection, self.entries[slot as usize].last_seen_ms);
         if !self.buckets[home].take(slot) {
             let neighbour = self.neighbour(home);
             let taken = self.buckets[neighbour].take(slot);

@@ -505,7 +505,7 @@ fn a_decision_whose_rewrite_finds_no_room_ends_the_one_before() {
 fn uncacheable_packets_have_their_flows_hash_and_nothing_else() {
     let mut cache = cache(64, HashKey::from_seed(7));
     assert_eq!(meet(&mut cache, 2, 1, 0), Some(Inserted::New));
-    let syn = Headers { flags: flag::TCP_CONTROL, ..headers(2) };
+    let syn = Headers { flags: flag::CONNECTION_CONTROL, ..headers(2) };
     let arp = Headers { network: Network::Arp, ..Headers::EMPTY };
     let mut batch = batch_of(&[2]);
     assert!(batch.push(1, &syn, &MACS, 1) && !batch.push(2, &arp, &MACS, 1));

@@ -41,8 +41,9 @@ pub mod flag {
     pub const OPTIONS: u16 = 1 << 2;
     /// IPv6 with any extension header.
     pub const EXTENSIONS: u16 = 1 << 3;
-    /// TCP with SYN, FIN or RST.
-    pub const TCP_CONTROL: u16 = 1 << 4;
+    /// What opens or closes a connection: TCP with SYN, FIN or RST, SCTP whose first chunk is neither data nor heartbeat
+    /// nor what acknowledges them.
+    pub const CONNECTION_CONTROL: u16 = 1 << 4;
     /// An ICMP or ICMPv6 error message.
     pub const ICMP_ERROR: u16 = 1 << 5;
     /// An ICMP or ICMPv6 message that is no error and no echo (ND among them).
@@ -57,7 +58,7 @@ pub mod flag {
     pub const SERVICE_TAG: u16 = 1 << 15;
     /// What only the slow path can serve rightly.
     pub const UNCACHEABLE: u16 =
-        FRAGMENT | OPTIONS | EXTENSIONS | TCP_CONTROL | ICMP_ERROR | ICMP_OTHER | GROUP_MAC | LINK_SCOPE;
+        FRAGMENT | OPTIONS | EXTENSIONS | CONNECTION_CONTROL | ICMP_ERROR | ICMP_OTHER | GROUP_MAC | LINK_SCOPE;
 }
 
 /// Layer-4 protocol numbers (IANA), as in [`Headers::protocol`].
@@ -99,7 +100,8 @@ pub struct Headers {
     pub ttl: u8,
     /// IPv4 type of service or IPv6 traffic class: DSCP and ECN.
     pub traffic_class: u8,
-    /// TCP flags byte (offset 13 of the TCP header); ICMP type for ICMP and ICMPv6; else 0.
+    /// TCP flags byte (offset 13 of the TCP header); ICMP type for ICMP and ICMPv6; type of the first chunk for SCTP;
+    /// else 0.
     pub tcp_flags_or_icmp_type: u8,
     /// How many VLAN tags there are: 0, 1 or 2.
     pub vlan_tags: u8,

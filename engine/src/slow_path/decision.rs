@@ -13,6 +13,7 @@ use crate::drop_reason::DropReason;
 use crate::edit::{Rewrite, Translation};
 use crate::limits::TRAIL_STEPS;
 use crate::packet::{Mac, PortIndex};
+use crate::state::{ConnectionReference, Direction, NewConnection};
 pub use crate::tables::Location;
 use crate::tables::{Change, FloodClass, SegmentIndex, Vni};
 
@@ -94,6 +95,17 @@ pub enum Lesson {
         /// Where.
         location: Location,
     },
+    /// It opened a connection.
+    Open(NewConnection),
+    /// It belongs to a connection.
+    Advance {
+        /// The connection.
+        connection: ConnectionReference,
+        /// The packet's direction.
+        direction: Direction,
+        /// The packet's `Headers::tcp_flags_or_icmp_type`.
+        signal: u8,
+    },
 }
 
 /// What a verdict rests on.
@@ -151,6 +163,8 @@ pub enum Stage {
     Reply,
     /// Layer 2: where does this MAC address live.
     Bridge,
+    /// Whose packet is it.
+    Connection,
     /// Layer 3: which way to this address.
     Route,
     /// Which outer headers, and does it fit.
@@ -165,6 +179,7 @@ impl Stage {
             Stage::Admit => "admit",
             Stage::Reply => "reply",
             Stage::Bridge => "bridge",
+            Stage::Connection => "connection",
             Stage::Route => "route",
             Stage::Encap => "encap",
         }
@@ -184,6 +199,10 @@ pub enum Reason {
     Station(Mac, Arc<str>),
     /// The station is unknown, or the frame is for a group: to this many others.
     Flooded(usize),
+    /// Opens a connection.
+    Opens,
+    /// Belongs to a connection, in this direction.
+    Known(Direction),
     /// The route with this prefix and name.
     Routed(IpNet, Arc<str>),
     /// Leaves by this port.
@@ -208,6 +227,8 @@ impl fmt::Display for Reason {
             Reason::Answered(Reply::Echo) => formatter.write_str("echo answered by the gateway"),
             Reason::Station(mac, place) => write!(formatter, "{mac} is at {place}"),
             Reason::Flooded(copies) => write!(formatter, "flood to {copies}"),
+            Reason::Opens => formatter.write_str("new"),
+            Reason::Known(direction) => write!(formatter, "known, {}", direction.name()),
             Reason::Routed(prefix, name) => write!(formatter, "{prefix} {name}"),
             Reason::Leaves(port) => write!(formatter, "to {port}"),
             Reason::Encapsulated(vni, peer) => write!(formatter, "vni {vni} to node {peer}"),

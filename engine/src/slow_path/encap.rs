@@ -1,4 +1,4 @@
-//! Stage 5, `encap`: by which port and in which outer headers the packet leaves, and whether it fits.
+//! Stage 6, `encap`: by which port and in which outer headers the packet leaves, and whether it fits.
 //!
 //! Last, because only now the room is known. A packet that does not fit is not cut if its sender forbade it or if it
 //! is IPv6; the sender is told the size that fits (RFC 1191, RFC 8201). IPv4 without "don't fragment" is told as well:
@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use super::Walk;
 use super::decision::{Forward, Reason, Rejection, Stage, Verdict};
 use crate::drop_reason::DropReason;
-use crate::edit::{Encapsulation, MacPair, Rewrite, Translation};
+use crate::edit::{Encapsulation, MacPair, Rewrite};
 use crate::packet::{Mac, PortIndex};
 use crate::tables::{RouteTarget, RoutedSegment, Segment, SegmentKind};
 
@@ -42,7 +42,8 @@ fn leave(walk: &mut Walk<'_>, routed: &RoutedSegment, port: PortIndex, mac: Mac)
     walk.dependencies.egress = port;
     fits(walk, rewrite.mtu)?;
     walk.note(Stage::Encap, Reason::Leaves(entry.name.clone()));
-    ControlFlow::Continue(Verdict::Forward(Forward { egress: port, rewrite, translation: Translation::NONE }))
+    let translation = walk.tracking.translation();
+    ControlFlow::Continue(Verdict::Forward(Forward { egress: port, rewrite, translation }))
 }
 
 fn tunnel(
@@ -62,7 +63,8 @@ fn tunnel(
     fits(walk, rewrite.mtu)?;
     let name = walk.tables.tunnels.peer(peer).map_or_else(|| peer.to_string().into(), |peer| peer.name.clone());
     segment.vni.iter().for_each(|vni| walk.note(Stage::Encap, Reason::Encapsulated(*vni, name.clone())));
-    ControlFlow::Continue(Verdict::Forward(Forward { egress, rewrite, translation: Translation::NONE }))
+    let translation = walk.tracking.translation();
+    ControlFlow::Continue(Verdict::Forward(Forward { egress, rewrite, translation }))
 }
 
 /// The outer headers towards `peer`; `None` if the segment stays on this node, the peer is unknown or its first hop

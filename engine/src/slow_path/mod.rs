@@ -4,15 +4,18 @@
 //! the same function serves the worker, `millrace trace`, replay and the tests' "cached equals uncached". What the
 //! packet taught is in the decision's lesson, written by whoever carries the decision out.
 //!
-//! Runs on a worker for the misses of a vector; the only lock is one shard of the MAC table.
+//! Runs on a worker for the misses of a vector; the only locks are one shard of the MAC table and one of the
+//! connection table, each for one look. `tracking.rs` says what the stages behind `connection` tell each other.
 
 mod admit;
 mod arrival;
 mod bridge;
+mod connection;
 pub mod decision;
 mod encap;
 mod reply;
 mod route;
+mod tracking;
 mod walk;
 
 pub use arrival::{Arrival, Tunnelled};
@@ -41,6 +44,7 @@ fn stages(walk: &mut Walk<'_>) -> ControlFlow<Verdict, Verdict> {
     let segment = admit::admit(walk)?;
     reply::reply(walk, segment)?;
     bridge::bridge(walk, segment)?;
+    connection::connection(walk, segment)?;
     let target = route::route(walk, segment)?;
     encap::encap(walk, segment, target)
 }

@@ -1,4 +1,4 @@
-//! Stage 4, `route`: the longest prefix that covers the destination, and the hop it costs.
+//! Stage 5, `route`: the longest prefix that covers the destination, and the hop it costs.
 //!
 //! After everything that may change the destination, since the real one is routed. The TTL is tested here and not
 //! at the end, as a router does: a packet that may not travel on is not worth asking where to.
@@ -21,7 +21,7 @@ pub(super) fn route<'a>(walk: &mut Walk<'a>, segment: &'a Segment) -> ControlFlo
     if walk.arrival.headers.ttl <= 1 {
         return walk.reject(Stage::Route, DropReason::TimeExceeded, Rejection::TimeExceeded);
     }
-    let destination = walk.arrival.headers.destination_address();
+    let destination = walk.destination();
     walk.dependencies.destination = destination;
     let Some((length, route)) = routed.route(destination) else {
         return walk.reject(Stage::Route, DropReason::NoRoute, Rejection::NoRoute);

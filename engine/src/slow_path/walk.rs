@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::ControlFlow;
 
 use super::decision::{Decision, Dependencies, Lesson, Reason, Rejection, Stage, Trail, Verdict};
+use super::tracking::Tracking;
 use super::{Arrival, Reply};
 use crate::clock::Time;
 use crate::drop_reason::DropReason;
@@ -22,6 +23,8 @@ pub(super) struct Walk<'a> {
     pub(super) lesson: Option<Lesson>,
     /// Tags that said the packet's segment and come off.
     pub(super) pop_tags: u8,
+    /// Whose packet it is, from stage `connection` on.
+    pub(super) tracking: Tracking,
     trail: Trail,
 }
 
@@ -39,7 +42,17 @@ impl<'a> Walk<'a> {
             destination_mac: Mac::ZERO,
             service: 0,
         };
-        Self { tables, state, arrival, now, dependencies, lesson: None, pop_tags: 0, trail: Trail::default() }
+        Self {
+            tables,
+            state,
+            arrival,
+            now,
+            dependencies,
+            lesson: None,
+            pop_tags: 0,
+            tracking: Tracking::Untracked,
+            trail: Trail::default(),
+        }
     }
 
     /// Notes why a stage did what it did.
@@ -76,10 +89,21 @@ impl<'a> Walk<'a> {
     }
 
     pub(super) fn into_decision(self, verdict: Verdict) -> Decision {
-        let cacheable = matches!(verdict, Verdict::Forward(_))
-            && !self.arrival.headers.has(flag::UNCACHEABLE)
-            && matches!(self.arrival.headers.network, Network::Ipv4 | Network::Ipv6);
-        Decision { verdict, lesson: self.lesson, trail: self.trail, dependencies: self.dependencies, cacheable }
+        let headers = self.arrival.headers;
+        let forwards = matches!(verdict, Verdict::Forward(_));
+        let cacheable = forwards
+            && !headers.has(flag::UNCACHEABLE)
+            && matches!(headers.network, Network::Ipv4 | Network::Ipv6)
+            && self.tracking.is_settled(headers);
+        // What goes no further opens no connection and keeps none alive.
+        let tracked = if forwards { self.tracking.lesson(headers) } else { None };
+        Decision {
+            verdict,
+            lesson: self.lesson.or(tracked),
+            trail: self.trail,
+            dependencies: self.dependencies,
+            cacheable,
+        }
     }
 }
 

@@ -1,16 +1,39 @@
 //! What packets teach: shared by all workers, sharded, touched on the slow path only.
 
+mod connections;
 mod mac_table;
 mod storms;
 
+use std::io;
+use std::sync::Arc;
+
+pub use connections::{
+    Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, Connections, Direction,
+    NewConnection, Opened, Removed, Tuple,
+};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
 pub use storms::Storms;
 
+use crate::flow_cache::HashKey;
+
 /// All learned state of a switch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
     /// Stations of bridged segments.
     pub stations: MacTable,
     /// What ports have flooded lately.
     pub storms: Storms,
+    /// Connections of routed segments; shared with the flow caches, which write back to them.
+    pub connections: Arc<Connections>,
+}
+
+impl State {
+    /// Nothing learned yet, room for `connections` connections, written back to by `workers` flow caches.
+    ///
+    /// # Errors
+    /// The kernel refused memory.
+    pub fn new(connections: usize, workers: usize, hash_key: HashKey) -> io::Result<Self> {
+        let connections = Arc::new(Connections::new(connections, workers, hash_key)?);
+        Ok(Self { stations: MacTable::default(), storms: Storms::default(), connections })
+    }
 }

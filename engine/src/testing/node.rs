@@ -46,6 +46,7 @@ impl Node {
             workers,
             frame_memory: FrameMemoryLayout { head_frames: 4096, big_buffers: 64 },
             flows: crate::flow_cache::FlowCacheLayout { ipv4: 4096, ipv6: 4096 },
+            connections: 4096,
             hash_seed: Some(7),
             ..SwitchOptions::default()
         })

@@ -6,11 +6,27 @@ use crate::counters::Event;
 use crate::drop_reason::DropReason;
 use crate::edit::{CompiledRewrite, Subject};
 use crate::flow_cache::Inserted;
-use crate::packet::{Packet, PortIndex};
+use crate::limits::CONNECTION_ATTEMPTS;
+use crate::packet::{Mac, Packet, PortIndex};
 use crate::slow_path::{self, Decision, Forward, Lesson, Location, Verdict};
-use crate::state::{Learned, LearningRules};
+use crate::state::{
+    Advanced, CachePlace, ConnectionReference, Direction, Learned, LearningRules, NewConnection, Opened,
+};
 use crate::tables::{Change, FloodClass, PortRole, SegmentIndex, SegmentKind};
 use crate::transmit::{Fate, Layout};
+
+/// The connection a packet belongs to, and its direction.
+type OwnConnection = Option<(ConnectionReference, Direction)>;
+
+/// What became of a packet's lesson.
+enum Learning {
+    /// It is written.
+    Done(OwnConnection),
+    /// Something else was true meanwhile: decide again.
+    Again,
+    /// The packet must be dropped instead.
+    Refused(DropReason),
+}
 
 impl Worker {
     /// Decides the packet that is number `number` of the vector.
@@ -24,15 +40,14 @@ impl Worker {
             fate => return self.transmit.settle(&mut outlet!(self), packet, fate, &self.layouts[number]),
         }
         self.counters.event(Event::FlowCacheMiss).add(1);
-        let mut decision = self.decide(&frame, &packet);
-        if !self.learn(decision.lesson) {
-            // What the packet would have taught does not hold: it moved too often, or others took the room. The state
-            // says so now, so once more is enough.
-            decision = self.decide(&frame, &packet);
-        }
+        let (decision, learned) = self.decide(&frame, &packet);
+        let connection = match learned {
+            Ok(connection) => connection,
+            Err(reason) => return outlet!(self).drop(packet, reason),
+        };
         match &decision.verdict {
             Verdict::Forward(forward) => {
-                self.remember(number, &frame, forward, &decision);
+                self.remember(number, &frame, forward, &decision, connection);
                 self.forward(number, &frame, forward, packet);
             }
             Verdict::Flood(class, copies) => self.flood(number, &frame, *class, copies, packet),
@@ -42,12 +57,31 @@ impl Worker {
         }
     }
 
-    fn decide(&self, frame: &FrameReading, packet: &Packet) -> Decision {
-        let arrival = frame.arrival(self.memory.head(packet), packet);
-        slow_path::decide(&self.tables, &self.state, &arrival, self.now)
+    /// Decides, and writes what the packet taught; once more where another worker was faster.
+    fn decide(&mut self, frame: &FrameReading, packet: &Packet) -> (Decision, Result<OwnConnection, DropReason>) {
+        let mut attempt = 0;
+        loop {
+            let arrival = frame.arrival(self.memory.head(packet), packet);
+            let decision = slow_path::decide(&self.tables, &self.state, &arrival, self.now);
+            match self.learn(decision.lesson, attempt) {
+                Learning::Done(connection) => return (decision, Ok(connection)),
+                Learning::Refused(reason) => return (decision, Err(reason)),
+                Learning::Again if attempt + 1 == CONNECTION_ATTEMPTS => {
+                    return (decision, Err(DropReason::ConnectionRaced));
+                }
+                Learning::Again => attempt += 1,
+            }
+        }
     }
 
-    fn remember(&mut self, number: usize, frame: &FrameReading, forward: &Forward, decision: &Decision) {
+    fn remember(
+        &mut self,
+        number: usize,
+        frame: &FrameReading,
+        forward: &Forward,
+        decision: &Decision,
+        connection: OwnConnection,
+    ) {
         if !decision.cacheable || !frame.cacheable() {
             return;
         }
@@ -60,6 +94,11 @@ impl Worker {
                 self.counters.event(Event::FlowCacheEvicted).add(1);
             }
             Inserted::Full => self.counters.event(Event::FlowCacheFull).add(1),
+        }
+        if let Some((reference, direction)) = connection {
+            let slot = self.cache.bind(&self.batch, number, reference);
+            let place = slot.and_then(|slot| CachePlace::new(self.number, slot));
+            self.state.connections.set_place(reference, direction, place);
         }
     }
 
@@ -104,9 +143,52 @@ impl Worker {
         limit.is_none_or(|limit| self.state.storms.take(port, class, limit, self.now))
     }
 
-    /// Writes what the packet taught; false if the packet must be decided again.
-    fn learn(&mut self, lesson: Option<Lesson>) -> bool {
-        let Some(Lesson::Station { segment, mac, location }) = lesson else { return true };
+    /// Writes what a packet taught, at the attempt of this number.
+    fn learn(&mut self, lesson: Option<Lesson>, attempt: usize) -> Learning {
+        match lesson {
+            None => Learning::Done(None),
+            Some(Lesson::Station { segment, mac, location }) => {
+                // What the packet would have taught may not hold: it moved too often, or others took the room. The state
+                // says so now, so once more is enough.
+                let learned = self.learn_station(segment, mac, location);
+                if learned || attempt > 0 { Learning::Done(None) } else { Learning::Again }
+            }
+            Some(Lesson::Open(new)) => self.open(&new),
+            Some(Lesson::Advance { connection, direction, signal }) => self.advance(connection, direction, signal),
+        }
+    }
+
+    fn open(&mut self, new: &NewConnection) -> Learning {
+        match self.state.connections.open(new, self.now) {
+            Opened::New(reference, ended) => {
+                self.counters.event(Event::ConnectionsNew).add(1);
+                if let Some(ended) = ended {
+                    self.counters.event(Event::ConnectionsEvicted).add(u64::from(ended.evicted));
+                    self.forget(ended.reference, ended.places);
+                }
+                Learning::Done(Some((reference, Direction::Original)))
+            }
+            Opened::Taken => Learning::Again,
+            Opened::Full => {
+                self.counters.event(Event::ConnectionsFull).add(1);
+                Learning::Refused(DropReason::ConnectionsFull)
+            }
+        }
+    }
+
+    fn advance(&mut self, connection: ConnectionReference, direction: Direction, signal: u8) -> Learning {
+        match self.state.connections.advance(connection, direction, signal, self.now) {
+            Advanced::Goes => Learning::Done(Some((connection, direction))),
+            Advanced::Unsettled(places) => {
+                self.forget(connection, places);
+                Learning::Done(Some((connection, direction)))
+            }
+            Advanced::Gone => Learning::Again,
+        }
+    }
+
+    /// False if the packet must be decided again.
+    fn learn_station(&mut self, segment: SegmentIndex, mac: Mac, location: Location) -> bool {
         let Some(rules) = self.learning_rules(segment, location) else { return true };
         match self.state.stations.learn(segment, mac, location, &rules, self.now) {
             Learned::New => self.counters.event(Event::MacLearned).add(1),

@@ -7,6 +7,7 @@ use crate::counters::Event;
 use crate::flow_cache::{FlowView, SweepPlan};
 use crate::packet::PortIndex;
 use crate::port::{Capabilities, PortQueue, QueueDescription};
+use crate::state::{CachePlace, ConnectionReference};
 use crate::tables::{Change, ChangeSet};
 use std::sync::Arc;
 
@@ -52,6 +53,8 @@ pub enum Command {
     Detach(PortIndex, Sender<()>),
     /// Decides again what rests on what this publish changed; sent after the tables were stored.
     Sweep(Arc<SweepPlan>),
+    /// Removes the flow at this place of the cache, if it is this connection's: the connection ended or is closing.
+    Forget(u32, ConnectionReference),
     /// Lists the flows in so many places of the cache from this place on; answers with where to go on.
     ListFlows(usize, usize, Sender<(Vec<FlowReport>, Option<usize>)>),
     /// Lists the queues.
@@ -67,6 +70,7 @@ impl std::fmt::Debug for Command {
             Command::AttachByLane(..) => "AttachByLane",
             Command::Detach(..) => "Detach",
             Command::Sweep(_) => "Sweep",
+            Command::Forget(..) => "Forget",
             Command::ListFlows(..) => "ListFlows",
             Command::ListQueues(_) => "ListQueues",
             Command::Stop => "Stop",
@@ -96,6 +100,9 @@ impl Worker {
                 let _ = answer.send(());
             }
             Command::Sweep(plan) => self.begin_sweep(plan),
+            Command::Forget(place, connection) => {
+                self.cache.forget(place, connection);
+            }
             Command::ListFlows(from, places, answer) => {
                 let mut flows = Vec::new();
                 let next = self.cache.for_each(from, places, self.now_ms, |flow| flows.push(*flow));
@@ -137,11 +144,23 @@ impl Worker {
     pub(super) fn redecide(&mut self, change: Change) {
         let generation = self.tables.generation;
         let plan = Arc::new(SweepPlan::new(&ChangeSet { generation, changes: vec![change] }));
-        for worker in &self.others {
+        for worker in self.others.iter().flatten() {
             // A full queue means that worker is overloaded; its entries age out within seconds instead.
             let _ = worker.try_send(Command::Sweep(Arc::clone(&plan)));
         }
         self.begin_sweep(plan);
+    }
+
+    /// Takes a connection out of the flow caches it is in, also those of other workers.
+    pub(super) fn forget(&mut self, connection: ConnectionReference, places: [Option<CachePlace>; 2]) {
+        for place in places.into_iter().flatten() {
+            if place.worker() == self.number {
+                self.cache.forget(place.slot(), connection);
+            } else if let Some(Some(worker)) = self.others.get(place.worker()) {
+                // A full queue means that worker is overloaded; its ageing hand finds out within a second instead.
+                let _ = worker.try_send(Command::Forget(place.slot(), connection));
+            }
+        }
     }
 
     fn queue_reports(&self) -> Vec<QueueReport> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Worker;
 use crate::clock::Time;
 use crate::counters::Event;
-use crate::limits::{AGEING_STEP, SWEEP_STEP};
+use crate::limits::{AGEING_STEP, CONNECTION_SCAN_STEP, SWEEP_STEP};
 use crate::slow_path::{Dependencies, Location};
 use crate::transmit::Mirrors;
 
@@ -40,7 +40,23 @@ impl Worker {
         let expired = self.cache.age_step(AGEING_STEP, self.now_ms, heard);
         self.counters.event(Event::FlowCacheExpired).add(expired as u64);
         self.state.stations.age_step(self.now);
+        self.expire_connections();
         self.count_gauges();
+    }
+
+    /// One step of the scan that all workers share. What the caches know must have been written back before.
+    fn expire_connections(&mut self) {
+        let connections = &self.state.connections;
+        if let Some(time_ms) = self.cache.written_back_ms(self.now.milliseconds32()) {
+            connections.written_back(self.number, time_ms);
+        }
+        let mut ended = std::mem::take(&mut self.ended);
+        connections.expire_step(CONNECTION_SCAN_STEP, self.now, |removed| ended.push(removed));
+        self.counters.event(Event::ConnectionsExpired).add(ended.len() as u64);
+        for removed in ended.drain(..) {
+            self.forget(removed.reference, removed.places);
+        }
+        self.ended = ended;
     }
 
     pub(super) fn count_gauges(&self) {
@@ -51,7 +67,11 @@ impl Worker {
 
     /// Whether anything but packets still needs turns.
     pub(super) fn has_work(&self) -> bool {
-        self.cache.sweeping() || !self.commands.is_empty() || self.lanes.iter().any(|lane| !lane.is_empty())
+        self.cache.sweeping()
+            || self.cache.is_ageing()
+            || self.state.connections.is_expiring()
+            || !self.commands.is_empty()
+            || self.lanes.iter().any(|lane| !lane.is_empty())
     }
 
     /// Whether the worker was told to stop.

@@ -40,7 +40,7 @@ use crate::flow_cache::{FlowCache, LookupBatch};
 use crate::limits::VECTOR_PACKETS;
 use crate::packet::{FrameMemory, Packet};
 use crate::port::af_xdp::Umem;
-use crate::state::State;
+use crate::state::{Removed, State};
 use crate::tables::{Snapshot, Subscription};
 use crate::transmit::{Fate, LaneReceiver, Layout, Outlet, Transmit};
 use ingress::{FrameReading, IngressTable};
@@ -50,6 +50,7 @@ const PREFETCH_PACKETS: usize = 12;
 
 /// What a worker is made of.
 pub struct Worker {
+    number: usize,
     clock: Clock,
     now: Time,
     /// `now` as the flow cache keeps it.
@@ -79,7 +80,9 @@ pub struct Worker {
     lanes: Vec<LaneReceiver>,
     icmp_budget: originate::IcmpBudget,
     commands: crossbeam::channel::Receiver<Command>,
-    others: Vec<crossbeam::channel::Sender<Command>>,
+    others: Vec<Option<crossbeam::channel::Sender<Command>>>,
+    /// Connections that one step of the scan ended.
+    ended: Vec<Removed>,
     sleeper: Sleeper,
     counters: Arc<WorkerCounters>,
     stopping: bool,

@@ -11,7 +11,7 @@ use super::{Command, Ports, Sleeper, Worker};
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
 use crate::flow_cache::{FlowCache, FlowCacheLayout, HashKey, LookupBatch};
-use crate::limits::VECTOR_PACKETS;
+use crate::limits::{CONNECTION_SCAN_STEP, VECTOR_PACKETS};
 use crate::packet::FrameMemory;
 use crate::port::af_xdp::Umem;
 use crate::state::State;
@@ -20,6 +20,8 @@ use crate::transmit::{Fate, LaneReceiver, LaneSender, Layout, Transmit};
 
 /// What a worker is built from.
 pub struct Parts {
+    /// Its number among the workers.
+    pub number: usize,
     /// Where it gets the time.
     pub clock: Clock,
     /// Where it gets its tables.
@@ -38,8 +40,8 @@ pub struct Parts {
     pub lane_receivers: Vec<LaneReceiver>,
     /// What the control plane asks of it.
     pub commands: Receiver<Command>,
-    /// Where to tell the other workers of a station that moved.
-    pub others: Vec<Sender<Command>>,
+    /// Where to tell the other workers, by their number, what packets taught this one; `None` at its own.
+    pub others: Vec<Option<Sender<Command>>>,
     /// How it sleeps.
     pub sleeper: Sleeper,
     /// Where it counts.
@@ -58,19 +60,21 @@ impl Worker {
         ports.watch_wake_up(parts.sleeper.descriptor())?;
         let now = parts.clock.now();
         let mut worker = Self {
+            number: parts.number,
             now,
             now_ms: now.milliseconds32(),
             clock: parts.clock,
             subscription,
             tables,
+            cache: FlowCache::new(parts.flows, parts.hash_key).writing_back_to(&parts.state.connections),
             state: parts.state,
             umem: Umem::new(&parts.memory),
             memory: parts.memory,
             ports,
             ingress: IngressTable::new(),
-            cache: FlowCache::new(parts.flows, parts.hash_key),
             batch: LookupBatch::new(),
             vector: Vec::with_capacity(VECTOR_PACKETS),
+            ended: Vec::with_capacity(CONNECTION_SCAN_STEP),
             readings: vec![FrameReading::EMPTY; VECTOR_PACKETS],
             fates: [Fate::Undecided; VECTOR_PACKETS],
             layouts: [Layout::default(); VECTOR_PACKETS],

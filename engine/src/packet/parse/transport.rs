@@ -5,6 +5,7 @@
 
 use super::{Headers, Network, flag, protocol};
 use crate::drop_reason::DropReason;
+use crate::packet::wire::sctp::chunk;
 use crate::packet::wire::{icmp, icmpv6, nd, sctp, tcp, udp};
 
 /// Reads what lies at `transport_offset`; `payload_length` bytes of IP payload are there, of which the head may
@@ -43,7 +44,7 @@ fn tcp(headers: &mut Headers, bytes: &[u8]) -> Result<(), DropReason> {
     headers.tcp_flags_or_icmp_type = header[tcp::FLAGS];
     headers.payload_offset += header_length as u16;
     if header[tcp::FLAGS] & (tcp::flag::SYN | tcp::flag::FIN | tcp::flag::RST) != 0 {
-        headers.flags |= flag::TCP_CONTROL;
+        headers.flags |= flag::CONNECTION_CONTROL;
     }
     Ok(())
 }
@@ -65,6 +66,11 @@ fn sctp(headers: &mut Headers, bytes: &[u8]) -> Result<(), DropReason> {
     let Some(header) = bytes.first_chunk::<{ sctp::HEADER_BYTES }>() else { return Err(DropReason::SctpTruncated) };
     headers.ports = ports([header[0], header[1], header[2], header[3]]);
     headers.payload_offset += sctp::HEADER_BYTES as u16;
+    let first = bytes.get(sctp::HEADER_BYTES).copied().unwrap_or(chunk::DATA);
+    headers.tcp_flags_or_icmp_type = first;
+    if !matches!(first, chunk::DATA | chunk::SACK | chunk::HEARTBEAT | chunk::HEARTBEAT_ACK) {
+        headers.flags |= flag::CONNECTION_CONTROL;
+    }
     Ok(())
 }
 

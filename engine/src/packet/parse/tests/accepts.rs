@@ -43,11 +43,11 @@ fn the_head_of_a_unit_is_enough() {
 fn flags_tell_what_the_slow_path_must_serve() {
     use super::flag::*;
     let rows: [(&str, u16); 28] = [
-        ("tcp syn", TCP_CONTROL | DONT_FRAGMENT),
+        ("tcp syn", CONNECTION_CONTROL | DONT_FRAGMENT),
         ("tcp data", DONT_FRAGMENT),
         ("tcp odd data", 0),
-        ("tcp fin", TCP_CONTROL),
-        ("tcp rst", TCP_CONTROL),
+        ("tcp fin", CONNECTION_CONTROL),
+        ("tcp rst", CONNECTION_CONTROL),
         ("tcp cwr", 0),
         ("tcp behind options", OPTIONS),
         ("udp", 0),

@@ -59,7 +59,7 @@ fn assert_payload_agrees(bytes: &[u8], ours: &Headers, ip: &IpPayloadSlice<'_>, 
         Some(TransportSlice::Tcp(tcp)) => {
             assert_eq!(ours.ports, [tcp.source_port(), tcp.destination_port()], "{name}");
             assert_eq!(ours.payload_offset as usize, offset(bytes, tcp.payload()), "{name}");
-            assert_eq!(ours.has(flag::TCP_CONTROL), tcp.syn() || tcp.fin() || tcp.rst(), "{name}");
+            assert_eq!(ours.has(flag::CONNECTION_CONTROL), tcp.syn() || tcp.fin() || tcp.rst(), "{name}");
         }
         Some(TransportSlice::Udp(udp)) => {
             assert_eq!(ours.ports, [udp.source_port(), udp.destination_port()], "{name}");
