@@ -148,6 +148,12 @@ impl Claimed {
     fn first_free_from(&self, preferred: u128, pool: &PoolRecord) -> Option<Cidr> {
         let shift = u32::from(pool.cidr().address_bits() - pool.block_length());
         let count = 1u128 << (pool.block_length() - pool.cidr().length());
+        // A full pool is common where addresses are borrowed; the walk would meet each claim once.
+        let of_this_size = |block: &&BlockRecord| block.cidr.length() == pool.block_length();
+        let ours = self.blocks.iter().filter(of_this_size).filter(|block| pool.cidr().contains(block.cidr));
+        if ours.map(|block| block.cidr).collect::<BTreeSet<_>>().len() as u128 >= count {
+            return None;
+        }
         let start = preferred % count;
         let mut walked = 0;
         while walked < count {

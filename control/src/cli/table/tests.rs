@@ -1,5 +1,8 @@
 use super::*;
-use crate::api::model::{FlowReport, TraceDrop, TraceStep};
+use crate::api::model::{
+    AddressReport, AssignedReport, BlockReport, FindingReport, FlowReport, IpamCheckReport, IpamReport, PoolReport,
+    StationReport, TraceDrop, TraceStep,
+};
 
 /// Compares line by line, so that a failure shows what differs.
 fn check(text: &str, expected: &str) {
@@ -245,4 +248,93 @@ fn amounts_are_told_in_units_that_suit_them() {
     assert!(sizes.iter().all(|(amount, text)| bytes(*amount) == *text));
     let times = [(999, "999 ms"), (59_999, "59 s"), (3_599_000, "59 min 59 s"), (90_000_000, "1 d 1 h")];
     assert!(times.iter().all(|(amount, text)| duration(*amount) == *text));
+}
+
+#[test]
+fn addresses_are_shown_by_pool_block_and_holder_and_leaks_with_what_to_do() {
+    let assigned = |address: &str, node: &str, kept_for: Option<&str>| AssignedReport {
+        address: address.into(),
+        node: node.into(),
+        kept_for: kept_for.map(str::to_owned),
+    };
+    let report = IpamReport {
+        node: "a".into(),
+        source: "blocks".into(),
+        pools: vec![PoolReport {
+            name: "pods".into(),
+            cidr: "10.1.0.0/24".into(),
+            block_length: 26,
+            blocks: 2,
+            blocks_possible: 4,
+            only_on_request: false,
+        }],
+        blocks: vec![
+            BlockReport {
+                cidr: "10.1.0.0/26".into(),
+                pool: "pods".into(),
+                node: "a".into(),
+                used: Some(3),
+                capacity: 63,
+                lendable: 46,
+                assigned: vec![assigned("10.1.0.62", "a", Some("shop/db-0")), assigned("10.1.0.63", "b", None)],
+            },
+            BlockReport { cidr: "10.1.0.64/26".into(), node: "b".into(), capacity: 63, ..Default::default() },
+        ],
+        addresses: vec![AddressReport {
+            address: "10.1.0.5".into(),
+            holder: "c1/eth0".into(),
+            pod: Some("default/web-0".into()),
+        }],
+    };
+    check(
+        &ipam(&report),
+        "\
+Pool  Addresses    Block  Claimed  For
+pods  10.1.0.0/24    /26   2 of 4  everybody
+
+Block         Node  Used     Lendable  Assigned
+10.1.0.0/26   a     3 of 63        46  10.1.0.62 on a for shop/db-0
+                                       10.1.0.63 to b
+10.1.0.64/26  b     ? of 63         0
+
+Address   Pod            Held by
+10.1.0.5  default/web-0  c1/eth0",
+    );
+    let finding = FindingReport {
+        kind: "namespace_gone".into(),
+        subject: "10.1.0.5".into(),
+        message: "held by c1/eth0, whose network namespace is gone".into(),
+        next_step: "run GC".into(),
+    };
+    let mut found = IpamCheckReport { node: "a".into(), addresses: 1, blocks: 2, findings: vec![finding] };
+    check(
+        &ipam_check(&found),
+        "\
+Address or block  Finding         What is wrong, and what to do
+10.1.0.5          namespace_gone  held by c1/eth0, whose network namespace is gone
+                                  run GC
+Looked at 1 address of node a and 2 blocks of all nodes.",
+    );
+    found.findings.clear();
+    check(&ipam_check(&found), "Looked at 1 address of node a and 2 blocks of all nodes.\nNothing is lost.");
+}
+
+#[test]
+fn stations_show_where_they_live_and_since_when_they_are_silent() {
+    let station = |mac: &str, vlan, age_milliseconds| StationReport {
+        segment: "lan".into(),
+        vlan,
+        mac: mac.into(),
+        location: "port 3".into(),
+        age_milliseconds,
+        is_static: age_milliseconds.is_none(),
+    };
+    check(
+        &stations(&[station("02:00:00:00:00:01", Some(7), Some(61_000)), station("02:00:00:00:00:02", None, None)]),
+        "\
+Segment  VLAN  MAC                Where   Age
+lan         7  02:00:00:00:00:01  port 3  1 min 1 s
+lan         -  02:00:00:00:00:02  port 3     static",
+    );
+    check(&stations(&[]), "No station is known.");
 }
