@@ -98,8 +98,21 @@ impl CniServer {
             Some(record) => Some(record.namespace.clone()).filter(NetworkNamespace::is_there),
             None => request.network_namespace.and_then(|path| open_namespace(&path).ok()),
         };
-        self.network.delete(&DeleteRequest { key: key.clone(), network: request.network, namespace, record })?;
-        self.attachments.remove(&key).map_err(|source| CniFailure::system("record the detached pod", source))
+        self.detach(DeleteRequest { key, network: request.network, namespace, record })
+    }
+
+    /// The record loses its port first: if the agent dies in the middle, the next start finds an attachment that is
+    /// not whole and takes the rest of it away. If something stays, the record is whole again.
+    fn detach(&self, request: DeleteRequest) -> Result<(), CniFailure> {
+        if let Some(whole) = request.record.as_ref().filter(|record| record.port.is_some()) {
+            // Where nothing can be written, a pod must still be removable.
+            let _ = self.attachments.put(Attachment { port: None, ..whole.clone() });
+        }
+        self.network.delete(&request).inspect_err(|_| {
+            // If this fails too, the record stays without a port, which the next DEL or start cleans up.
+            let _ = request.record.clone().map(|whole| self.attachments.put(whole));
+        })?;
+        self.attachments.remove(&request.key).map_err(|source| CniFailure::system("record the detached pod", source))
     }
 
     /// Says whether an attachment is as ADD left it.
@@ -220,8 +233,7 @@ impl CniServer {
         let key = former.key.clone();
         let namespace = Some(former.namespace.clone()).filter(NetworkNamespace::is_there);
         let network = former.network.clone();
-        self.network.delete(&DeleteRequest { key: key.clone(), network, namespace, record: Some(former) })?;
-        self.attachments.remove(&key).map_err(|source| CniFailure::system("record the detached pod", source))
+        self.detach(DeleteRequest { key, network, namespace, record: Some(former) })
     }
 
     fn record(&self, attachment: Attachment) -> Result<(), CniFailure> {

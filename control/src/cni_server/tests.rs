@@ -400,3 +400,53 @@ fn a_delete_that_found_no_agent_is_made_good_at_start_or_before_the_next_add() {
     std::fs::write(pending::directory(&place.directory).join("x@y.json"), "{").expect("written");
     assert_eq!(server.take_up_pending().len(), 1);
 }
+
+/// A network that looks at the record of attachments when it is asked to take a pod away, as the next process would if
+/// this one died right there.
+struct Witness {
+    record: PathBuf,
+    whole: Mutex<Vec<bool>>,
+    refuse: bool,
+}
+
+impl PodNetwork for Witness {
+    fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
+        Notes::default().add(request)
+    }
+
+    fn delete(&self, _request: &DeleteRequest) -> Result<(), CniFailure> {
+        let (recorded, _) = Attachments::load(&self.record).expect("readable");
+        let whole = recorded.all().iter().any(|record| record.port.is_some());
+        self.whole.lock().expect("no test panics here").push(whole);
+        if self.refuse { Err(CniFailure::NotReady("told to refuse".into())) } else { Ok(()) }
+    }
+
+    fn check(&self, _attachment: &Attachment) -> Result<(), CniFailure> {
+        Ok(())
+    }
+
+    fn status(&self) -> Result<(), CniFailure> {
+        Ok(())
+    }
+
+    fn release_unrecorded(&self, _recorded: &[AttachmentKey]) {}
+}
+
+#[test]
+fn an_agent_that_dies_in_delete_leaves_an_attachment_that_is_not_whole() {
+    for refuse in [false, true] {
+        let place = Place::new();
+        let namespace = place.namespace("n1");
+        let (attachments, _) = Attachments::load(&place.record()).expect("readable");
+        let witness = Arc::new(Witness { record: place.record(), whole: Mutex::default(), refuse });
+        let server = CniServer::new(witness.clone(), Arc::new(attachments));
+        server.add(add(&namespace)).expect("attached");
+        assert_eq!(server.delete(delete(Some(&namespace))).is_ok(), !refuse);
+        assert_eq!(*witness.whole.lock().expect("no test panics here"), [false]);
+        let left = server.attachments.all();
+        assert_eq!(
+            left.iter().map(|record| record.port.is_some()).collect::<Vec<_>>(),
+            vec![true; usize::from(refuse)]
+        );
+    }
+}
