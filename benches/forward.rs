@@ -29,6 +29,7 @@ use cycles::Runs;
 use flows::Random;
 use millrace_engine::clock::Clock;
 use millrace_engine::counters::{Event, WorkerCounters};
+use millrace_engine::cycles::Work;
 use millrace_engine::edit::{self, CompiledRewrite, MacPair, Rewrite, Subject, Translation};
 use millrace_engine::flow_cache::FlowCacheLayout;
 use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Headers, Mac, Packet, PortIndex, parse};
@@ -205,6 +206,16 @@ impl Workload {
         assert_eq!(self.target.sent() - before, RUN as u64, "{}: packets sent", self.name);
     }
 
+    /// Packets that the worker measured, and their cycles by kind of work.
+    fn work(&self) -> [u64; 1 + Work::ALL.len()] {
+        let sum = |pick: &dyn Fn(&WorkerCounters) -> u64| self.switch.counters().map(|counters| pick(counters)).sum();
+        let mut all = [sum(&|counters| counters.cycles.packets.get()); 1 + Work::ALL.len()];
+        for (place, work) in all[1..].iter_mut().zip(Work::ALL) {
+            *place = sum(&|counters| counters.cycles.of(work).get());
+        }
+        all
+    }
+
     fn event(&self, event: Event) -> u64 {
         self.switch.counters().map(|counters| counters.event(event).get()).sum()
     }
@@ -353,9 +364,15 @@ fn kinds(short: bool) -> Vec<(Path, bool, Flows)> {
 fn interleaved(workload: &mut Workload, passes: usize) {
     let (mut worker, mut reference, mut alone) = (Runs::default(), Runs::default(), Runs::default());
     let hits_before = workload.event(Event::FlowCacheHit);
+    let mut work: [Runs; Work::ALL.len()] = Default::default();
     for _ in 0..passes {
         workload.prepare();
+        let before = workload.work();
         worker.time(RUN, || workload.run());
+        let after = workload.work();
+        for (number, runs) in work.iter_mut().enumerate().filter(|_| after[0] > before[0]) {
+            runs.add(after[number + 1] - before[number + 1], (after[0] - before[0]) as usize);
+        }
         if let Some(loop_) = &mut workload.reference {
             loop_.port.prepare();
             reference.time(RUN, || loop_.run());
@@ -371,6 +388,11 @@ fn interleaved(workload: &mut Workload, passes: usize) {
         print!(" | one at a time {} | ratio {:.2}", reference.text(), reference.summary().1 / worker.summary().1);
     }
     println!();
+    if std::env::args().any(|argument| argument == "--work") {
+        let each = Work::ALL.iter().zip(&mut work);
+        let words: Vec<String> = each.map(|(work, runs)| format!("{} {:.1}", work.name(), runs.summary().1)).collect();
+        println!("    of this {}", words.join(", "));
+    }
 }
 
 /// Criterion's own account, for comparison between builds.
@@ -395,7 +417,7 @@ fn measure(criterion: &mut Criterion, workload: &mut Workload) {
 fn main() {
     // Without `--bench` this is a test run: small tables, two passes.
     let short = !std::env::args().any(|argument| argument == "--bench");
-    // With `--brief` only the table is printed.
+    // With `--brief` only the table is printed, with `--work` also what the worker counts by kind of work.
     let brief = std::env::args().any(|argument| argument == "--brief");
     let mut criterion = Criterion::default();
     for (path, ipv6, flows) in kinds(short) {

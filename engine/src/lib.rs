@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod counters;
+pub mod cycles;
 pub mod drop_reason;
 pub mod edit;
 pub mod flow_cache;

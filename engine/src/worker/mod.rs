@@ -36,6 +36,7 @@ pub use ports::Ports;
 
 use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
+use crate::cycles::{Stopwatch, Work};
 use crate::flow_cache::{FlowCache, LookupBatch};
 use crate::limits::VECTOR_PACKETS;
 use crate::packet::{FrameMemory, Packet};
@@ -85,6 +86,7 @@ pub struct Worker {
     ended: Vec<Removed>,
     sleeper: Sleeper,
     counters: Arc<WorkerCounters>,
+    stopwatch: Stopwatch,
     stopping: bool,
 }
 
@@ -95,12 +97,20 @@ impl Worker {
         let mut busy = self.receive_lanes();
         self.ports.poll_ready();
         while let Some(port) = self.ports.next_ready() {
+            let before = self.stopwatch.so_far();
             let received = self.ports.receive(port, &mut self.memory, &mut self.vector, &self.counters);
+            self.stopwatch.lap(Work::Receive);
             busy |= received > 0;
             self.forward_vector();
+            if self.stopwatch.count_vector(received) {
+                self.counters.measured(port.0 as usize, received, self.stopwatch.so_far() - before);
+            }
         }
         self.transmit.flush(&mut outlet!(self));
+        self.stopwatch.lap(Work::Transmit);
         self.housekeeping();
+        self.stopwatch.lap(Work::Housekeeping);
+        self.stopwatch.end_turn(&self.counters.cycles);
         busy
     }
 
@@ -111,13 +121,18 @@ impl Worker {
         }
         self.counters.event(Event::Vectors).add(1);
         self.read_vector();
+        self.stopwatch.lap(Work::Read);
         if !self.transmit.mirrors().is_empty() {
             self.mirror_vector();
         }
         self.cache.lookup(&mut self.batch);
+        self.stopwatch.lap(Work::LookUp);
         self.edit_hits();
+        self.stopwatch.lap(Work::Edit);
         self.send_hits();
+        self.stopwatch.lap(Work::Send);
         self.decide_misses();
+        self.stopwatch.lap(Work::Decide);
         self.counters.event(Event::FlowCacheHit).add(std::mem::take(&mut self.hits));
     }
 
@@ -199,11 +214,13 @@ impl Worker {
 
     /// Takes time, tables and commands once a turn.
     fn begin_turn(&mut self) {
+        self.stopwatch.begin_turn();
         self.now = self.clock.now();
         self.now_ms = self.now.milliseconds32();
         self.counters.event(Event::Turns).add(1);
         self.take_commands();
         self.refresh_tables();
+        self.stopwatch.lap(Work::Housekeeping);
     }
 
     /// At most a vector from each lane, so that a busy neighbour cannot hold this worker's own ports up.

@@ -10,6 +10,7 @@ use super::originate::IcmpBudget;
 use super::{Command, Ports, Sleeper, Worker};
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
+use crate::cycles::Stopwatch;
 use crate::flow_cache::{FlowCache, FlowCacheLayout, HashKey, LookupBatch};
 use crate::limits::{CONNECTION_SCAN_STEP, VECTOR_PACKETS};
 use crate::packet::FrameMemory;
@@ -88,6 +89,7 @@ impl Worker {
             others: parts.others,
             sleeper: parts.sleeper,
             counters: parts.counters,
+            stopwatch: Stopwatch::default(),
             stopping: false,
         };
         for lane in &mut worker.lanes {
