@@ -91,8 +91,7 @@ pub(super) fn at(offset: u16, shift: i32) -> usize {
 }
 
 /// Takes the outer headers off and carries congestion inwards; returns the inner DSCP and ECN as they are then.
-#[inline]
-pub(super) fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>) -> Result<u8, DropReason> {
+fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>) -> Result<u8, DropReason> {
     if !packet.strip(subject.inner_offset) {
         return Err(DropReason::VxlanTruncated);
     }
@@ -101,14 +100,20 @@ pub(super) fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &S
     if !matches!(headers.network, Network::Ipv4 | Network::Ipv6) {
         return Ok(inner);
     }
-    let traffic_class = inner & !ECN_MASK | inner_ecn(inner & ECN_MASK, subject.outer_traffic_class & ECN_MASK)?;
+    let header = memory.head_mut(packet).get_mut(headers.network_offset as usize..).unwrap_or_default();
+    carry_congestion(header, headers.network == Network::Ipv6, inner, subject.outer_traffic_class)
+}
+
+/// Writes into an inner IP header what a tunnel's outer one says of congestion; returns its DSCP and ECN as they are then.
+pub(super) fn carry_congestion(header: &mut [u8], is_ipv6: bool, inner: u8, outer: u8) -> Result<u8, DropReason> {
+    let traffic_class = inner & !ECN_MASK | inner_ecn(inner & ECN_MASK, outer & ECN_MASK)?;
     if traffic_class == inner {
         return Ok(inner);
     }
-    let header = memory.head_mut(packet).get_mut(headers.network_offset as usize..).unwrap_or_default();
-    let done = match headers.network {
-        Network::Ipv4 => ipv4::set_traffic_class(header, traffic_class),
-        _ => ipv6::set_traffic_class(header, traffic_class),
+    let done = if is_ipv6 {
+        ipv6::set_traffic_class(header, traffic_class)
+    } else {
+        ipv4::set_traffic_class(header, traffic_class)
     };
     done.map(|()| traffic_class).ok_or(DropReason::VxlanTruncated)
 }

@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use super::{Encapsulation, Rewrite};
-use crate::packet::parse::{ethertype, protocol};
+use crate::packet::parse::{Plain, ethertype, protocol};
 
 /// Longest template: Ethernet 14, IPv6 40, UDP 8, VXLAN 8.
 const LONGEST: usize = 70;
@@ -81,6 +81,13 @@ impl CompiledRewrite {
     #[must_use]
     pub fn routes(&self) -> bool {
         self.steps & step::ROUTE != 0
+    }
+
+    /// Whether it may be applied to a plain packet: hops are left and the packet fits. Otherwise the slow path tells why.
+    #[inline]
+    #[must_use]
+    pub fn fits(&self, plain: &Plain) -> bool {
+        (!self.routes() || plain.ttl > 1) && plain.network_length <= self.mtu
     }
 
     /// The outer headers.

@@ -1,15 +1,16 @@
-//! The edits of plain packets: untagged IP of which no byte behind the headers is to be touched.
+//! The edits of plain packets (`packet/parse/plain.rs`), of which no byte behind the headers is to be touched.
 //!
 //! One function for each combination of steps, made by the compiler of one body, and chosen by one number that the
 //! flow's rewrite carries; what [`super::apply`] asks of every packet is decided there already. The result is the same;
 //! a test compares them. About ten cycles for a routed packet, fifteen with outer headers.
 
-use super::apply::{ECN_MASK, Subject, decapsulate, entropy_port};
+use super::CompiledRewrite;
+use super::apply::{ECN_MASK, carry_congestion, entropy_port};
 use super::compiled::step;
-use super::{CompiledRewrite, Translation};
 use crate::drop_reason::DropReason;
+use crate::packet::parse::Plain;
 use crate::packet::wire::{ethernet, ipv4, ipv6, udp};
-use crate::packet::{FrameMemory, Headers, Network, Packet, checksum};
+use crate::packet::{FrameMemory, Packet, checksum};
 
 const NETWORK: usize = ethernet::HEADER_BYTES;
 /// Outer Ethernet, IPv4, UDP and VXLAN.
@@ -23,7 +24,8 @@ const D: u8 = step::DECAPSULATE;
 const R: u8 = step::ROUTE;
 const E: u8 = step::ENCAPSULATE;
 
-/// Applies the rewrite to a packet if both are plain; `None`, and nothing changed, if [`super::apply`] has to.
+/// Applies the rewrite to a plain packet with nothing left to do to its payload; `None`, and nothing changed, if the
+/// rewrite is one for [`super::apply`]. `flow_hash` chooses the tunnel's source port.
 ///
 /// # Errors
 /// Why the packet must be dropped instead.
@@ -31,15 +33,10 @@ const E: u8 = step::ENCAPSULATE;
 pub fn apply_plain(
     memory: &FrameMemory,
     packet: &mut Packet,
-    subject: &Subject<'_>,
+    plain: &Plain,
+    flow_hash: u64,
     compiled: &CompiledRewrite,
-    translation: &Translation,
 ) -> Option<Result<(), DropReason>> {
-    let untagged_ip = subject.headers.network_offset as usize == NETWORK
-        && matches!(subject.headers.network, Network::Ipv4 | Network::Ipv6);
-    if !packet.is_finished() || !untagged_ip || !translation.is_none() {
-        return None;
-    }
     let edit = match compiled.steps {
         0 => edit::<0>,
         R => edit::<R>,
@@ -51,7 +48,7 @@ pub fn apply_plain(
         step if step == D | R | E => edit::<{ D | R | E }>,
         _ => return None,
     };
-    Some(edit(memory, packet, subject, compiled))
+    Some(edit(memory, packet, plain, flow_hash, compiled))
 }
 
 /// The body of them all.
@@ -59,38 +56,45 @@ pub fn apply_plain(
 fn edit<const STEPS: u8>(
     memory: &FrameMemory,
     packet: &mut Packet,
-    subject: &Subject<'_>,
+    plain: &Plain,
+    flow_hash: u64,
     compiled: &CompiledRewrite,
 ) -> Result<(), DropReason> {
-    let mut traffic_class = subject.headers.traffic_class;
+    let mut traffic_class = plain.traffic_class;
     if STEPS & step::DECAPSULATE != 0 {
-        traffic_class = decapsulate(memory, packet, subject)?;
+        if !packet.strip(usize::from(plain.offset)) {
+            return Err(DropReason::VxlanTruncated);
+        }
+        if plain.outer_traffic_class & ECN_MASK != 0 {
+            let header = memory.head_mut(packet).get_mut(NETWORK..).unwrap_or_default();
+            traffic_class = carry_congestion(header, plain.is_ipv6, traffic_class, plain.outer_traffic_class)?;
+        }
     }
     let inner_bytes = packet.length();
     if STEPS & step::ROUTE != 0 {
         let frame = memory.head_mut(packet).first_chunk_mut().ok_or(DropReason::EthernetTruncated)?;
-        route(frame, &compiled.macs, subject.headers);
+        route(frame, &compiled.macs, plain);
     }
     if STEPS & step::ENCAPSULATE != 0 {
         if !packet.prepend(OUTER_BYTES) {
             return Err(DropReason::Oversized);
         }
         let outer = memory.head_mut(packet).first_chunk_mut().ok_or(DropReason::Oversized)?;
-        encapsulate(outer, compiled, inner_bytes, traffic_class & ECN_MASK, entropy_port(subject.flow_hash));
+        encapsulate(outer, compiled, inner_bytes, traffic_class & ECN_MASK, entropy_port(flow_hash));
     }
     Ok(())
 }
 
 #[inline]
-fn route(frame: &mut [u8; ROUTED_BYTES], macs: &[u8; 12], headers: &Headers) {
+fn route(frame: &mut [u8; ROUTED_BYTES], macs: &[u8; 12], plain: &Plain) {
+    const TTL: usize = NETWORK + ipv4::TTL;
+    const CHECKSUM: usize = NETWORK + ipv4::CHECKSUM;
     frame[..ethernet::ETHERTYPE].copy_from_slice(macs);
-    let ttl = headers.ttl.saturating_sub(1);
-    if headers.network == Network::Ipv6 {
+    let ttl = plain.ttl.saturating_sub(1);
+    if plain.is_ipv6 {
         frame[NETWORK + ipv6::HOP_LIMIT] = ttl;
         return;
     }
-    const TTL: usize = NETWORK + ipv4::TTL;
-    const CHECKSUM: usize = NETWORK + ipv4::CHECKSUM;
     let old = u16::from_be_bytes([frame[TTL], frame[TTL + 1]]);
     let new = u16::from_be_bytes([ttl, frame[TTL + 1]]);
     let sum = checksum::update(u16::from_be_bytes([frame[CHECKSUM], frame[CHECKSUM + 1]]), old, new);

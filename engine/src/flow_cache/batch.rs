@@ -7,6 +7,7 @@ use super::key::{self, FlowKey, Ipv4Key, Ipv6Key};
 use crate::limits::VECTOR_PACKETS;
 use crate::packet::Headers;
 use crate::packet::parse::Network;
+use crate::packet::parse::plain::Front;
 
 /// Epoch of a lane that was not looked up.
 pub(super) const NOT_LOOKED_UP: u64 = 0;
@@ -40,14 +41,14 @@ impl<K: FlowKey> Lane<K> {
     }
 
     #[inline]
-    fn push(&mut self, headers: &Headers, macs: &[u8; 12], ingress: u32) -> usize {
-        let item = self.count;
-        self.keys[item] = K::new(headers, macs, ingress);
-        self.cacheable[item] = key::cacheable(headers);
+    fn push(&mut self, key: K, cacheable: bool) -> u8 {
+        let item = self.count % VECTOR_PACKETS;
+        self.keys[item] = key;
+        self.cacheable[item] = cacheable;
         self.hashes[item] = 0;
         self.count = item + 1;
         self.epoch = NOT_LOOKED_UP;
-        item
+        item as u8
     }
 }
 
@@ -108,11 +109,26 @@ impl LookupBatch {
             return false;
         };
         match headers.network {
-            Network::Ipv4 => *place = Place::Ipv4(self.ipv4.push(headers, macs, ingress) as u8),
-            Network::Ipv6 => *place = Place::Ipv6(self.ipv6.push(headers, macs, ingress) as u8),
+            Network::Ipv4 => {
+                let key = Ipv4Key::new(headers, macs, ingress);
+                *place = Place::Ipv4(self.ipv4.push(key, key::cacheable(headers)));
+            }
+            Network::Ipv6 => {
+                let key = Ipv6Key::new(headers, macs, ingress);
+                *place = Place::Ipv6(self.ipv6.push(key, key::cacheable(headers)));
+            }
             Network::Arp | Network::Other => return false,
         }
         true
+    }
+
+    /// Adds the plain packet with number `packet_number` (each at most once, below the vector's width).
+    #[inline]
+    pub(crate) fn push_plain(&mut self, packet_number: usize, front: Front<'_>, ingress: u32) {
+        self.places[packet_number] = match front {
+            Front::Ipv4(front) => Place::Ipv4(self.ipv4.push(Ipv4Key::of_plain(front, ingress), true)),
+            Front::Ipv6(front) => Place::Ipv6(self.ipv6.push(Ipv6Key::of_plain(front, ingress), true)),
+        };
     }
 
     /// Whether the lookup found the packet's flow. A later insert or removal may have changed that;

@@ -13,7 +13,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::hash::HashWords;
-use crate::packet::parse::{flag, protocol};
+use crate::packet::parse::{flag, plain, protocol};
 use crate::packet::{Headers, Mac};
 
 const TAGGED: u16 = 0x1000;
@@ -154,6 +154,34 @@ impl HashWords for Ipv6Key {
     fn words(&self) -> &[u64] {
         &self.0
     }
+}
+
+impl Ipv4Key {
+    /// The key of a plain frame, from the fixed places of its fields; the same that its headers give.
+    #[inline]
+    pub(super) fn of_plain(front: &[u8; plain::SHORTEST_IPV4], ingress: u32) -> Self {
+        let transport = plain_transport(plain::at(front, 34), front[23]);
+        let link = link_words(&plain::at(front, 0), ingress);
+        Ipv4Key([u64::from_le_bytes(plain::at(front, 26)), transport, link[0], link[1]])
+    }
+}
+
+impl Ipv6Key {
+    /// As [`Ipv4Key::of_plain`].
+    #[inline]
+    pub(super) fn of_plain(front: &[u8; plain::SHORTEST_IPV6], ingress: u32) -> Self {
+        let transport = plain_transport(plain::at(front, 54), front[20]);
+        let link = link_words(&plain::at(front, 0), ingress);
+        let word = |offset| u64::from_le_bytes(plain::at(front, offset));
+        Ipv6Key([word(22), word(30), word(38), word(46), transport, link[0], link[1], 0])
+    }
+}
+
+/// The transport word of TCP or UDP without a tag; the ports are as on the wire.
+#[inline]
+fn plain_transport(ports: [u8; 4], protocol: u8) -> u64 {
+    // Each port's own bytes change places, the ports do not.
+    u64::from(u32::from_be_bytes(ports).rotate_left(16)) | u64::from(protocol) << 32
 }
 
 impl FlowKey for Ipv4Key {

@@ -159,6 +159,39 @@ impl Region {
         unsafe { std::slice::from_raw_parts(start.as_ptr(), self.frame_bytes(frame.index)) }
     }
 
+    /// Bytes `start..start + length` of a head frame.
+    #[inline]
+    pub(super) fn head_bytes(&self, frame: &Frame, start: u16, length: u16) -> &[u8] {
+        let offset = self.head_offset(frame, start, length);
+        // SAFETY: `head_offset` made sure that the range lies inside a head frame, and those inside the mapping.
+        let first = unsafe { self.base.add(offset) };
+        // SAFETY: as above; initialised (the kernel zeroes a memfd); the one way to write these bytes is through the one
+        // Frame, which is borrowed here.
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), usize::from(length)) }
+    }
+
+    /// As [`Region::head_bytes`], to write.
+    #[inline]
+    #[allow(clippy::mut_from_ref)] // the exclusive borrow is of the Frame, which stands for its bytes
+    pub(super) fn head_bytes_mut<'a>(&'a self, frame: &'a mut Frame, start: u16, length: u16) -> &'a mut [u8] {
+        let offset = self.head_offset(frame, start, length);
+        // SAFETY: as in `head_bytes`.
+        let first = unsafe { self.base.add(offset) };
+        // SAFETY: as in `head_bytes`, and exclusive, since the one Frame is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(first.as_ptr(), usize::from(length)) }
+    }
+
+    /// Where the range lies in the mapping. Head frames come first, so for them a shift is enough; this runs several
+    /// times for every packet.
+    #[inline]
+    fn head_offset(&self, frame: &Frame, start: u16, length: u16) -> usize {
+        let inside = usize::from(start) + usize::from(length) <= HEAD_FRAME_BYTES;
+        if frame.region != self.number || frame.index as usize >= self.layout.head_frames || !inside {
+            foreign_frame();
+        }
+        frame.index as usize * HEAD_FRAME_BYTES + usize::from(start)
+    }
+
     /// The bytes of one link of `packet`'s chain, borrowed as long as the packet.
     #[inline]
     pub(super) fn linked_bytes<'a>(&'a self, _owner: &'a super::Packet, index: u32, link: Link) -> &'a [u8] {
@@ -184,7 +217,7 @@ impl Region {
 #[cold]
 #[inline(never)]
 fn foreign_frame() -> ! {
-    panic!("a frame was used with another worker's memory");
+    panic!("a frame was used with another worker's memory, or is no head frame");
 }
 
 impl Drop for Region {
@@ -233,6 +266,18 @@ impl FrameMemory {
             free_bigs: (heads..total).rev().collect(),
             links: vec![Link { next: Link::END, offset: 0, length: 0 }; total as usize].into_boxed_slice(),
         })
+    }
+
+    /// Bytes of a packet's head.
+    #[inline]
+    pub(super) fn head_bytes(&self, frame: &Frame, start: u16, length: u16) -> &[u8] {
+        self.region.head_bytes(frame, start, length)
+    }
+
+    /// Bytes of a packet's head, to write.
+    #[inline]
+    pub(super) fn head_bytes_mut<'a>(&'a self, frame: &'a mut Frame, start: u16, length: u16) -> &'a mut [u8] {
+        self.region.head_bytes_mut(frame, start, length)
     }
 
     /// The mapping, for a lane or for registering it as UMEM.

@@ -253,14 +253,14 @@ impl FrameMemory {
     #[inline]
     #[must_use]
     pub fn head<'a>(&'a self, packet: &'a Packet) -> &'a [u8] {
-        &self.bytes(&packet.head)[packet.start as usize..packet.start as usize + packet.head_length as usize]
+        self.head_bytes(&packet.head, packet.start, packet.head_length)
     }
 
     /// The bytes of the packet's head, to write.
     #[inline]
     pub fn head_mut<'a>(&'a self, packet: &'a mut Packet) -> &'a mut [u8] {
-        let range = packet.start as usize..packet.start as usize + packet.head_length as usize;
-        &mut self.bytes_mut(&mut packet.head)[range]
+        let (start, length) = (packet.start, packet.head_length);
+        self.head_bytes_mut(&mut packet.head, start, length)
     }
 
     /// Asks the processor for the first line of the packet's head.

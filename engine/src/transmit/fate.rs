@@ -32,23 +32,19 @@ impl Fate {
         egress: PortIndex,
         layout: &mut Layout,
     ) -> Fate {
-        match edit::apply_plain(memory, packet, subject, rewrite, translation) {
-            Some(Ok(())) => Fate::Leaves(egress),
-            Some(Err(reason)) => Fate::Dropped(reason),
-            None => match edit::apply(memory, packet, subject, rewrite, translation) {
-                Ok(found) => {
-                    *layout = found;
-                    Fate::LeavesInForm(egress)
-                }
-                Err(reason) => Fate::Dropped(reason),
-            },
+        match edit::apply(memory, packet, subject, rewrite, translation) {
+            Ok(found) => {
+                *layout = found;
+                Fate::LeavesInForm(egress)
+            }
+            Err(reason) => Fate::Dropped(reason),
         }
     }
 }
 
 impl Transmit {
     /// Lets the packet meet its fate; one that is still undecided is a programmer's mistake and drops.
-    #[inline]
+    #[inline(always)]
     pub fn settle(&mut self, outlet: &mut Outlet<'_>, packet: Packet, fate: Fate, layout: &Layout) {
         match fate {
             Fate::Leaves(egress) => match outlet.ports.push(egress, packet) {

@@ -31,13 +31,14 @@ enum Learning {
 impl Worker {
     /// Decides the packet that is number `number` of the vector.
     pub(super) fn decide_packet(&mut self, number: usize, mut packet: Packet) {
-        let Some(frame) = self.readings.get(number).copied() else {
-            return outlet!(self).drop(packet, DropReason::PortUnknown);
-        };
         // The flow's first packet may stand earlier in this very vector.
         match self.edit_hit(number, &mut packet) {
             Fate::Undecided => {}
             fate => return self.transmit.settle(&mut outlet!(self), packet, fate, &self.layouts[number]),
+        }
+        let frame = self.read_whole(number, &packet);
+        if let Some(reason) = frame.refused {
+            return outlet!(self).drop(packet, reason);
         }
         self.counters.event(Event::FlowCacheMiss).add(1);
         let (decision, learned) = self.decide(&frame, &packet);
@@ -72,6 +73,15 @@ impl Worker {
                 Learning::Again => attempt += 1,
             }
         }
+    }
+
+    /// All that can be read of the packet; of a plain one only so much was as the cache needs.
+    fn read_whole(&mut self, number: usize, packet: &Packet) -> FrameReading {
+        let frame = &mut self.readings[number];
+        if self.plains[number].is_some() {
+            self.ingress.read(frame, &self.tables, &self.memory, packet);
+        }
+        *frame
     }
 
     fn remember(

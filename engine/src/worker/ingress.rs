@@ -14,7 +14,8 @@ use crate::drop_reason::DropReason;
 use crate::edit::CompiledRewrite;
 use crate::limits;
 use crate::packet::copy_and_checksum::Kernel;
-use crate::packet::parse::{self, flag, protocol};
+use crate::packet::parse::plain::{Front, Outer};
+use crate::packet::parse::{self, Plain, flag, plain, protocol};
 use crate::packet::wire::{self, tcp, udp};
 use crate::packet::{Checksum, FrameMemory, Gso, Headers, Network, Packet, checksum};
 use crate::slow_path::{self, Arrival, Decision, Tunnelled};
@@ -63,6 +64,13 @@ impl FrameReading {
             && self.ingress != UNNUMBERED
     }
 
+    /// The MAC addresses of a frame that the flow cache may serve; `head` is the packet's head.
+    #[inline]
+    pub(super) fn macs_of_cacheable<'a>(&self, head: &'a [u8]) -> Option<&'a [u8; 12]> {
+        let known = self.refused.is_none() && self.cacheable();
+        head.get(self.inner_offset..).filter(|_| known)?.first_chunk()
+    }
+
     /// Whether a cached rewrite may be applied: hops are left and the packet fits. Otherwise the slow path tells why.
     #[inline]
     pub(super) fn fits(&self, rewrite: &CompiledRewrite, gso: Option<Gso>) -> bool {
@@ -88,11 +96,30 @@ enum Role {
     Uplink,
 }
 
+/// Outer addresses and VNI that were found to be right, and their number.
+#[derive(Clone, Copy, Debug)]
+struct PlainTunnel {
+    addresses: [u8; 8],
+    vni: u32,
+    number: u32,
+}
+
+impl PlainTunnel {
+    /// Of no tunnel: no packet has such a VNI.
+    const NONE: PlainTunnel = PlainTunnel { addresses: [0; 8], vni: u32::MAX, number: UNNUMBERED };
+
+    #[inline]
+    fn number_of(&self, outer: &Outer) -> Option<u32> {
+        (self.addresses == outer.addresses && self.vni == outer.vni).then_some(self.number)
+    }
+}
+
 /// The hot half of admission.
 #[derive(Debug)]
 pub(super) struct IngressTable {
     roles: Box<[Role]>,
     memo: Box<[Option<(Tunnelled, u32)>]>,
+    plain_memo: Box<[PlainTunnel; MEMO_SLOTS]>,
     numbers: HashMap<Tunnelled, u32>,
 }
 
@@ -101,6 +128,7 @@ impl IngressTable {
         Self {
             roles: vec![Role::Absent; limits::PORTS].into_boxed_slice(),
             memo: vec![None; MEMO_SLOTS].into_boxed_slice(),
+            plain_memo: Box::new([PlainTunnel::NONE; MEMO_SLOTS]),
             numbers: HashMap::with_capacity(limits::TUNNEL_INGRESSES),
         }
     }
@@ -108,10 +136,41 @@ impl IngressTable {
     /// Takes new tables up.
     pub(super) fn refresh(&mut self, tables: &Snapshot) {
         self.memo.fill(None);
+        self.plain_memo.fill(PlainTunnel::NONE);
         self.roles.fill(Role::Absent);
         for port in tables.ports.iter() {
             if let Some(role) = self.roles.get_mut(port.index.0 as usize) {
                 *role = if matches!(port.role, PortRole::Uplink(_)) { Role::Uplink } else { Role::Local };
+            }
+        }
+    }
+
+    /// Reads a packet that is plain, with its ingress number for the flow key; `None` if it has to be read as any other.
+    /// A tunnelled one is plain only if a packet of its peer and VNI was read before.
+    #[inline]
+    pub(super) fn read_plain<'a>(
+        &self,
+        tables: &Snapshot,
+        memory: &'a FrameMemory,
+        packet: &'a Packet,
+    ) -> Option<(Plain, Front<'a>, u32)> {
+        if !packet.is_finished() {
+            return None;
+        }
+        let head = memory.head(packet);
+        match self.roles.get(packet.ingress.0 as usize)? {
+            Role::Absent => None,
+            Role::Local => {
+                let (plain, front) = plain::read(head, packet.length())?;
+                Some((plain, front, u32::from(packet.ingress.0)))
+            }
+            Role::Uplink => {
+                let outer = Outer::read(head, packet.length(), tables.tunnels.udp_port)?;
+                let ingress = self.plain_memo[plain_memo_slot(&outer)].number_of(&outer)?;
+                let inner = head.get(Outer::BYTES..outer.end.min(head.len()))?;
+                let (plain, front) = plain::read(inner, outer.end - Outer::BYTES)?;
+                let tunnelled = Plain { offset: Outer::BYTES as u8, outer_traffic_class: outer.traffic_class, ..plain };
+                Some((tunnelled, front, ingress))
             }
         }
     }
@@ -151,6 +210,7 @@ impl IngressTable {
         let tunnel = Tunnelled { peer: outer.source_address(), vni };
         frame.ingress = self.number(tables, tunnel)?;
         verify_outer(memory, packet, &outer)?;
+        self.remember_plain(head, packet.length(), tables.tunnels.udp_port, frame.ingress);
         let end = (usize::from(outer.network_offset) + outer.network_length as usize).min(packet.length());
         let inner = head.get(inner_offset..).unwrap_or_default();
         parse::parse_into(&mut frame.headers, inner, end.saturating_sub(inner_offset))?;
@@ -159,6 +219,14 @@ impl IngressTable {
         frame.outer_traffic_class = outer.traffic_class;
         frame.tunnel = Some(tunnel);
         Ok(())
+    }
+
+    /// Notes the number of a tunnel whose outer headers were just found right, for the next packet that is plain.
+    fn remember_plain(&mut self, head: &[u8], length: usize, udp_port: u16, number: u32) {
+        if let Some(outer) = Outer::read(head, length, udp_port).filter(|_| number != UNNUMBERED) {
+            self.plain_memo[plain_memo_slot(&outer)] =
+                PlainTunnel { addresses: outer.addresses, vni: outer.vni, number };
+        }
     }
 
     /// The number of a peer and VNI, both known to the tables.
@@ -203,6 +271,12 @@ pub fn explain(
         None => Ok(slow_path::decide(tables, state, &frame.arrival(memory.head(packet), packet), now)),
         Some(reason) => Err(reason),
     }
+}
+
+#[inline]
+fn plain_memo_slot(outer: &Outer) -> usize {
+    let mixed = (u64::from_le_bytes(outer.addresses) ^ u64::from(outer.vni) << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 56) as usize % MEMO_SLOTS
 }
 
 fn memo_slot(tunnel: &Tunnelled) -> usize {

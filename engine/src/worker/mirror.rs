@@ -10,11 +10,14 @@ impl Worker {
     pub(super) fn mirror_vector(&mut self) {
         let Some(port) = self.vector.first().map(|packet| packet.ingress) else { return };
         let Some(target) = self.transmit.mirrors().of_ingress(port) else { return };
-        for (packet, frame) in self.vector.iter().zip(&self.readings) {
+        for (number, (packet, frame)) in self.vector.iter().zip(&self.readings).enumerate() {
+            // Of a plain packet the headers were not read, and there is nothing to cut or complete.
+            let is_plain = self.plains[number].is_some();
             if packet.gso().is_some() && (frame.refused.is_some() || frame.inner_offset > 0) {
                 continue;
             }
-            self.transmit.mirror(&mut outlet!(self), target, packet, &Layout::plain(&frame.headers));
+            let layout = if is_plain { Layout::default() } else { Layout::plain(&frame.headers) };
+            self.transmit.mirror(&mut outlet!(self), target, packet, &layout);
         }
     }
 }

@@ -37,8 +37,10 @@ pub use ports::Ports;
 use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
 use crate::cycles::{Stopwatch, Work};
+use crate::edit;
 use crate::flow_cache::{FlowCache, LookupBatch};
 use crate::limits::VECTOR_PACKETS;
+use crate::packet::parse::Plain;
 use crate::packet::{FrameMemory, Packet};
 use crate::port::af_xdp::Umem;
 use crate::state::{Removed, State};
@@ -66,7 +68,9 @@ pub struct Worker {
     cache: FlowCache,
     batch: LookupBatch,
     vector: Vec<Packet>,
-    /// What was read of each packet of the vector: one slot for each, used again for the next vector.
+    /// What was read of each plain packet of the vector.
+    plains: [Option<Plain>; VECTOR_PACKETS],
+    /// What was read of each other packet of the vector: one slot for each, used again for the next vector.
     readings: Vec<FrameReading>,
     /// What becomes of each packet of the vector.
     fates: [Fate; VECTOR_PACKETS],
@@ -136,20 +140,23 @@ impl Worker {
         self.counters.event(Event::FlowCacheHit).add(std::mem::take(&mut self.hits));
     }
 
-    /// Parses every packet; those the cache may serve get a key, the others a reason.
+    /// Reads every packet; those the cache may serve get a key, the others a reason.
     fn read_vector(&mut self) {
         self.batch.clear();
         self.vector.iter().take(PREFETCH_PACKETS).for_each(|packet| self.memory.prefetch(packet));
-        for (number, (packet, frame)) in self.vector.iter().zip(&mut self.readings).enumerate() {
+        for (number, packet) in self.vector.iter().enumerate() {
             if let Some(later) = self.vector.get(number + PREFETCH_PACKETS) {
                 self.memory.prefetch(later);
             }
-            self.ingress.read(frame, &self.tables, &self.memory, packet);
-            if frame.refused.is_some() || !frame.cacheable() {
+            if let Some((plain, front, ingress)) = self.ingress.read_plain(&self.tables, &self.memory, packet) {
+                self.plains[number] = Some(plain);
+                self.batch.push_plain(number, front, ingress);
                 continue;
             }
-            let inner = self.memory.head(packet).get(frame.inner_offset..);
-            if let Some(macs) = inner.and_then(|inner| inner.first_chunk::<12>()) {
+            self.plains[number] = None;
+            let frame = &mut self.readings[number];
+            self.ingress.read(frame, &self.tables, &self.memory, packet);
+            if let Some(macs) = frame.macs_of_cacheable(self.memory.head(packet)) {
                 self.batch.push(number, &frame.headers, macs, frame.ingress);
             }
         }
@@ -168,21 +175,34 @@ impl Worker {
     /// the sender why it cannot be sent on.
     #[inline]
     fn edit_hit(&mut self, number: usize, packet: &mut Packet) -> Fate {
-        let Some(frame) = self.readings.get(number) else { return Fate::Undecided };
-        if let Some(reason) = frame.refused {
-            return Fate::Dropped(reason);
-        }
-        let bytes = packet.length() - frame.inner_offset.min(packet.length());
-        let Some(action) = self.cache.take_hit(&self.batch, number, bytes, self.now_ms) else {
+        let (plain, frame) = (&self.plains[number], &mut self.readings[number]);
+        let offset = match plain {
+            Some(plain) => usize::from(plain.offset),
+            None if let Some(reason) = frame.refused => return Fate::Dropped(reason),
+            None => frame.inner_offset.min(packet.length()),
+        };
+        let Some(action) = self.cache.take_hit(&self.batch, number, packet.length() - offset, self.now_ms) else {
             return Fate::Undecided;
         };
+        let hash = self.batch.hash(number);
+        if let Some(plain) = plain {
+            if !action.rewrite.fits(plain) {
+                return Fate::Undecided;
+            }
+            if action.translation.is_none()
+                && let Some(edited) = edit::apply_plain(&self.memory, packet, plain, hash, action.rewrite)
+            {
+                self.hits += 1;
+                return edited.map_or_else(Fate::Dropped, |()| Fate::Leaves(action.egress));
+            }
+            self.ingress.read(frame, &self.tables, &self.memory, packet);
+        }
         if !frame.fits(action.rewrite, packet.gso()) {
             return Fate::Undecided;
         }
         self.hits += 1;
-        let subject = carry_out::subject(frame, self.batch.hash(number));
-        let (translation, layout) = (&action.translation, &mut self.layouts[number]);
-        Fate::of_edit(&self.memory, packet, &subject, action.rewrite, translation, action.egress, layout)
+        let (subject, layout) = (carry_out::subject(frame, hash), &mut self.layouts[number]);
+        Fate::of_edit(&self.memory, packet, &subject, action.rewrite, &action.translation, action.egress, layout)
     }
 
     /// Hands the edited packets to their ports and drops what is refused; gathers the undecided.

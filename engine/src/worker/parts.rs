@@ -76,6 +76,7 @@ impl Worker {
             batch: LookupBatch::new(),
             vector: Vec::with_capacity(VECTOR_PACKETS),
             ended: Vec::with_capacity(CONNECTION_SCAN_STEP),
+            plains: [None; VECTOR_PACKETS],
             readings: vec![FrameReading::EMPTY; VECTOR_PACKETS],
             fates: [Fate::Undecided; VECTOR_PACKETS],
             layouts: [Layout::default(); VECTOR_PACKETS],
