@@ -139,10 +139,11 @@ impl Transmit {
         if let Some(lane) = outlet.ports.lane(egress) {
             return send_by_lane(outlet, lane, egress, packet);
         }
+        let has_room = outlet.ports.has_room(egress);
         let Some(pending) = outlet.ports.pending(egress) else {
             return outlet.drop(packet, DropReason::PortDown);
         };
-        if pending.len() >= limits::TRANSMIT_QUEUE_PACKETS {
+        if !has_room {
             return outlet.drop(packet, DropReason::TransmitQueueFull);
         }
         pending.push(packet);

@@ -247,6 +247,7 @@ impl Worker {
     fn receive_lanes(&mut self) -> bool {
         let mut busy = false;
         for lane in &mut self.lanes {
+            self.ports.begin_vector();
             for _ in 0..VECTOR_PACKETS {
                 let Some((egress, packet)) = lane.receive(&mut self.memory) else { break };
                 busy = true;

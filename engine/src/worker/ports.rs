@@ -17,6 +17,8 @@ use crate::transmit::LaneSender;
 
 /// Turns between two looks at epoll while some queue delivers.
 const EPOLL_TURNS: u32 = 16;
+/// Packets in a port's list below which nobody asks whose they are.
+const AMPLE_PACKETS: usize = limits::TRANSMIT_QUEUE_PACKETS / 2;
 /// Events taken from epoll at once.
 const EPOLL_EVENTS: usize = 64;
 /// What epoll says for the worker's own wake-up descriptor.
@@ -30,6 +32,10 @@ struct Slot {
     pending: Vec<Packet>,
     /// Longest frame that this worker's own queue takes; 0 without one, and where packets are copied for a mirror.
     longest_own: usize,
+    /// The vector that `share` was computed for.
+    sharing: u64,
+    /// How long the list may become by that vector.
+    share: usize,
     active: bool,
     hot: bool,
 }
@@ -43,6 +49,8 @@ pub struct Ports {
     lanes: Vec<Option<LaneSender>>,
     epoll: OwnedFd,
     turns: u32,
+    /// Counts vectors, empty ones too.
+    vector: u64,
     /// Some queue delivered since epoll was last thought of, or epoll has just named one.
     delivered: bool,
     /// Ports whose packets are copied as they leave.
@@ -69,6 +77,7 @@ impl Ports {
             lanes,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             turns: 0,
+            vector: 0,
             delivered: false,
             watched: Vec::new(),
         })
@@ -156,6 +165,9 @@ impl Ports {
         self.ready.extend_from_slice(&self.cheap);
         self.ready.extend_from_slice(&self.hot);
         self.turns = self.turns.wrapping_add(1);
+        // Nobody is always the first to find room.
+        let first = self.turns as usize % self.ready.len().max(1);
+        self.ready.rotate_left(first);
         let delivered = std::mem::replace(&mut self.delivered, false);
         if !delivered || self.turns.is_multiple_of(EPOLL_TURNS) {
             self.wait(Some(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }));
@@ -181,6 +193,11 @@ impl Ports {
         called
     }
 
+    /// What is handed to ports from now on belongs to another vector.
+    pub(super) fn begin_vector(&mut self) {
+        self.vector += 1;
+    }
+
     /// The next queue to poll.
     pub(super) fn next_ready(&mut self) -> Option<PortIndex> {
         self.ready.pop()
@@ -194,6 +211,7 @@ impl Ports {
         vector: &mut Vec<Packet>,
         counters: &WorkerCounters,
     ) -> usize {
+        self.begin_vector();
         let Some(slot) = self.slots.get_mut(port.0 as usize) else { return 0 };
         let Some(queue) = slot.queue.as_mut() else { return 0 };
         let received = queue.receive(memory, vector);
@@ -238,14 +256,29 @@ impl Ports {
     #[inline]
     pub(crate) fn push(&mut self, port: PortIndex, packet: Packet) -> Result<bool, Packet> {
         match self.slots.get_mut(port.0 as usize) {
-            Some(slot)
-                if packet.length() <= slot.longest_own && slot.pending.len() < limits::TRANSMIT_QUEUE_PACKETS =>
-            {
+            Some(slot) if packet.length() <= slot.longest_own && slot.pending.len() < AMPLE_PACKETS => {
                 slot.pending.push(packet);
                 Ok(!std::mem::replace(&mut slot.active, true))
             }
             Some(_) | None => Err(packet),
         }
+    }
+
+    /// Whether the port's list takes one more packet of the vector that is being forwarded. Half of a list is there for
+    /// whoever comes first; of what is left then, each vector gets at most half. So whoever floods a port that sends too
+    /// slowly leaves room for the vectors of others, and loses its own packets.
+    pub(crate) fn has_room(&mut self, port: PortIndex) -> bool {
+        let vector = self.vector;
+        let Some(slot) = self.slots.get_mut(port.0 as usize) else { return false };
+        let waiting = slot.pending.len();
+        if waiting < AMPLE_PACKETS {
+            return true;
+        }
+        if slot.sharing != vector {
+            slot.sharing = vector;
+            slot.share = waiting + limits::TRANSMIT_QUEUE_PACKETS.saturating_sub(waiting).div_ceil(2);
+        }
+        waiting < slot.share
     }
 
     /// Packets that wait for the port.
