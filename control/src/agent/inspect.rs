@@ -4,6 +4,7 @@
 //! a moment apart.
 
 mod addresses;
+mod connections;
 mod stations;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,9 @@ use super::pods::Pods;
 use super::shared::Shared;
 use super::trace;
 use crate::api::model::{
-    DropReport, FlowReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport, PortReport, QueueReport,
-    RouteReport, RouteTargetReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    ConnectionsQuery, ConnectionsReport, DropReport, FlowReport, FlowsReport, IpamCheckReport, IpamReport,
+    NeighbourReport, PortReport, QueueReport, RouteReport, RouteTargetReport, StationReport, StatusReport, TraceReport,
+    TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -181,6 +183,11 @@ impl Inspect for Inspector {
             flows.extend(cached.iter().map(|flow| flow_report(&tables, worker, flow)));
         }
         Ok(FlowsReport { total, flows })
+    }
+
+    fn connections(&self, query: &ConnectionsQuery, limit: usize) -> Result<ConnectionsReport, InspectFailure> {
+        let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
+        Ok(connections::connections(&self.tables(), &state.connections, query, limit))
     }
 
     fn drops(&self) -> Result<Vec<DropReport>, InspectFailure> {

@@ -5,6 +5,7 @@
 //! | POST `/v1/cni/add`, `del`, `check`, `gc`, `status` | `millrace_cni::protocol` |
 //! | GET `/v1/show/ports`, `workers`, `routes`, `neighbours`, `drops`, `status` | lists and documents of [`model`] |
 //! | GET `/v1/show/flows?limit=N` | [`model::FlowsReport`] |
+//! | GET `/v1/show/connections?limit=N&pod=NS/NAME&state=S` | [`model::ConnectionsReport`] for a [`model::ConnectionsQuery`] |
 //! | GET `/v1/show/fdb`, `/v1/show/ipam`, `/v1/check/ipam` | [`model::StationReport`]s, [`model::IpamReport`], [`model::IpamCheckReport`] |
 //! | POST `/v1/trace` | [`model::TraceReport`] for a [`model::TraceRequest`] |
 //!
@@ -18,8 +19,8 @@ pub mod server;
 pub mod socket;
 
 use model::{
-    DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport, PortReport, RouteReport, StationReport,
-    StatusReport, TraceReport, TraceRequest, WorkerReport,
+    ConnectionsQuery, ConnectionsReport, DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport,
+    PortReport, RouteReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 
 /// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
@@ -53,6 +54,12 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`InspectFailure`].
     fn flows(&self, limit: usize) -> Result<FlowsReport, InspectFailure>;
+
+    /// Connections that match `query`, at most `limit`.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn connections(&self, query: &ConnectionsQuery, limit: usize) -> Result<ConnectionsReport, InspectFailure>;
 
     /// Drop reasons with a count, in order of their numbers.
     ///

@@ -222,6 +222,64 @@ pub struct FlowReport {
     pub idle_milliseconds: u64,
 }
 
+/// `show connections`: what is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionsQuery {
+    /// How many at most.
+    pub limit: Option<usize>,
+    /// Only those of this pod, as `NAMESPACE/NAME`.
+    pub pod: Option<String>,
+    /// Only those in this state, as Linux names it: `ESTABLISHED`, `UNREPLIED`.
+    pub state: Option<String>,
+}
+
+/// `show connections`: the connection table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionsReport {
+    /// Connections there may be.
+    pub capacity: u64,
+    /// Connections there are.
+    pub total: u64,
+    /// Those of them that were asked for.
+    pub matching: u64,
+    /// The first of these, as many as were asked for.
+    pub connections: Vec<ConnectionReport>,
+}
+
+/// One connection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionReport {
+    /// The segment its opener is in.
+    pub segment: String,
+    /// `tcp`, `udp`, `sctp`, `icmp`, `icmpv6`, or the protocol's number.
+    pub protocol: String,
+    /// State, as Linux names it.
+    pub state: String,
+    /// Whether it was answered.
+    pub replied: bool,
+    /// Packets as the opener sends them.
+    pub original: TupleReport,
+    /// Packets as the other end sends them.
+    pub reply: TupleReport,
+    /// Milliseconds since it was opened.
+    pub age_milliseconds: u64,
+    /// Milliseconds since the last packet, as far as the flow caches have told: a second late at most.
+    pub idle_milliseconds: u64,
+}
+
+/// Addresses and ports of the packets of one direction.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TupleReport {
+    /// Source address.
+    pub source: String,
+    /// Source port, or the echo identifier; 0 where the protocol has none.
+    pub source_port: u16,
+    /// Destination address.
+    pub destination: String,
+    /// Destination port, or the echo identifier; 0 where the protocol has none.
+    pub destination_port: u16,
+}
+
 /// `show drops`: one reason.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DropReport {

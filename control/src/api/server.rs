@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::connections::BoundedListener;
-use super::model::{ErrorReport, TraceRequest};
+use super::model::{ConnectionsQuery, ErrorReport, TraceRequest};
 use super::socket::Socket;
 use super::{Inspect, InspectFailure};
 use crate::cni_server::{CniFailure, CniServer};
@@ -38,7 +38,7 @@ pub struct Limits {
     pub connections: usize,
     /// CNI calls at work at a time: each has a blocking thread.
     pub cni_calls: usize,
-    /// Flows told when no limit is asked for.
+    /// Flows and connections told when no limit is asked for.
     pub flows: usize,
     /// Time for requests at work to finish once the agent stops.
     pub grace: Duration,
@@ -113,6 +113,7 @@ fn router(api: Api) -> Router {
         .route("/v1/show/drops", get(async |State(api): State<Api>| tell(api, |inspect| inspect.drops()).await))
         .route("/v1/show/status", get(async |State(api): State<Api>| tell(api, |inspect| inspect.status()).await))
         .route("/v1/show/flows", get(show_flows))
+        .route("/v1/show/connections", get(show_connections))
         .route("/v1/trace", post(trace))
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path; this agent may be older than the caller"))
         .layer(DefaultBodyLimit::max(api.limits.body_bytes))
@@ -198,6 +199,11 @@ struct FlowsQuery {
 async fn show_flows(State(api): State<Api>, Query(query): Query<FlowsQuery>) -> Response {
     let limit = query.limit.unwrap_or(api.limits.flows);
     tell(api, move |inspect| inspect.flows(limit)).await
+}
+
+async fn show_connections(State(api): State<Api>, Query(query): Query<ConnectionsQuery>) -> Response {
+    let limit = query.limit.unwrap_or(api.limits.flows);
+    tell(api, move |inspect| inspect.connections(&query, limit)).await
 }
 
 async fn trace(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {

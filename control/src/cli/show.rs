@@ -34,6 +34,18 @@ enum What {
         #[arg(long, default_value_t = 1_000)]
         limit: usize,
     },
+    /// Connections: who speaks to whom, in which state
+    Connections {
+        /// How many at most
+        #[arg(long, default_value_t = 1_000)]
+        limit: usize,
+        /// Only those of this pod: NAMESPACE/NAME
+        #[arg(long)]
+        pod: Option<String>,
+        /// Only those in this state, as Linux names it: ESTABLISHED, SYN_SENT, UNREPLIED
+        #[arg(long)]
+        state: Option<String>,
+    },
     /// Dropped frames by reason, with what to check next
     Drops,
     /// The node, its tables, and what is wrong with its objects
@@ -52,7 +64,22 @@ pub(super) fn run(options: &ShowOptions) -> anyhow::Result<()> {
         What::Fdb => output.print(&client.show::<Vec<StationReport>>("fdb")?, |list| table::stations(list)),
         What::Ipam => output.print(&client.show("ipam")?, table::ipam),
         What::Flows { limit } => output.print(&client.show(&format!("flows?limit={limit}"))?, table::flows),
+        What::Connections { limit, pod, state } => {
+            let part = |name: &str, value: &Option<String>| match value {
+                Some(value) => format!("&{name}={}", percent_encoded(value)),
+                None => String::new(),
+            };
+            let path = format!("connections?limit={limit}{}{}", part("pod", pod), part("state", state));
+            output.print(&client.show(&path)?, table::connections)
+        }
         What::Drops => output.print(&client.show::<Vec<DropReport>>("drops")?, |list| table::drops(list)),
         What::Status => output.print(&client.show("status")?, table::status),
     }
+}
+
+/// A value as a query may carry it (RFC 3986 section 2.1).
+fn percent_encoded(value: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    value.bytes().map(encode).collect()
 }

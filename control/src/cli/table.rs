@@ -10,8 +10,8 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment};
 
 use crate::api::model::{
-    DropReport, FlowsReport, NeighbourReport, PortReport, Problem, QueueReport, RouteReport, RouteTargetReport,
-    StatusReport, TraceReport, WorkerReport,
+    ConnectionsReport, DropReport, FlowsReport, NeighbourReport, PortReport, Problem, QueueReport, RouteReport,
+    RouteTargetReport, StatusReport, TraceReport, WorkerReport,
 };
 
 pub(super) use addresses::{ipam, ipam_check};
@@ -121,6 +121,36 @@ pub(super) fn flows(report: &FlowsReport) -> String {
     if shown < report.total {
         let _ = writeln!(text, "{} of {} flows shown; --limit shows more.", number(shown), number(report.total));
     }
+    text
+}
+
+/// `show connections`.
+pub(super) fn connections(report: &ConnectionsReport) -> String {
+    let heads = ["Segment", "Protocol", "State", "From", "To", "Answers from", "Answers to", "Age", "Idle"];
+    let rows = report.connections.iter().map(|connection| {
+        let (original, reply) = (&connection.original, &connection.reply);
+        vec![
+            left(&connection.segment),
+            left(&connection.protocol),
+            left(&connection.state),
+            left(endpoint(&original.source, original.source_port)),
+            left(endpoint(&original.destination, original.destination_port)),
+            left(endpoint(&reply.source, reply.source_port)),
+            left(endpoint(&reply.destination, reply.destination_port)),
+            right(duration(connection.age_milliseconds)),
+            right(duration(connection.idle_milliseconds)),
+        ]
+    });
+    let mut text = render(&heads, rows, "There is no such connection.");
+    let shown = report.connections.len() as u64;
+    let _ = writeln!(
+        text,
+        "{} of {} shown; {} of {} there may be.",
+        number(shown),
+        number(report.matching),
+        number(report.total),
+        number(report.capacity)
+    );
     text
 }
 

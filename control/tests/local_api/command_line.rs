@@ -17,6 +17,7 @@ fn every_document_is_shown_as_table_and_as_json() {
         ("routes", "unreachable", "/0/target/kind", "unreachable".into()),
         ("neighbours", "192.0.2.2", "/0/address", "192.0.2.2".into()),
         ("flows", "1,000 of 5,000 flows", "/total", 5000.into()),
+        ("connections", "5 of 0 shown; 7 of 0 there may be.", "/total", 7.into()),
         ("fdb", "02:00:00:00:00:09", "/0/mac", "02:00:00:00:00:09".into()),
         ("ipam", "There is no IpPool.", "/node", "a".into()),
         ("status", "Problems:", "/node", serde_json::Value::from("a")),
@@ -29,6 +30,12 @@ fn every_document_is_shown_as_table_and_as_json() {
     }
     let flows = agent.millrace(&["show", "-o", "json", "flows", "--limit", "3"]);
     assert_eq!(json(&flows)["flows"].as_array().map(Vec::len), Some(3));
+    let filters =
+        ["show", "connections", "--pod", "default/we b&", "--state", "SYN_SENT", "--limit", "2", "-o", "json"];
+    let connections = json(&agent.millrace(&filters));
+    assert_eq!(connections["connections"].as_array().map(Vec::len), Some(2));
+    assert_eq!(connections["connections"][0]["segment"], "default/we b&");
+    assert_eq!(connections["connections"][0]["state"], "SYN_SENT");
     let trace = agent.millrace(&["trace", "--from", "default/web-0", "--to", "[fd00::5]:53/udp", "-o", "json"]);
     assert_eq!(json(&trace)["packet"], "udp to fd00::5:53");
 }

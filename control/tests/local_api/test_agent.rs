@@ -98,6 +98,13 @@ impl Inspect for TestNetwork {
         Ok(FlowsReport { total: 5000, flows: vec![FlowReport::default(); limit] })
     }
 
+    fn connections(&self, query: &ConnectionsQuery, limit: usize) -> Result<ConnectionsReport, InspectFailure> {
+        // The filters come back as they arrived.
+        let (segment, state) = (query.pod.clone().unwrap_or_default(), query.state.clone().unwrap_or_default());
+        let connection = ConnectionReport { segment, state, ..Default::default() };
+        Ok(ConnectionsReport { total: 7, connections: vec![connection; limit.min(5)], ..Default::default() })
+    }
+
     fn drops(&self) -> Result<Vec<DropReport>, InspectFailure> {
         Err(InspectFailure::Unavailable("worker 1 does not answer".into()))
     }
