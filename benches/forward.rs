@@ -226,6 +226,7 @@ fn switch(ipv6: bool, flows: usize) -> Switch {
     let options = SwitchOptions {
         frame_memory: FRAMES,
         flows: FlowCacheLayout { ipv4, ipv6 },
+        connections: 2 * flows,
         hash_seed: Some(SEED),
         ..SwitchOptions::default()
     };

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use millrace_engine::counters::{Event, WorkerCounters};
+use millrace_engine::cycles::Work;
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::packet::parse::protocol;
@@ -23,9 +24,9 @@ use super::pods::Pods;
 use super::shared::Shared;
 use super::trace;
 use crate::api::model::{
-    ConnectionsQuery, ConnectionsReport, DropReport, FlowReport, FlowsReport, IpamCheckReport, IpamReport,
-    NeighbourReport, PortReport, QueueReport, RouteReport, RouteTargetReport, StationReport, StatusReport, TraceReport,
-    TraceRequest, WorkerReport,
+    ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
+    IpamReport, NeighbourReport, PortCyclesReport, PortReport, QueueReport, RouteReport, RouteTargetReport,
+    StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -107,6 +108,7 @@ impl Inspect for Inspector {
     fn workers(&self) -> Result<Vec<WorkerReport>, InspectFailure> {
         let cores = self.shared.switch.with(|switch| switch.options().cores.clone());
         let uptime = self.shared.started.elapsed().as_nanos() as u64;
+        let tables = self.tables();
         let report = |(number, counters): (usize, Arc<WorkerCounters>)| WorkerReport {
             worker: number as u32,
             cpu: cores.get(number).map(|core| *core as u32),
@@ -119,6 +121,7 @@ impl Inspect for Inspector {
             held_frames: counters.held.get(),
             free_frames: counters.free_frames.get(),
             events: Event::ALL.iter().map(|event| (event.name().to_owned(), counters.event(*event).get())).collect(),
+            cycles: cycles(&counters, &tables),
         };
         Ok(self.counters().into_iter().enumerate().map(report).collect())
     }
@@ -239,6 +242,24 @@ impl Inspect for Inspector {
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
         let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
         trace::trace(&self.tables(), &state, request)
+    }
+}
+
+/// Where one worker's time goes.
+fn cycles(counters: &WorkerCounters, tables: &Snapshot) -> CyclesReport {
+    let measured = |port: &Arc<millrace_engine::tables::Port>| {
+        let counts = counters.port(usize::from(port.index.0));
+        let (packets, cycles) = (counts.measured_frames.get(), counts.measured_cycles.get());
+        (packets > 0).then(|| PortCyclesReport { port: port.name.to_string(), packets, cycles })
+    };
+    let mut ports: Vec<PortCyclesReport> = tables.ports.iter().filter_map(measured).collect();
+    ports.sort_by(|one, other| other.cycles.cmp(&one.cycles).then_with(|| one.port.cmp(&other.port)));
+    CyclesReport {
+        packets: counters.cycles.packets.get(),
+        vectors: counters.cycles.vectors.get(),
+        work: Work::ALL.iter().map(|work| (work.name().to_owned(), counters.cycles.of(*work).get())).collect(),
+        idle: counters.cycles.idle.get(),
+        ports,
     }
 }
 

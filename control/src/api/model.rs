@@ -128,6 +128,35 @@ pub struct WorkerReport {
     pub free_frames: u64,
     /// Every event it counts, by name.
     pub events: BTreeMap<String, u64>,
+    /// Where its time goes.
+    #[serde(default)]
+    pub cycles: CyclesReport,
+}
+
+/// Where a worker's time goes: cycles of one turn in 31, summed since the start.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CyclesReport {
+    /// Packets of the measured turns.
+    pub packets: u64,
+    /// Vectors they came in.
+    pub vectors: u64,
+    /// Cycles by kind of work, of turns that moved packets.
+    pub work: BTreeMap<String, u64>,
+    /// Cycles of turns that moved none.
+    pub idle: u64,
+    /// The ports that packets came from, the dearest first.
+    pub ports: Vec<PortCyclesReport>,
+}
+
+/// What one port's packets cost a worker, from their reception until they lie in the list of another port.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortCyclesReport {
+    /// Name of the port.
+    pub port: String,
+    /// Packets of the measured turns.
+    pub packets: u64,
+    /// Their cycles.
+    pub cycles: u64,
 }
 
 /// `show routes`: one route.

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment};
+use millrace_engine::cycles::Work;
 
 use crate::api::model::{
     ConnectionsReport, DropReport, FlowsReport, NeighbourReport, PortReport, Problem, QueueReport, RouteReport,
@@ -66,7 +67,48 @@ pub(super) fn workers(list: &[WorkerReport]) -> String {
             right(format!("generation {}", worker.generation)),
         ]
     });
-    render(&heads, rows, "No worker runs.")
+    let mut text = render(&heads, rows, "No worker runs.");
+    let measured: Vec<&WorkerReport> = list.iter().filter(|worker| worker.cycles.packets > 0).collect();
+    if !measured.is_empty() {
+        text.push_str(&work(&measured));
+        text.push_str(&work_by_port(&measured));
+    }
+    text
+}
+
+/// Cycles a packet by kind of work.
+fn work(list: &[&WorkerReport]) -> String {
+    let names = Work::ALL.map(|work| work.name().replace('_', " "));
+    let heads = ["Worker", "Packets/vector", "Cycles/packet"].into_iter().chain(names.iter().map(String::as_str));
+    let rows = list.iter().map(|worker| {
+        let cycles = &worker.cycles;
+        let of = |work: Work| cycles.work.get(work.name()).copied().unwrap_or(0);
+        let total: u64 = Work::ALL.iter().map(|work| of(*work)).sum();
+        let first = [worker.worker.to_string(), ratio(cycles.packets, cycles.vectors), ratio(total, cycles.packets)];
+        first.into_iter().chain(Work::ALL.map(|work| ratio(of(work), cycles.packets))).map(right).collect()
+    });
+    format!("\n{}", render(&heads.collect::<Vec<_>>(), rows, ""))
+}
+
+/// What the packets of each port cost.
+fn work_by_port(list: &[&WorkerReport]) -> String {
+    let rows = list.iter().flat_map(|worker| {
+        let total: u64 = worker.cycles.ports.iter().map(|port| port.cycles).sum();
+        worker.cycles.ports.iter().map(move |port| {
+            vec![
+                right(worker.worker.to_string()),
+                left(&port.port),
+                right(ratio(port.cycles, port.packets)),
+                right(percent(port.cycles, total)),
+            ]
+        })
+    });
+    let heads = ["Worker", "From port", "Cycles/packet", "Share of cycles"];
+    format!("\n{}", render(&heads, rows, "No port was measured."))
+}
+
+fn ratio(of: u64, to: u64) -> String {
+    (of + to / 2).checked_div(to).map_or("-".into(), number)
 }
 
 /// `show routes`.

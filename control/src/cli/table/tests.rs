@@ -1,7 +1,7 @@
 use super::*;
 use crate::api::model::{
-    AddressReport, AssignedReport, BlockReport, FindingReport, FlowReport, IpamCheckReport, IpamReport, PoolReport,
-    StationReport, TraceDrop, TraceStep,
+    AddressReport, AssignedReport, BlockReport, CyclesReport, FindingReport, FlowReport, IpamCheckReport, IpamReport,
+    PoolReport, PortCyclesReport, StationReport, TraceDrop, TraceStep,
 };
 
 /// Compares line by line, so that a failure shows what differs.
@@ -70,12 +70,31 @@ fn workers_show_how_busy_they_are() {
         held_frames: 0,
         free_frames: 32_768,
         events: Default::default(),
+        cycles: CyclesReport {
+            packets: 6_200,
+            vectors: 100,
+            work: [("receive", 620_000), ("read", 124_000), ("look_up", 62_000), ("transmit", 6_200_000)]
+                .map(|(name, cycles)| (name.to_owned(), cycles))
+                .into(),
+            idle: 5,
+            ports: vec![
+                PortCyclesReport { port: "default/noisy-0".into(), packets: 6_000, cycles: 900_000 },
+                PortCyclesReport { port: "ens3".into(), packets: 200, cycles: 100_000 },
+            ],
+        },
     };
     check(
         &workers(&[worker, WorkerReport::default()]),
         r#"Worker  CPU  Awake  Flows  Flow cache hits  Misses  Hit ratio  Held  Free frames  Tables
      1    3  1.0 %    120           99,000   1,000     99.0 %     0       32,768  generation 42
-     0  any      -      0                0       0          -     0            0   generation 0"#,
+     0  any      -      0                0       0          -     0            0   generation 0
+
+Worker  Packets/vector  Cycles/packet  receive  read  look up  edit  send  decide  transmit  housekeeping
+     1              62          1,130      100    20       10     0     0       0     1,000             0
+
+Worker  From port        Cycles/packet  Share of cycles
+     1  default/noisy-0            150           90.0 %
+     1  ens3                       500           10.0 %"#,
     );
 }
 
