@@ -43,7 +43,7 @@ fn every_tool_works_over_both_families() {
         let mut pinger = ping::Pinger::open(&one, target).expect("pinger");
         // The kernel may take a second to let packets out of a new link.
         let time = (0..5).find_map(|_| pinger.once(Duration::from_secs(1)).expect("ping"));
-        assert!(time.is_some_and(|time| time < Duration::from_secs(1)), "{family:?} {time:?}");
+        assert!(time.is_some(), "{family:?}: no answer to five requests");
         exchange::tcp(&one, &other, family).expect("TCP exchange");
         exchange::udp(&one, &other, family).expect("UDP exchange");
         let short = Duration::from_millis(200);
