@@ -4,6 +4,7 @@
 //! - [`cluster`]: several switches on memory ports, each with the real control plane, joined by their uplinks.
 //! - [`memory_store`]: an object store in memory, which all nodes of a cluster share.
 //! - [`scenario`]: text files of the form given, when, then.
+//! - [`service_world`]: two nodes with pods, and what becomes of a packet to a Service.
 //! - [`tcp_stream`]: TCP peers of smoltcp at two pods and a bad wire between their nodes.
 //! - [`objects`]: objects of a cluster as JSON.
 //! - [`random`]: numbers from a seed.
@@ -17,4 +18,5 @@ pub mod memory_store;
 pub mod objects;
 pub mod random;
 pub mod scenario;
+pub mod service_world;
 pub mod tcp_stream;

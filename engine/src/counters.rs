@@ -86,6 +86,12 @@ events! {
     RepliesTimeExceeded "reply.time_exceeded" "Time Exceeded messages sent.";
     RepliesTooBig "reply.too_big" "Fragmentation Needed and Packet Too Big messages sent.";
     RepliesUnreachable "reply.unreachable" "Destination Unreachable messages sent.";
+    RepliesPortUnreachable "reply.port_unreachable" "Port Unreachable messages sent for Services.";
+    RepliesReset "reply.reset" "TCP resets sent for Services.";
+    ServicePicked "service.picked" "New connections that were given an endpoint of a Service.";
+    ServiceAffinity "service.affinity" "Of these, those whose client had the endpoint before.";
+    ServiceRetried "service.retried" "Of these, those whose first endpoint never answered.";
+    ServiceAffinityFull "service.affinity_full" "Clients with session affinity that were not remembered for lack of room.";
     MacLearned "bridge.learned" "MAC addresses learned.";
     MacMoved "bridge.moved" "MAC addresses seen on another port than before.";
     MacHeld "bridge.held" "Moves refused because a MAC address moved too often.";

@@ -86,6 +86,12 @@ drop_reasons! {
     IcmpNotServed "icmp_not_served" "An ICMP message to the gateway that asks for nothing the gateway answers." "Harmless.";
     GatewayPort "gateway_port" "TCP, UDP or SCTP addressed to the gateway itself, which serves none." "The gateway is an address, not a host.";
     IcmpErrorLimited "icmp_error_limited" "The packet was dropped and the ICMP error for it held back by the rate limit." "Look for a port scan or a routing loop.";
+    ServiceNoEndpoints "service_no_endpoints" "The Service has no endpoint that could serve; the sender was told." "`millrace show services`: are its pods ready, does its selector find them?";
+    ServiceNoLocalEndpoints "service_no_local_endpoints" "The Service's traffic policy is Local, and none of its endpoints is on this node." "`millrace show services`; a load balancer should have been told by the health check.";
+    ServiceWrongPort "service_wrong_port" "The address is a ClusterIP, but its Service has no such port and protocol; the sender was told." "Compare the port with the Service's.";
+    ServiceUnallocated "service_unallocated" "The address lies in a range of ClusterIPs and belongs to no Service." "The Service may be gone; look for a client with an old address.";
+    ServiceSourceRefused "service_source_refused" "The client is outside the Service's `loadBalancerSourceRanges`." "Compare the client's address with the ranges.";
+    MasqueradeUnavailable "masquerade_unavailable" "The connection would have to leave with the node's own address, and this node masquerades nothing." "See docs/services.md for what needs it: a pod that its Service gives to itself, addresses for clients outside under the policy Cluster.";
     FramesExhausted "frames_exhausted" "No free frame was left in this worker's frame memory." "Raise `frame_memory` in the agent's configuration, or look for a blocked port.";
     TransmitQueueFull "transmit_queue_full" "The output port did not take packets fast enough." "The pod or link is slower than its senders; `millrace show ports`.";
     LaneFull "lane_full" "The lane to the worker that owns the output queue was full." "That worker is overloaded; `millrace show workers`.";

@@ -164,3 +164,18 @@ pub const CAPTURE_BYTES: usize = 1 << 30;
 
 /// Endpoints of one port of a Service, in one family; 48 B each and their names, and 200 B more where Maglev picks.
 pub const ENDPOINTS_PER_SERVICE: usize = 65_535;
+
+/// Clients remembered for session affinity, over all Services; some 110 B each, 7 MiB, taken at start.
+pub const AFFINITIES: usize = 65_536;
+
+/// Shards of the affinity table: the chance that two workers on the slow path meet at one lock.
+pub const AFFINITY_SHARDS: usize = 64;
+
+/// Endpoints whose connections are counted, over all Services; some 28 B each, 4 MiB, taken at start.
+pub const ENDPOINT_LOADS: usize = 131_072;
+
+/// Shards of these counts; all endpoints of one Service lie in one, which so bounds their number to 8,192.
+pub const ENDPOINT_LOAD_SHARDS: usize = 16;
+
+/// Endpoints whose connections are compared for one pick of least-connections; of more, a run that begins anywhere.
+pub const LEAST_CONNECTIONS_LOOKS: usize = 64;

@@ -26,7 +26,7 @@ use super::trace;
 use crate::api::model::{
     ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
     IpamReport, NeighbourReport, PortCyclesReport, PortReport, QueueReport, RouteReport, RouteTargetReport,
-    StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -145,6 +145,11 @@ impl Inspect for Inspector {
             routed.routes_ipv6.for_each(|bits, length, route| add(IpAddr::V6(bits.into()), length, route));
         }
         Ok(routes)
+    }
+
+    fn services(&self) -> Result<Vec<ServiceReport>, InspectFailure> {
+        let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
+        Ok(super::services::report(&self.tables(), &state))
     }
 
     fn neighbours(&self) -> Result<Vec<NeighbourReport>, InspectFailure> {

@@ -16,6 +16,7 @@ mod attachment_check;
 mod host_port;
 mod inspect;
 mod pods;
+mod services;
 mod shared;
 mod trace;
 mod underlay;
@@ -35,6 +36,7 @@ use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::Configuration;
+use crate::health_check::HealthChecks;
 use crate::observe;
 use crate::plan::LocalView;
 use crate::reconcile::{self, Input, Reconciler};
@@ -134,6 +136,8 @@ fn start_reconciling(
         ..LocalView::new(shared.node.clone())
     };
     let shared = Arc::clone(shared);
+    let reporter = Arc::clone(&shared);
+    let checks = HealthChecks::start(move |message| reporter.report(message)).context("no thread for health checks")?;
     let thread = std::thread::Builder::new().name("reconcile".into());
     Ok(thread.spawn(move || {
         // The whole watch moves here: dropping a part of it would end it.
@@ -141,6 +145,9 @@ fn start_reconciling(
         let mut reconciler = Reconciler::publishing_to(local, Box::new(shared.switch.clone()));
         reconciler.run(&watch.events, &taken, |reconciler, settled| {
             shared.settled(reconciler, settled);
+            if let Some(plan) = &settled.plan {
+                checks.follow(&plan.services, settled.error.is_none());
+            }
             // A full queue holds a signal already.
             let _ = underlay.try_send(underlay::Signal::Objects);
         });

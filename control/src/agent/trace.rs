@@ -108,6 +108,7 @@ fn object(reason: &Reason) -> String {
         Reason::Admitted(name, _) | Reason::Leaves(name) | Reason::Routed(_, name) => name.to_string(),
         Reason::AdmittedFrom(name, ..) | Reason::Encapsulated(_, name) => format!("node {name}"),
         Reason::Station(_, name) => name.to_string(),
+        Reason::Picked(picked) => picked.service.to_string(),
         Reason::Answered(_) | Reason::Flooded(_) | Reason::Opens | Reason::Known(_) => String::new(),
         Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
     }

@@ -3,7 +3,7 @@
 //! | method and path | answer |
 //! |---|---|
 //! | POST `/v1/cni/add`, `del`, `check`, `gc`, `status` | `millrace_cni::protocol` |
-//! | GET `/v1/show/ports`, `workers`, `routes`, `neighbours`, `drops`, `status` | lists and documents of [`model`] |
+//! | GET `/v1/show/ports`, `workers`, `routes`, `services`, `neighbours`, `drops`, `status` | lists and documents of [`model`] |
 //! | GET `/v1/show/flows?limit=N` | [`model::FlowsReport`] |
 //! | GET `/v1/show/connections?limit=N&pod=NS/NAME&state=S` | [`model::ConnectionsReport`] for a [`model::ConnectionsQuery`] |
 //! | GET `/v1/show/fdb`, `/v1/show/ipam`, `/v1/check/ipam` | [`model::StationReport`]s, [`model::IpamReport`], [`model::IpamCheckReport`] |
@@ -20,7 +20,7 @@ pub mod socket;
 
 use model::{
     ConnectionsQuery, ConnectionsReport, DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport,
-    PortReport, RouteReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    PortReport, RouteReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 
 /// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
@@ -42,6 +42,12 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`InspectFailure`].
     fn routes(&self) -> Result<Vec<RouteReport>, InspectFailure>;
+
+    /// All ports of Services, by name.
+    ///
+    /// # Errors
+    /// When the agent cannot tell.
+    fn services(&self) -> Result<Vec<ServiceReport>, InspectFailure>;
 
     /// Next hops on the underlay, by address.
     ///

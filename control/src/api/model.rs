@@ -159,6 +159,69 @@ pub struct PortCyclesReport {
     pub cycles: u64,
 }
 
+/// `show services`: one port of a Service, in one family.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// `namespace/name:port`.
+    pub name: String,
+    /// `tcp`, `udp`, `sctp`.
+    pub protocol: String,
+    /// How an endpoint is picked.
+    pub balance: String,
+    /// How long a client stays with its endpoint, if it does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub affinity_seconds: Option<u64>,
+    /// `Cluster` or `Local`, for the cluster's own clients.
+    pub internal_policy: String,
+    /// `Cluster` or `Local`, for clients outside.
+    pub external_policy: String,
+    /// Where it is reached.
+    pub frontends: Vec<FrontendReport>,
+    /// What stands behind it.
+    pub endpoints: Vec<EndpointReport>,
+    /// Connections given an endpoint through this node since the agent started.
+    pub picks: u64,
+    /// Those that have not ended.
+    pub live_connections: u32,
+}
+
+/// One address and port of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FrontendReport {
+    /// `ClusterIP`, `NodePort`, `LoadBalancer`, `externalIP`, `hostPort`.
+    pub kind: String,
+    /// The address; absent for a node port, which is served at the node's own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub address: Option<String>,
+    /// The port.
+    pub port: u16,
+    /// Networks whose clients are let in; empty for all.
+    pub source_ranges: Vec<String>,
+}
+
+/// One endpoint of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointReport {
+    /// The pod, or the address.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// The port it listens at.
+    pub port: u16,
+    /// `ready`, `terminating`, `serving`, `not-ready`.
+    pub state: String,
+    /// Whether it is on this node.
+    pub local: bool,
+    /// Its share.
+    pub weight: u16,
+    /// Whether new connections through this node may get it.
+    pub in_use: bool,
+    /// Connections that got it through this node since the agent started.
+    pub picks: u64,
+    /// Those that have not ended.
+    pub live_connections: u32,
+}
+
 /// `show routes`: one route.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RouteReport {

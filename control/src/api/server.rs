@@ -102,6 +102,7 @@ fn router(api: Api) -> Router {
         .route(protocol::STATUS_PATH, post(cni_status))
         .route("/v1/show/ports", get(async |State(api): State<Api>| tell(api, |inspect| inspect.ports()).await))
         .route("/v1/show/workers", get(async |State(api): State<Api>| tell(api, |inspect| inspect.workers()).await))
+        .route("/v1/show/services", get(async |State(api): State<Api>| tell(api, |inspect| inspect.services()).await))
         .route("/v1/show/routes", get(async |State(api): State<Api>| tell(api, |inspect| inspect.routes()).await))
         .route(
             "/v1/show/neighbours",

@@ -3,7 +3,9 @@
 use clap::{Args, Subcommand};
 
 use super::{Output, table};
-use crate::api::model::{DropReport, NeighbourReport, PortReport, RouteReport, StationReport, WorkerReport};
+use crate::api::model::{
+    DropReport, NeighbourReport, PortReport, RouteReport, ServiceReport, StationReport, WorkerReport,
+};
 
 /// Options of `millrace show`.
 #[derive(Debug, Args)]
@@ -22,6 +24,8 @@ enum What {
     Workers,
     /// Routes of every segment
     Routes,
+    /// Services: addresses, endpoints with their state, connections given and alive
+    Services,
     /// Next hops on the underlay
     Neighbours,
     /// Stations of bridged segments: where each lives and how long it has been silent
@@ -58,6 +62,7 @@ pub(super) fn run(options: &ShowOptions) -> anyhow::Result<()> {
         What::Ports => output.print(&client.show::<Vec<PortReport>>("ports")?, |list| table::ports(list)),
         What::Workers => output.print(&client.show::<Vec<WorkerReport>>("workers")?, |list| table::workers(list)),
         What::Routes => output.print(&client.show::<Vec<RouteReport>>("routes")?, |list| table::routes(list)),
+        What::Services => output.print(&client.show::<Vec<ServiceReport>>("services")?, |list| table::services(list)),
         What::Neighbours => {
             output.print(&client.show::<Vec<NeighbourReport>>("neighbours")?, |list| table::neighbours(list))
         }

@@ -11,8 +11,8 @@ use comfy_table::{Cell, CellAlignment};
 use millrace_engine::cycles::Work;
 
 use crate::api::model::{
-    ConnectionsReport, DropReport, FlowsReport, NeighbourReport, PortReport, Problem, QueueReport, RouteReport,
-    RouteTargetReport, StatusReport, TraceReport, WorkerReport,
+    ConnectionsReport, DropReport, FlowsReport, FrontendReport, NeighbourReport, PortReport, Problem, QueueReport,
+    RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
 };
 
 pub(super) use addresses::{ipam, ipam_check};
@@ -122,6 +122,46 @@ pub(super) fn routes(list: &[RouteReport]) -> String {
         vec![left(&route.segment), left(&route.prefix), left(target), left(&route.object)]
     });
     render(&["Segment", "Prefix", "Target", "Object"], rows, "There is no route.")
+}
+
+/// `show services`: a line for each endpoint, those of one Service below each other.
+pub(super) fn services(list: &[ServiceReport]) -> String {
+    let rows = list.iter().flat_map(|service| {
+        let place = |frontend: &FrontendReport| match &frontend.address {
+            Some(address) => format!("{} {}", frontend.kind, endpoint(address, frontend.port)),
+            None => format!("{} {}", frontend.kind, frontend.port),
+        };
+        let places = service.frontends.iter().map(place).collect::<Vec<_>>().join(", ");
+        let affinity = service.affinity_seconds.map(|seconds| format!(", affinity {seconds} s")).unwrap_or_default();
+        let about = [
+            left(&service.name),
+            left(&service.protocol),
+            left(places),
+            left(format!("{}{affinity}", service.balance)),
+        ];
+        let none =
+            || [left("none"), left(""), right(number(service.picks)), right(service.live_connections.to_string())];
+        let behind = service.endpoints.iter().map(|known| {
+            let mut state = known.state.clone();
+            state += if known.local { ", local" } else { "" };
+            state += if known.in_use { "" } else { ", unused" };
+            [
+                left(format!("{} {}", known.name, endpoint(&known.address, known.port))),
+                left(state),
+                right(number(known.picks)),
+                right(known.live_connections.to_string()),
+            ]
+        });
+        let mut behind: Vec<_> = behind.collect();
+        if behind.is_empty() {
+            behind.push(none());
+        }
+        let blank = || [left(""), left(""), left(""), left("")];
+        let first = std::iter::once(about).chain(std::iter::repeat_with(blank));
+        first.zip(behind).map(|(about, endpoint)| about.into_iter().chain(endpoint).collect()).collect::<Vec<Vec<_>>>()
+    });
+    let heads = ["Service", "Protocol", "Reached at", "Balance", "Endpoint", "State", "Picks", "Live"];
+    render(&heads, rows, "There is no Service.")
 }
 
 /// `show neighbours`.

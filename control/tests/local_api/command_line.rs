@@ -15,6 +15,8 @@ fn every_document_is_shown_as_table_and_as_json() {
         ("ports", "c1", "/0/name", "c1".into()),
         ("workers", "generation 0", "/0/worker", 1.into()),
         ("routes", "unreachable", "/0/target/kind", "unreachable".into()),
+        ("services", "ClusterIP 10.96.0.1:80, NodePort 80", "/0/endpoints/1/state", "not-ready".into()),
+        ("services", "not-ready, unused", "/1/name", "default/none".into()),
         ("neighbours", "192.0.2.2", "/0/address", "192.0.2.2".into()),
         ("flows", "1,000 of 5,000 flows", "/total", 5000.into()),
         ("connections", "5 of 0 shown; 7 of 0 there may be.", "/total", 7.into()),

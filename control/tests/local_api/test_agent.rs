@@ -89,6 +89,30 @@ impl Inspect for TestNetwork {
         Ok(vec![RouteReport { prefix: "10.1.0.0/16".into(), ..Default::default() }])
     }
 
+    fn services(&self) -> Result<Vec<ServiceReport>, InspectFailure> {
+        let frontend = |kind: &str, address: Option<&str>| FrontendReport {
+            kind: kind.into(),
+            address: address.map(Into::into),
+            port: 80,
+            ..Default::default()
+        };
+        let endpoint = |name: &str, state: &str| EndpointReport {
+            name: name.into(),
+            address: "10.1.0.7".into(),
+            port: 8080,
+            state: state.into(),
+            in_use: state == "ready",
+            ..Default::default()
+        };
+        let service = ServiceReport {
+            name: "default/web:http".into(),
+            frontends: vec![frontend("ClusterIP", Some("10.96.0.1")), frontend("NodePort", None)],
+            endpoints: vec![endpoint("web-0", "ready"), endpoint("web-1", "not-ready")],
+            ..Default::default()
+        };
+        Ok(vec![service, ServiceReport { name: "default/none".into(), ..Default::default() }])
+    }
+
     fn neighbours(&self) -> Result<Vec<NeighbourReport>, InspectFailure> {
         std::thread::sleep(Duration::from_millis(600));
         Ok(vec![NeighbourReport { address: "192.0.2.2".into(), ..Default::default() }])

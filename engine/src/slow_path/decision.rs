@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::service::{Pick, Picked};
 use crate::drop_reason::DropReason;
 use crate::edit::{Rewrite, Translation};
 use crate::limits::TRAIL_STEPS;
@@ -24,6 +25,8 @@ pub struct Decision {
     pub verdict: Verdict,
     /// What the packet taught, to be written when the decision is carried out.
     pub lesson: Option<Lesson>,
+    /// The endpoint that was picked for a new connection to a Service, to be counted when it is open.
+    pub pick: Option<Pick>,
     /// Each stage's reason, in order.
     pub trail: Trail,
     /// What the verdict rests on: when one of these changes, the flow is decided again.
@@ -81,6 +84,10 @@ pub enum Rejection {
     },
     /// Network or host unreachable (RFC 792; RFC 4443 section 3.1 code 0).
     NoRoute,
+    /// Nobody listens on the port (RFC 792; RFC 4443 section 3.1 code 4).
+    PortUnreachable,
+    /// The same for TCP: a reset from the address that was called (RFC 9293 section 3.5.2).
+    Reset,
 }
 
 /// What a packet taught.
@@ -165,6 +172,8 @@ pub enum Stage {
     Bridge,
     /// Whose packet is it.
     Connection,
+    /// Which endpoint does the address stand for.
+    Service,
     /// Layer 3: which way to this address.
     Route,
     /// Which outer headers, and does it fit.
@@ -180,6 +189,7 @@ impl Stage {
             Stage::Reply => "reply",
             Stage::Bridge => "bridge",
             Stage::Connection => "connection",
+            Stage::Service => "service",
             Stage::Route => "route",
             Stage::Encap => "encap",
         }
@@ -203,6 +213,8 @@ pub enum Reason {
     Opens,
     /// Belongs to a connection, in this direction.
     Known(Direction),
+    /// Got this endpoint of a Service.
+    Picked(Box<Picked>),
     /// The route with this prefix and name.
     Routed(IpNet, Arc<str>),
     /// Leaves by this port.
@@ -229,6 +241,7 @@ impl fmt::Display for Reason {
             Reason::Flooded(copies) => write!(formatter, "flood to {copies}"),
             Reason::Opens => formatter.write_str("new"),
             Reason::Known(direction) => write!(formatter, "known, {}", direction.name()),
+            Reason::Picked(picked) => picked.fmt(formatter),
             Reason::Routed(prefix, name) => write!(formatter, "{prefix} {name}"),
             Reason::Leaves(port) => write!(formatter, "to {port}"),
             Reason::Encapsulated(vni, peer) => write!(formatter, "vni {vni} to node {peer}"),

@@ -15,6 +15,7 @@ pub mod decision;
 mod encap;
 mod reply;
 mod route;
+pub mod service;
 mod tracking;
 mod walk;
 
@@ -45,6 +46,7 @@ fn stages(walk: &mut Walk<'_>) -> ControlFlow<Verdict, Verdict> {
     reply::reply(walk, segment)?;
     bridge::bridge(walk, segment)?;
     connection::connection(walk, segment)?;
+    service::service(walk, segment)?;
     let target = route::route(walk, segment)?;
     encap::encap(walk, segment, target)
 }

@@ -1,4 +1,4 @@
-//! Stage 5, `route`: the longest prefix that covers the destination, and the hop it costs.
+//! Stage 6, `route`: the longest prefix that covers the destination, and the hop it costs.
 //!
 //! After everything that may change the destination, since the real one is routed. The TTL is tested here and not
 //! at the end, as a router does: a packet that may not travel on is not worth asking where to.

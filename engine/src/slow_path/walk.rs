@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ops::ControlFlow;
 
 use super::decision::{Decision, Dependencies, Lesson, Reason, Rejection, Stage, Trail, Verdict};
+use super::service::Pick;
 use super::tracking::Tracking;
 use super::{Arrival, Reply};
 use crate::clock::Time;
@@ -25,6 +26,8 @@ pub(super) struct Walk<'a> {
     pub(super) pop_tags: u8,
     /// Whose packet it is, from stage `connection` on.
     pub(super) tracking: Tracking,
+    /// The endpoint that stage `service` picked.
+    pub(super) pick: Option<Pick>,
     trail: Trail,
 }
 
@@ -51,6 +54,7 @@ impl<'a> Walk<'a> {
             lesson: None,
             pop_tags: 0,
             tracking: Tracking::Untracked,
+            pick: None,
             trail: Trail::default(),
         }
     }
@@ -100,6 +104,7 @@ impl<'a> Walk<'a> {
         Decision {
             verdict,
             lesson: self.lesson.or(tracked),
+            pick: self.pick.filter(|_| forwards),
             trail: self.trail,
             dependencies: self.dependencies,
             cacheable,

@@ -1,16 +1,20 @@
 //! What packets teach: shared by all workers, sharded, touched on the slow path only.
 
+mod affinity;
 mod connections;
+mod endpoint_loads;
 mod mac_table;
 mod storms;
 
 use std::io;
 use std::sync::Arc;
 
+pub use affinity::Affinities;
 pub use connections::{
     Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, Connections, Direction,
     NewConnection, Opened, Removed, Tuple,
 };
+pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
 pub use storms::Storms;
 
@@ -25,6 +29,10 @@ pub struct State {
     pub storms: Storms,
     /// Connections of routed segments; shared with the flow caches, which write back to them.
     pub connections: Arc<Connections>,
+    /// Endpoints that clients of Services stay with.
+    pub affinities: Affinities,
+    /// What endpoints of Services were given.
+    pub endpoint_loads: EndpointLoads,
 }
 
 impl State {
@@ -34,6 +42,12 @@ impl State {
     /// The kernel refused memory.
     pub fn new(connections: usize, workers: usize, hash_key: HashKey) -> io::Result<Self> {
         let connections = Arc::new(Connections::new(connections, workers, hash_key)?);
-        Ok(Self { stations: MacTable::default(), storms: Storms::default(), connections })
+        Ok(Self {
+            stations: MacTable::default(),
+            storms: Storms::default(),
+            connections,
+            affinities: Affinities::default(),
+            endpoint_loads: EndpointLoads::default(),
+        })
     }
 }

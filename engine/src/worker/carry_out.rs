@@ -8,9 +8,10 @@ use crate::edit::{CompiledRewrite, Subject};
 use crate::flow_cache::Inserted;
 use crate::limits::CONNECTION_ATTEMPTS;
 use crate::packet::{Mac, Packet, PortIndex};
+use crate::slow_path::service::{By, Pick};
 use crate::slow_path::{self, Decision, Forward, Lesson, Location, Verdict};
 use crate::state::{
-    Advanced, CachePlace, ConnectionReference, Direction, Learned, LearningRules, NewConnection, Opened,
+    Advanced, CachePlace, ConnectionReference, Direction, Learned, LearningRules, NewConnection, Opened, Removed,
 };
 use crate::tables::{Change, FloodClass, PortRole, SegmentIndex, SegmentKind};
 use crate::transmit::{Fate, Layout};
@@ -46,6 +47,9 @@ impl Worker {
             Ok(connection) => connection,
             Err(reason) => return outlet!(self).drop(packet, reason),
         };
+        if let Some(pick) = &decision.pick {
+            self.picked(pick);
+        }
         match &decision.verdict {
             Verdict::Forward(forward) => {
                 self.remember(number, &frame, forward, &decision, connection);
@@ -172,9 +176,12 @@ impl Worker {
         match self.state.connections.open(new, self.now) {
             Opened::New(reference, ended) => {
                 self.counters.event(Event::ConnectionsNew).add(1);
-                if let Some(ended) = ended {
+                for ended in ended.iter().flatten() {
                     self.counters.event(Event::ConnectionsEvicted).add(u64::from(ended.evicted));
-                    self.forget(ended.reference, ended.places);
+                    self.connection_ended(ended);
+                }
+                if new.service != 0 {
+                    self.state.endpoint_loads.opened(new.service, new.endpoint);
                 }
                 Learning::Done(Some((reference, Direction::Original)))
             }
@@ -184,6 +191,25 @@ impl Worker {
                 Learning::Refused(DropReason::ConnectionsFull)
             }
         }
+    }
+
+    /// Counts an endpoint that was picked, and remembers it for its client.
+    fn picked(&mut self, pick: &Pick) {
+        self.counters.event(Event::ServicePicked).add(1);
+        self.counters.event(Event::ServiceAffinity).add(u64::from(pick.by == By::Affinity));
+        self.counters.event(Event::ServiceRetried).add(u64::from(pick.again));
+        let Some(timeout) = pick.affinity else { return };
+        let Pick { service, client, endpoint, .. } = *pick;
+        let remembered = self.state.affinities.remember(service, client, endpoint, timeout, self.now);
+        self.counters.event(Event::ServiceAffinityFull).add(u64::from(!remembered));
+    }
+
+    /// A connection is gone: nobody may serve it from a cache, and its endpoint has one less.
+    pub(super) fn connection_ended(&mut self, ended: &Removed) {
+        if ended.service != 0 {
+            self.state.endpoint_loads.ended(ended.service, ended.endpoint);
+        }
+        self.forget(ended.reference, ended.places);
     }
 
     fn advance(&mut self, connection: ConnectionReference, direction: Direction, signal: u8) -> Learning {

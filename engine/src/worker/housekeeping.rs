@@ -54,7 +54,7 @@ impl Worker {
         connections.expire_step(CONNECTION_SCAN_STEP, self.now, |removed| ended.push(removed));
         self.counters.event(Event::ConnectionsExpired).add(ended.len() as u64);
         for removed in ended.drain(..) {
-            self.forget(removed.reference, removed.places);
+            self.connection_ended(&removed);
         }
         self.ended = ended;
     }

@@ -14,7 +14,7 @@ use crate::drop_reason::DropReason;
 use crate::edit::{self, CompiledRewrite};
 use crate::limits::{ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SECOND};
 use crate::packet::parse::parse;
-use crate::packet::wire::{arp, icmp, icmpv6, nd};
+use crate::packet::wire::{arp, icmp, icmpv6, nd, tcp};
 use crate::packet::{Checksum, Headers, Mac, Network, Packet, checksum};
 use crate::slow_path::{self, Arrival, Rejection, Reply, Verdict};
 use crate::tables::{PortRole, RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot};
@@ -129,7 +129,7 @@ impl Worker {
         let head = self.memory.head(&packet);
         let inner = head.get(frame.inner_offset..).unwrap_or_default();
         let written = routed_segment(&self.tables, frame, &packet)
-            .and_then(|(_, routed)| write_error(&mut bytes, rejection, inner, &frame.headers, routed));
+            .and_then(|(_, routed)| write_rejection(&mut bytes, rejection, inner, &frame.headers, routed));
         let answer = written.and_then(|length| self.memory.packet_from(&bytes[..length]));
         let ingress = packet.ingress;
         outlet!(self).drop(packet, reason);
@@ -179,6 +179,8 @@ fn event_of(rejection: Rejection) -> Event {
         Rejection::TimeExceeded => Event::RepliesTimeExceeded,
         Rejection::TooBig { .. } => Event::RepliesTooBig,
         Rejection::NoRoute => Event::RepliesUnreachable,
+        Rejection::PortUnreachable => Event::RepliesPortUnreachable,
+        Rejection::Reset => Event::RepliesReset,
     }
 }
 
@@ -206,19 +208,25 @@ fn gateway_mac(tables: &Snapshot, frame: &FrameReading, packet: &Packet) -> Opti
     routed_segment(tables, frame, packet).map(|(_, routed)| routed.gateway_mac)
 }
 
-fn write_error(
+fn write_rejection(
     target: &mut [u8],
     rejection: Rejection,
     inner: &[u8],
     about: &Headers,
     routed: &RoutedSegment,
 ) -> Option<usize> {
+    if rejection == Rejection::Reset {
+        return tcp::write_reset_frame(target, inner, about, routed.gateway_mac);
+    }
     match routed.error_source(about.source_address())? {
         IpAddr::V4(source) => {
             let error = match rejection {
                 Rejection::TimeExceeded => icmp::Error::TimeExceeded,
                 Rejection::TooBig { mtu } => icmp::Error::FragmentationNeeded { mtu: mtu.min(65535) as u16 },
                 Rejection::NoRoute => icmp::Error::Unreachable { code: icmp::unreachable::HOST },
+                Rejection::PortUnreachable | Rejection::Reset => {
+                    icmp::Error::Unreachable { code: icmp::unreachable::PORT }
+                }
             };
             icmp::write_error_frame(target, error, inner, about, routed.gateway_mac, source.octets())
         }
@@ -227,6 +235,9 @@ fn write_error(
                 Rejection::TimeExceeded => icmpv6::Error::TimeExceeded,
                 Rejection::TooBig { mtu } => icmpv6::Error::PacketTooBig { mtu },
                 Rejection::NoRoute => icmpv6::Error::Unreachable { code: icmpv6::unreachable::NO_ROUTE },
+                Rejection::PortUnreachable | Rejection::Reset => {
+                    icmpv6::Error::Unreachable { code: icmpv6::unreachable::PORT }
+                }
             };
             icmpv6::write_error_frame(target, error, inner, about, routed.gateway_mac, &source.octets())
         }

@@ -180,8 +180,8 @@ pub struct NewConnection {
 /// What opening did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// The connection exists now; another may have given way for it.
-    New(ConnectionReference, Option<Removed>),
+    /// The connection exists now; the one it replaces has ended, and another may have given way for it.
+    New(ConnectionReference, [Option<Removed>; 2]),
     /// Another worker opened it meanwhile, or took one of its tuples: decide again.
     Taken,
     /// No room, and nothing that may give way.
@@ -303,6 +303,12 @@ impl Connections {
         Some((self.read(index)?, direction))
     }
 
+    /// A keyed hash of a tuple: bits that nobody outside can foresee, the same for the same tuple.
+    #[must_use]
+    pub fn keyed_hash(&self, tuple: &Tuple) -> u64 {
+        tuple.hash(&self.hash_key)
+    }
+
     /// Whether any connection has this tuple, in either direction.
     #[must_use]
     pub fn is_taken(&self, tuple: &Tuple) -> bool {
@@ -353,7 +359,7 @@ impl Connections {
             }
             if let Some(index) = locked.original().allocate(words) {
                 let reference = self.write(&mut locked, index, new, (original, reply), now);
-                return Opened::New(reference, evicted.or(replaced));
+                return Opened::New(reference, [replaced, evicted]);
             }
             let victim = locked.original().victim(words, now.milliseconds32());
             drop(locked);
@@ -467,6 +473,7 @@ impl Connections {
         }
         let places = [entry.place(Direction::Original), entry.place(Direction::Reply)];
         locked.original().release(words, reference.index);
-        Some(Removed { reference, places, evicted: false })
+        let Connection { service, endpoint, .. } = connection;
+        Some(Removed { reference, places, evicted: false, service, endpoint })
     }
 }

@@ -136,7 +136,9 @@ fn a_full_table_gives_up_what_nobody_answered_first_and_the_oldest_of_it() {
     establish(&table, references[0], at(10));
     establish(&table, references[1], at(11));
     for (new, old) in [(8, 2), (9, 3)] {
-        let Opened::New(_, Some(gone)) = table.open(&opening(numbers[new], None), at(20)) else { panic!("no room") };
+        let Opened::New(_, [_, Some(gone)]) = table.open(&opening(numbers[new], None), at(20)) else {
+            panic!("no room")
+        };
         assert_eq!((gone.reference, gone.evicted), (references[old], true));
     }
     for number in &numbers[4..10] {
@@ -145,11 +147,11 @@ fn a_full_table_gives_up_what_nobody_answered_first_and_the_oldest_of_it() {
     }
     // Only established ones are left; the longest silent gives way.
     assert!(table.touch(references[0], 50));
-    let Opened::New(_, Some(gone)) = table.open(&opening(numbers[10], None), at(60)) else { panic!("no room") };
+    let Opened::New(_, [_, Some(gone)]) = table.open(&opening(numbers[10], None), at(60)) else { panic!("no room") };
     assert_eq!(gone.reference, references[1]);
     // And the newcomer, unanswered, before any of them.
     let newcomer = table.find(&tuple(numbers[10])).expect("it lives").0.reference;
-    let Opened::New(_, Some(gone)) = table.open(&opening(numbers[11], None), at(70)) else { panic!("no room") };
+    let Opened::New(_, [_, Some(gone)]) = table.open(&opening(numbers[11], None), at(70)) else { panic!("no room") };
     assert_eq!(gone.reference, newcomer);
 }
 
@@ -269,7 +271,7 @@ proptest! {
                     match table.open(&new, now) {
                         Opened::Taken => prop_assert!(taken),
                         Opened::Full => prop_assert!(false, "an entry can always be had"),
-                        Opened::New(reference, evicted) => {
+                        Opened::New(reference, [_, evicted]) => {
                             prop_assert!(!taken);
                             prop_assert_eq!(evicted.is_some(), model.known.len() == CAPACITY);
                             if let Some(evicted) = evicted {

@@ -1,0 +1,282 @@
+//! What load balancers ask of a node: has this Service an endpoint here (`healthCheckNodePort`).
+//!
+//! HTTP on the node's addresses, answered as kube-proxy's `pkg/proxy/healthcheck/service_health.go` does: 200 while a
+//! ready endpoint is on this node and the tables follow the objects, else 503. One thread, apart from everything else: a
+//! slow or hostile client of one port takes one of [`CLIENTS`] places for at most [`PATIENCE`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle as Task;
+
+use crate::plan::{Owner, ServicesPlan};
+
+/// Clients served at once, all ports together; further ones wait in the kernel's queue.
+const CLIENTS: usize = 64;
+/// Longest time a client may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest head of a request.
+const REQUEST_BYTES: usize = 8 * 1024;
+/// Time after which a port that could not be had is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// What one port answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Check {
+    namespace: String,
+    name: String,
+    local_endpoints: usize,
+}
+
+/// What all ports answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Checks {
+    by_address: BTreeMap<SocketAddr, Check>,
+    healthy: bool,
+}
+
+/// The server; ends when it is dropped.
+#[derive(Debug)]
+pub struct HealthChecks {
+    wanted: Option<watch::Sender<Arc<Checks>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HealthChecks {
+    /// Serves nothing yet. `report` is told of each port that cannot be had, once for each attempt that fails first.
+    ///
+    /// # Errors
+    /// The kernel refused a thread.
+    pub fn start(report: impl Fn(String) + Send + 'static) -> std::io::Result<Self> {
+        let (wanted, follow) = watch::channel(Arc::new(Checks::default()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("health-check".into());
+        let thread = thread.spawn(move || runtime.block_on(serve(follow, report)))?;
+        Ok(Self { wanted: Some(wanted), thread: Some(thread) })
+    }
+
+    /// Answers as `plan` has it from now on; `healthy` says whether the tables follow the objects.
+    pub fn follow(&self, plan: &ServicesPlan, healthy: bool) {
+        let mut checks = Checks { by_address: BTreeMap::new(), healthy };
+        for (owner, service) in plan.owners.iter() {
+            let (Owner::Service(name), Some(check)) = (owner, service.health_check) else { continue };
+            for address in &plan.node_addresses {
+                let check_of = || Check {
+                    namespace: name.namespace().to_string(),
+                    name: name.name().to_owned(),
+                    local_endpoints: check.local_ready,
+                };
+                // Of two Services with one port the first by name has it.
+                checks.by_address.entry(SocketAddr::new(*address, check.port)).or_insert_with(check_of);
+            }
+        }
+        if let Some(wanted) = &self.wanted {
+            wanted.send_if_modified(|known| {
+                let differs = **known != checks;
+                if differs {
+                    *known = Arc::new(checks);
+                }
+                differs
+            });
+        }
+    }
+}
+
+impl Drop for HealthChecks {
+    fn drop(&mut self) {
+        drop(self.wanted.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Keeps a listener for each wanted address, until nobody wants any more.
+async fn serve(mut follow: watch::Receiver<Arc<Checks>>, report: impl Fn(String)) {
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    let mut listening: BTreeMap<SocketAddr, Task<()>> = BTreeMap::new();
+    let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
+    loop {
+        let wanted = Arc::clone(&follow.borrow_and_update());
+        listening.retain(|address, task| {
+            let stays = wanted.by_address.contains_key(address);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        failed.retain(|address, _| wanted.by_address.contains_key(address));
+        for address in
+            wanted.by_address.keys().filter(|address| !listening.contains_key(address)).copied().collect::<Vec<_>>()
+        {
+            match TcpListener::bind(address).await {
+                Ok(listener) => {
+                    failed.remove(&address);
+                    let task = listen(listener, address, follow.clone(), Arc::clone(&places));
+                    listening.insert(address, tokio::spawn(task));
+                }
+                Err(error) => {
+                    let message = format!("health checks at {address} cannot be served: {error}");
+                    if failed.insert(address, message.clone()).as_ref() != Some(&message) {
+                        report(message);
+                    }
+                }
+            }
+        }
+        let again =
+            async { if failed.is_empty() { std::future::pending().await } else { tokio::time::sleep(AGAIN).await } };
+        tokio::select! {
+            changed = follow.changed() => if changed.is_err() { return },
+            () = again => {}
+        }
+    }
+}
+
+async fn listen(
+    listener: TcpListener,
+    address: SocketAddr,
+    follow: watch::Receiver<Arc<Checks>>,
+    places: Arc<Semaphore>,
+) {
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok((client, _)) = listener.accept().await else {
+            // Out of descriptors, mostly: others must end first.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let answer = answer(&follow.borrow(), address);
+        tokio::spawn(async move {
+            // A client that goes away or is too slow gets no answer, and nobody misses it.
+            let _ = tokio::time::timeout(PATIENCE, talk(client, answer)).await;
+            drop(place);
+        });
+    }
+}
+
+/// Reads the head of one request, answers it and closes.
+async fn talk(mut client: TcpStream, answer: String) -> std::io::Result<()> {
+    let (mut head, mut part) = (Vec::new(), [0u8; 1024]);
+    while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < REQUEST_BYTES {
+        match client.read(&mut part).await? {
+            0 => return Ok(()),
+            read => head.extend_from_slice(&part[..read]),
+        }
+    }
+    client.write_all(answer.as_bytes()).await?;
+    client.shutdown().await
+}
+
+fn answer(checks: &Checks, address: SocketAddr) -> String {
+    let Some(check) = checks.by_address.get(&address) else {
+        return "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned();
+    };
+    let serves = check.local_endpoints > 0 && checks.healthy;
+    let body = format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{}\",\n\t\t\"name\": \"{}\"\n\t}},\n\t\"localEndpoints\": {},\n\t\
+         \"serviceProxyHealthy\": {}\n}}",
+        check.namespace, check.name, check.local_endpoints, checks.healthy
+    );
+    let status = if serves { "200 OK" } else { "503 Service Unavailable" };
+    let mut text =
+        format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n");
+    // A string takes everything.
+    let _ = write!(
+        text,
+        "X-Load-Balancing-Endpoint-Weight: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        check.local_endpoints,
+        body.len()
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::cluster::ServiceName;
+    use crate::plan::{HealthCheck, ServicePlan};
+
+    fn plan(port: u16, local_ready: usize) -> ServicesPlan {
+        let service = ServicePlan { health_check: Some(HealthCheck { port, local_ready }), ..ServicePlan::default() };
+        let owner = Owner::Service(ServiceName::new("shop", "web").expect("name"));
+        ServicesPlan {
+            owners: Arc::new(BTreeMap::from([(owner, Arc::new(service))])),
+            node_addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            ..ServicesPlan::default()
+        }
+    }
+
+    fn free_port() -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("address").port()
+    }
+
+    /// The answer, or nothing where nobody listens.
+    fn ask(port: u16) -> Option<String> {
+        let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
+        let mut text = String::new();
+        client.read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    /// Asks until the answer is as wished.
+    fn until(port: u16, wished: impl Fn(&Option<String>) -> bool) {
+        let answers = (0..500).map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            ask(port)
+        });
+        let mut last = None;
+        for answer in answers {
+            if wished(&answer) {
+                return;
+            }
+            last = answer;
+        }
+        panic!("never as wished, last {last:?}");
+    }
+
+    #[test]
+    fn answers_follow_the_plan_as_kube_proxys_do() {
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&reports);
+        let server = HealthChecks::start(move |text| told.lock().expect("whole").push(text)).expect("server");
+        let port = free_port();
+        server.follow(&plan(port, 2), true);
+        let body = "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\
+                    \"serviceProxyHealthy\": true\n}";
+        let says = |status: &'static str, body: String| {
+            move |answer: &Option<String>| {
+                let answer = answer.as_deref().unwrap_or_default();
+                answer.starts_with(&format!("HTTP/1.1 {status}\r\n")) && answer.ends_with(&format!("\r\n\r\n{body}"))
+            }
+        };
+        until(port, says("200 OK", body.to_owned()));
+        server.follow(&plan(port, 0), true);
+        until(port, says("503 Service Unavailable", body.replace(": 2", ": 0")));
+        server.follow(&plan(port, 2), false);
+        until(port, says("503 Service Unavailable", body.replace("true", "false")));
+        server.follow(&ServicesPlan::default(), true);
+        until(port, Option::is_none);
+        // A port that somebody else has is told once.
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        server.follow(&plan(taken.local_addr().expect("address").port(), 1), true);
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while reports.lock().expect("whole").is_empty() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let reports = reports.lock().expect("whole");
+        assert!(reports.len() == 1 && reports[0].contains("cannot be served"), "{reports:?}");
+    }
+}

@@ -1,0 +1,234 @@
+//! Stage 5, `service`: an address that stands for endpoints becomes one of them.
+//!
+//! Behind `connection`, since a known connection keeps the endpoint it was given, and before `route`, which needs the
+//! real destination. Only what opens a connection is given an endpoint here; the rules are kube-proxy's (docs/services.md
+//! has them, and where this program differs). Two sorts of known connection are decided anew: a UDP one whose endpoint
+//! no longer serves while others do, and a TCP one that is asked for again because nobody ever answered.
+
+mod choice;
+mod pick;
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use choice::{Asker, Sender};
+pub use choice::{By, Why};
+pub use pick::{Pick, Picked};
+
+use super::Walk;
+use super::decision::{Reason, Rejection, Stage, Verdict};
+use super::tracking::Tracking;
+use crate::drop_reason::DropReason;
+use crate::packet::parse::protocol;
+use crate::packet::wire::tcp;
+use crate::state::{Connection, ConnectionFlags, ConnectionState, Direction, Tuple};
+use crate::tables::lookup::mix;
+use crate::tables::services::{Endpoint, Found, Frontend, FrontendKind, SegmentServices};
+use crate::tables::{PortRole, Segment};
+
+/// Why the source of a connection to a Service must become the node's own: else the answer would not come back here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Masquerade {
+    /// The endpoint is the client itself.
+    Hairpin,
+    /// The client is outside the cluster, or is the node.
+    NotFromPod,
+    /// The address is one for clients outside, under the policy `Cluster`.
+    External,
+    /// The configuration masquerades everything.
+    All,
+}
+
+impl Masquerade {
+    /// The word that trace prints.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hairpin => "hairpin",
+            Self::NotFromPod => "not from a pod",
+            Self::External => "external",
+            Self::All => "all",
+        }
+    }
+}
+
+/// Gives what opens a connection to a Service its endpoint, or ends the walk.
+pub(super) fn service(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
+    let tables = walk.tables;
+    let Some(services) = tables.services.get(segment.index) else { return ControlFlow::Continue(()) };
+    match walk.tracking {
+        Tracking::Untracked => ControlFlow::Continue(()),
+        Tracking::Known(connection, direction) => known(walk, services, &connection, direction),
+        Tracking::Opening(opening) => match find(services, &opening.original) {
+            Found::Frontend(frontend) => opens(walk, services, frontend, &opening.original),
+            Found::Nothing => ControlFlow::Continue(()),
+            Found::WrongPort => refuse(walk, DropReason::ServiceWrongPort),
+            Found::Unallocated(_) => walk.drop(Stage::Service, DropReason::ServiceUnallocated),
+        },
+    }
+}
+
+fn find<'a>(services: &'a SegmentServices, tuple: &Tuple) -> Found<'a> {
+    services.find(tuple.destination_address(), tuple.protocol, tuple.ports[1])
+}
+
+/// Drops, and tells the client that nobody listens: by a reset, or an ICMP error where there are no resets.
+fn refuse(walk: &mut Walk<'_>, reason: DropReason) -> ControlFlow<Verdict> {
+    let is_tcp = walk.arrival.headers.protocol == protocol::TCP;
+    walk.reject(Stage::Service, reason, if is_tcp { Rejection::Reset } else { Rejection::PortUnreachable })
+}
+
+/// A known connection keeps what it has, but for the two sorts named above.
+fn known(
+    walk: &mut Walk<'_>,
+    services: &SegmentServices,
+    connection: &Connection,
+    direction: Direction,
+) -> ControlFlow<Verdict> {
+    walk.dependencies.service = connection.service;
+    if direction == Direction::Reply {
+        return ControlFlow::Continue(());
+    }
+    let Found::Frontend(frontend) = find(services, &connection.original) else { return ControlFlow::Continue(()) };
+    let server = (connection.reply.source_address(), connection.reply.ports[0]);
+    let is_stale = connection.original.protocol == protocol::UDP && frontend.service.is_stale(server);
+    let asks_again = connection.state == ConnectionState::SynSent
+        && !connection.replied
+        && connection.service != 0
+        && walk.arrival.headers.tcp_flags_or_icmp_type & (tcp::flag::SYN | tcp::flag::ACK) == tcp::flag::SYN;
+    if !is_stale && !asks_again {
+        return ControlFlow::Continue(());
+    }
+    let silent = asks_again.then_some(server);
+    if silent.is_some() && pick(walk, frontend, &connection.original, silent).is_none() {
+        return ControlFlow::Continue(());
+    }
+    walk.reopen();
+    give(walk, services, frontend, &connection.original, silent)
+}
+
+fn opens(
+    walk: &mut Walk<'_>,
+    services: &SegmentServices,
+    frontend: &Frontend,
+    original: &Tuple,
+) -> ControlFlow<Verdict> {
+    walk.dependencies.service = frontend.service.id.tag();
+    let client = original.source_address();
+    let is_let_in = |sources: &Arc<[ipnet::IpNet]>| sources.iter().any(|network| network.contains(&client));
+    if !frontend.sources.as_ref().is_none_or(is_let_in) {
+        return walk.drop(Stage::Service, DropReason::ServiceSourceRefused);
+    }
+    give(walk, services, frontend, original, None)
+}
+
+fn give(
+    walk: &mut Walk<'_>,
+    services: &SegmentServices,
+    frontend: &Frontend,
+    original: &Tuple,
+    silent: Option<(IpAddr, u16)>,
+) -> ControlFlow<Verdict> {
+    let port = &frontend.service;
+    let Some((endpoint, why)) = pick(walk, frontend, original, silent) else {
+        let reason = if port.any_usable { DropReason::ServiceNoLocalEndpoints } else { DropReason::ServiceNoEndpoints };
+        // Endpoints elsewhere are alive: to say that nobody listens would be wrong.
+        return if port.any_usable { walk.drop(Stage::Service, reason) } else { refuse(walk, reason) };
+    };
+    let client = original.source_address();
+    let masquerade = masquerade(services, frontend, endpoint, sender(walk), client);
+    let picked = Picked {
+        service: Arc::clone(&port.name),
+        kind: frontend.kind,
+        endpoint: Arc::clone(&endpoint.name),
+        address: SocketAddr::new(endpoint.address, endpoint.port),
+        why,
+        masquerade,
+    };
+    walk.note(Stage::Service, Reason::Picked(Box::new(picked)));
+    if masquerade.is_some() {
+        // With the client's own address the answer would not come back here, and be no answer to the client.
+        return walk.drop(Stage::Service, DropReason::MasqueradeUnavailable);
+    }
+    let (service_tag, endpoint_tag) = (port.id.tag(), endpoint.tag());
+    if let Some(opening) = walk.opening() {
+        opening.translation.destination = Some((octets(endpoint.address), endpoint.port));
+        opening.flags = opening.flags.with(ConnectionFlags::SERVICE);
+        (opening.service, opening.endpoint) = (service_tag, endpoint_tag);
+    }
+    walk.dependencies.service = service_tag;
+    walk.pick = Some(Pick {
+        service: port.id,
+        client,
+        endpoint: (endpoint.address, endpoint.port),
+        affinity: port.affinity,
+        by: why.by,
+        again: why.again,
+    });
+    ControlFlow::Continue(())
+}
+
+fn pick<'a>(
+    walk: &Walk<'_>,
+    frontend: &'a Frontend,
+    original: &Tuple,
+    silent: Option<(IpAddr, u16)>,
+) -> Option<(&'a Endpoint, Why)> {
+    let port = &frontend.service;
+    let (scope, local) = choice::scope(frontend.kind, port, sender(walk));
+    let asker = Asker {
+        client: original.source_address(),
+        keyed: walk.state.connections.keyed_hash(original),
+        shared: shared_hash(original),
+        silent,
+    };
+    choice::choose(walk.state, port, scope, local, &asker, walk.now)
+}
+
+fn sender(walk: &Walk<'_>) -> Sender {
+    match walk.tables.ports.get(walk.arrival.port).map(|port| &port.role) {
+        Some(PortRole::Pod(_)) => Sender::Pod,
+        _ => Sender::Outside,
+    }
+}
+
+/// The matrix of kube-proxy: whose source must become the node's.
+fn masquerade(
+    services: &SegmentServices,
+    frontend: &Frontend,
+    endpoint: &Endpoint,
+    sender: Sender,
+    client: IpAddr,
+) -> Option<Masquerade> {
+    if endpoint.address == client {
+        return Some(Masquerade::Hairpin);
+    }
+    let external = frontend.kind != FrontendKind::ClusterIp;
+    match sender {
+        Sender::Outside if !external => Some(Masquerade::NotFromPod),
+        Sender::Pod if !external => services.masquerade_all.then_some(Masquerade::All),
+        Sender::Pod | Sender::Outside => (!frontend.service.external_local).then_some(Masquerade::External),
+    }
+}
+
+/// The same on every node, so that Maglev picks alike: it must never change.
+fn shared_hash(tuple: &Tuple) -> u64 {
+    let halves = |bytes: &[u8; 16]| {
+        let bits = u128::from_be_bytes(*bytes);
+        mix((bits >> 64) as u64) ^ mix(bits as u64).rotate_left(17)
+    };
+    let ports = u64::from(tuple.ports[0]) << 32 | u64::from(tuple.ports[1]) << 8 | u64::from(tuple.protocol);
+    mix(halves(&tuple.source) ^ mix(halves(&tuple.destination)).rotate_left(31) ^ mix(ports))
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&address.octets());
+            bytes
+        }
+        IpAddr::V6(address) => address.octets(),
+    }
+}

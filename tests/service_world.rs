@@ -1,0 +1,328 @@
+//! Two nodes with pods, for tests of Services: a packet in at one pod, and where it comes out as what.
+//!
+//! Objects go the production way into production switches; frames that leave by an uplink go on at the other node.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use millrace_control::plan::GATEWAY_MAC;
+use millrace_control::store::{Object, ObjectStore};
+use millrace_engine::counters::Event;
+use millrace_engine::packet::Mac;
+use millrace_engine::port::memory::WireFrame;
+use millrace_engine::testing::{ACK, SYN, checksums_valid, describe, frame};
+use serde_json::{Value, json};
+
+use crate::cluster::{ClusterNode, UPLINK, uplink_mac};
+use crate::memory_store::MemoryStore;
+use crate::objects;
+
+/// Pods: name, number of the node, last part of the address.
+const PODS: [(&str, usize, u8); 6] =
+    [("client", 0, 5), ("second", 0, 6), ("local", 0, 7), ("local-2", 0, 8), ("remote", 1, 7), ("remote-2", 1, 8)];
+
+/// A protocol of the transport layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// A frame that came out at a pod.
+#[derive(Clone, Debug)]
+pub struct Delivered {
+    /// The pod.
+    pub pod: String,
+    /// The packet in words.
+    pub text: String,
+    /// The frame.
+    pub frame: WireFrame,
+}
+
+#[derive(Debug)]
+struct Pod {
+    node: usize,
+    port: u16,
+    mac: Mac,
+}
+
+/// The two nodes.
+#[derive(Debug)]
+pub struct ServiceWorld {
+    /// Where all objects are.
+    pub store: MemoryStore,
+    nodes: Vec<ClusterNode>,
+    pods: BTreeMap<String, Pod>,
+}
+
+impl Default for ServiceWorld {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The address of a pod.
+///
+/// # Panics
+/// If there is no such pod.
+#[must_use]
+pub fn pod_address(name: &str, ipv4: bool) -> IpAddr {
+    let (_, node, last) = PODS.into_iter().find(|(known, ..)| *known == name).expect("a pod of this name");
+    let text = if ipv4 { format!("10.{}.0.{last}", node + 1) } else { format!("fd00:{}::{last}", node + 1) };
+    text.parse().expect("address")
+}
+
+/// The internal address of node `a` or `b`.
+#[must_use]
+pub fn node_address(node: usize, ipv4: bool) -> IpAddr {
+    let text = if ipv4 { format!("192.0.2.{}", node + 1) } else { format!("2001:db8::{}", node + 1) };
+    text.parse().expect("address")
+}
+
+fn at(address: IpAddr, port: u16) -> String {
+    std::net::SocketAddr::new(address, port).to_string()
+}
+
+impl ServiceWorld {
+    /// Nodes `a` and `b` with all pods and no Service.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        let store = MemoryStore::default();
+        let mut all = vec![objects::pool("four", "10.0.0.0/8", 24), objects::pool("six", "fd00::/16", 112)];
+        for (number, name) in [(0, "a"), (1, "b")] {
+            let mut node = objects::node(name, &[node_address(number, true), node_address(number, false)]);
+            node["metadata"]["labels"] =
+                json!({"topology.kubernetes.io/zone": if number == 0 { "east" } else { "west" }});
+            all.push(node);
+            all.push(objects::block(&format!("10.{}.0.0/24", number + 1), "four", name));
+            all.push(objects::block(&format!("fd00:{}::/112", number + 1), "six", name));
+        }
+        all.push(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]},
+        }));
+        all.iter().for_each(|object| drop(store.create(object).expect("object")));
+        let addresses = |node| [node_address(node, true), node_address(node, false)];
+        let mut nodes = vec![
+            ClusterNode::new(1, "a", &addresses(0), 1, &store),
+            ClusterNode::new(2, "b", &addresses(1), 1, &store),
+        ];
+        for (number, node) in nodes.iter_mut().enumerate() {
+            let other = 1 - number;
+            node.tell_underlay(addresses(other).map(|address| (address, uplink_mac(other as u8 + 1))));
+        }
+        let mut world = Self { store, nodes, pods: BTreeMap::new() };
+        for (name, node, _) in PODS {
+            let own = [pod_address(name, true), pod_address(name, false)];
+            let (port, mac) = world.nodes[node].plug_in(name, &own);
+            world.pods.insert(name.to_owned(), Pod { node, port, mac });
+        }
+        world.follow();
+        world
+    }
+
+    /// Writes an object, in place of any of its name, and lets the nodes take it up.
+    ///
+    /// # Panics
+    /// If the object is none, or a node finds it wrong.
+    pub fn apply(&mut self, object: &Value) {
+        let located = millrace_control::store::Located::from(object);
+        let key = Object::read(located, None).expect("an object").key;
+        match self.store.get(&key).expect("get") {
+            Some(known) => drop(self.store.update(object, &known.resource_version).expect("update")),
+            None => drop(self.store.create(object).expect("create")),
+        }
+        self.follow();
+    }
+
+    /// Deletes an object of this kind and name in the namespace `default`.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn delete(&mut self, kind: &str, name: &str) {
+        let known = self.store.objects();
+        let object = known.iter().find(|object| object.key.kind.kind == kind && object.key.name == name);
+        let object = object.expect("an object of this name");
+        self.store.delete(&object.key, &object.resource_version).expect("delete");
+        self.follow();
+    }
+
+    fn follow(&mut self) {
+        for node in &mut self.nodes {
+            let settled = node.follow(usize::MAX);
+            assert_eq!(settled.error, None);
+            let own = settled.problems.iter().filter(|problem| {
+                problem.object.as_ref().is_none_or(|key| matches!(key.kind.kind.as_ref(), "Service" | "EndpointSlice"))
+            });
+            assert_eq!(own.map(ToString::to_string).collect::<Vec<_>>(), Vec::<String>::new());
+            node.switch().finish_sweeps();
+        }
+    }
+
+    /// The first node.
+    #[must_use]
+    pub fn node(&self) -> &ClusterNode {
+        &self.nodes[0]
+    }
+
+    /// Lets time pass at every node.
+    pub fn wait(&self, time: std::time::Duration) {
+        for node in &self.nodes {
+            node.switch().clock.advance(time);
+            node.switch().finish_sweeps();
+        }
+    }
+
+    /// The count of an event at the first node.
+    #[must_use]
+    pub fn count(&self, event: Event) -> u64 {
+        self.nodes[0].switch().event(event)
+    }
+
+    /// What a pod's opening packet to an address and port is: a SYN, a datagram, an INIT.
+    #[must_use]
+    pub fn opening(&self, pod: &str, port: u16, to: (IpAddr, u16), protocol: Protocol) -> WireFrame {
+        let from = pod_address(pod, to.0.is_ipv4());
+        let builder = frame().from(self.pods[pod].mac, from).to(GATEWAY_MAC, to.0).ports(port, to.1);
+        match protocol {
+            Protocol::Tcp => builder.tcp(SYN).sequence(u32::from(port) * 7, 0).ports(port, to.1).wire(),
+            Protocol::Udp => builder.udp().ports(port, to.1).payload(b"ask").wire(),
+            Protocol::Sctp => builder.sctp(0).ports(port, to.1).payload(&INIT).wire(),
+        }
+    }
+
+    /// A pod's TCP packet in the middle of a connection.
+    #[must_use]
+    pub fn acknowledgement(&self, pod: &str, port: u16, to: (IpAddr, u16)) -> WireFrame {
+        let from = pod_address(pod, to.0.is_ipv4());
+        frame().from(self.pods[pod].mac, from).to(GATEWAY_MAC, to.0).tcp(ACK).ports(port, to.1).payload(b"more").wire()
+    }
+
+    /// The answer of a pod to what it got: addresses and ports the other way round.
+    ///
+    /// # Panics
+    /// If the packet has no ports.
+    #[must_use]
+    pub fn answer(&self, to: &Delivered, protocol: Protocol) -> WireFrame {
+        let (source, destination) = ends(&to.text);
+        let builder = frame().from(self.pods[&to.pod].mac, destination.0).to(GATEWAY_MAC, source.0);
+        let (from, to) = (destination.1, source.1);
+        match protocol {
+            Protocol::Tcp => builder.tcp(SYN | ACK).sequence(9, 10).ports(from, to).wire(),
+            Protocol::Udp => builder.udp().ports(from, to).payload(b"answer").wire(),
+            Protocol::Sctp => builder.sctp(5).ports(from, to).payload(&INIT_ACK).wire(),
+        }
+    }
+
+    /// Sends a frame from a pod and follows it, and whatever comes of it, until nothing moves. Every frame that comes
+    /// out must have right checksums.
+    ///
+    /// # Panics
+    /// If one has not, or frames go round and round.
+    pub fn send(&mut self, pod: &str, frame: WireFrame) -> Vec<Delivered> {
+        let Pod { node, port, .. } = self.pods[pod];
+        self.carry(node, port, frame)
+    }
+
+    fn carry(&mut self, node: usize, port: u16, frame: WireFrame) -> Vec<Delivered> {
+        let (mut waiting, mut delivered, mut steps) = (vec![(node, port, frame)], Vec::new(), 0);
+        while let Some((node, port, frame)) = waiting.pop() {
+            steps += 1;
+            assert!(steps < 100, "frames go round and round");
+            self.nodes[node].inject(port, frame);
+            for frame in self.nodes[node].switch().all_sent(UPLINK) {
+                let next = self.nodes.iter().position(|node| node.uplink_mac == Mac::read(&frame.bytes));
+                waiting.extend(next.map(|next| (next, UPLINK, frame)));
+            }
+            for (name, pod) in self.pods.iter().filter(|(_, pod)| pod.node == node) {
+                for frame in self.nodes[node].switch().all_sent(pod.port) {
+                    let text = describe(&frame.bytes);
+                    if frame.partial_checksum.is_none() {
+                        checksums_valid(&frame.bytes).unwrap_or_else(|error| panic!("{text}: {error}"));
+                    }
+                    delivered.push(Delivered { pod: name.clone(), text, frame });
+                }
+            }
+        }
+        delivered
+    }
+
+    /// What the first node's slow path would say of a frame of this pod.
+    #[must_use]
+    pub fn explain(&self, pod: &str, frame: &WireFrame) -> String {
+        let Pod { node, port, .. } = self.pods[pod];
+        self.nodes[node].switch().explain(port, frame)
+    }
+
+    /// Opens a connection and answers it; says what became of it: `local kept` (came out at pod `local` with the client's
+    /// own source), `remote node` (with a source of the node), `reset`, `unreachable`, `nothing`.
+    ///
+    /// # Panics
+    /// If the answer does not come back to the client from the address it called.
+    pub fn open(&mut self, client: &str, port: u16, to: (IpAddr, u16), protocol: Protocol) -> String {
+        let ipv4 = to.0.is_ipv4();
+        let from = pod_address(client, ipv4);
+        let sent = self.opening(client, port, to, protocol);
+        let out = self.send(client, sent);
+        let [got] = out.as_slice() else {
+            assert!(out.is_empty(), "{out:?}");
+            return "nothing".to_owned();
+        };
+        if got.text.starts_with("tcp rst") {
+            assert_eq!(got.text, format!("tcp rst ack {} > {}", at(to.0, to.1), at(from, port)));
+            assert_eq!(got.pod, client);
+            let acknowledged = (u32::from(port) * 7 + 1).to_be_bytes();
+            let header = if ipv4 { 34 } else { 54 };
+            assert_eq!(got.frame.bytes[header + 4..header + 12], [&[0; 4], &acknowledged[..]].concat(), "{}", got.text);
+            return "reset".to_owned();
+        }
+        if got.text.contains("port unreachable") {
+            assert_eq!(got.pod, client);
+            let about = format!("{} > {}", at(from, port), at(to.0, to.1));
+            assert!(got.text.contains(&about), "{} is not about {about}", got.text);
+            return "unreachable".to_owned();
+        }
+        let (source, destination) = ends(&got.text);
+        assert_eq!(destination.0, pod_address(&got.pod, ipv4), "{}", got.text);
+        let whose = if source == (from, port) { "kept" } else { "node" };
+        if whose == "node" {
+            let own = if ipv4 { "10.1.0.0" } else { "fd00:1::" };
+            assert_eq!(source.0, own.parse::<IpAddr>().expect("address"), "masqueraded as the node: {}", got.text);
+        }
+        let (pod, answer) = (got.pod.clone(), self.answer(got, protocol));
+        let back = self.send(&pod, answer);
+        let expected = format!("{} > {}", at(to.0, to.1), at(from, port));
+        assert!(
+            back.len() == 1 && back[0].pod == client && back[0].text.contains(&expected),
+            "the answer of {pod} must come to {client} as {expected}: {:?}",
+            back.iter().map(|delivered| &delivered.text).collect::<Vec<_>>()
+        );
+        format!("{pod} {whose}")
+    }
+}
+
+/// First bytes of an INIT chunk and of an INIT ACK chunk (RFC 9260 sections 3.3.2 and 3.3.3).
+const INIT: [u8; 20] = [1, 0, 0, 20, 0, 0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
+const INIT_ACK: [u8; 20] = [2, 0, 0, 20, 0, 0, 0, 6, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
+
+/// Source and destination of a packet in words.
+///
+/// # Panics
+/// If it has no ports.
+#[must_use]
+pub fn ends(text: &str) -> ((IpAddr, u16), (IpAddr, u16)) {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let arrow = words.iter().position(|word| *word == ">").expect("source > destination");
+    let end = |word: &str| {
+        let end: std::net::SocketAddr = word.parse().unwrap_or_else(|_| panic!("{text}: {word} has no port"));
+        (end.ip(), end.port())
+    };
+    (end(words[arrow - 1]), end(words[arrow + 1]))
+}

@@ -1,0 +1,6 @@
+//! Services through whole nodes: objects in, packets in, packets out.
+
+mod balancing;
+mod changes;
+mod endpoints;
+mod matrix;

@@ -1,0 +1,203 @@
+//! The matrix of kube-proxy: who calls which sort of address under which traffic policy, which endpoints may get it, and
+//! whether its source stays (kube-proxy's TestInternalExternalMasquerade and TestNoEndpointsReject). Each cell is tried in
+//! every protocol and family, with enough connections that every endpoint of two must get some.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use millrace_tests::objects;
+use millrace_tests::service_world::{Protocol, ServiceWorld, node_address, pod_address};
+use serde_json::{Value, json};
+
+/// Connections for each cell: that one of two endpoints gets none happens once in 2^23.
+const CONNECTIONS: u16 = 24;
+
+/// Services of the matrix: name, internal policy, external policy.
+const SERVICES: [(&str, &str, &str); 4] = [
+    ("both-cluster", "Cluster", "Cluster"),
+    ("external-local", "Cluster", "Local"),
+    ("internal-local", "Local", "Cluster"),
+    ("both-local", "Local", "Local"),
+];
+
+/// Caller, sort of address, Service, what becomes of connections.
+type Cell = (&'static str, &'static str, &'static str, &'static str);
+
+/// Endpoints are one here and one on the other node. `kept`: the endpoint sees the client's own address; `node`: one of the
+/// node.
+const CELLS: &[Cell] = &[
+    ("pod", "ClusterIP", "both-cluster", "local kept, remote kept"),
+    ("pod", "ClusterIP", "external-local", "local kept, remote kept"),
+    ("pod", "ClusterIP", "internal-local", "local kept"),
+    ("pod", "ClusterIP", "both-local", "local kept"),
+    ("pod", "NodePort", "external-local", "local kept, remote kept"),
+    ("pod", "NodePort", "both-local", "local kept, remote kept"),
+    ("pod", "LoadBalancer", "external-local", "local kept, remote kept"),
+    ("pod", "LoadBalancer", "both-local", "local kept, remote kept"),
+    ("pod", "externalIP", "external-local", "local kept, remote kept"),
+    ("pod", "externalIP", "both-local", "local kept, remote kept"),
+];
+
+/// The same where no Service has an endpoint: everybody is told.
+const EMPTY: &[Cell] = &[
+    ("pod", "ClusterIP", "both-cluster", "told"),
+    ("pod", "ClusterIP", "both-local", "told"),
+    ("pod", "NodePort", "both-cluster", "told"),
+    ("pod", "NodePort", "both-local", "told"),
+    ("pod", "LoadBalancer", "both-cluster", "told"),
+    ("pod", "LoadBalancer", "both-local", "told"),
+    ("pod", "externalIP", "both-cluster", "told"),
+    ("pod", "externalIP", "both-local", "told"),
+];
+
+/// And where the only endpoint is on the other node: a policy of `Local` is silence.
+const REMOTE: &[Cell] = &[
+    ("pod", "ClusterIP", "both-cluster", "remote kept"),
+    ("pod", "ClusterIP", "internal-local", "nothing"),
+    ("pod", "ClusterIP", "both-local", "nothing"),
+    ("pod", "NodePort", "external-local", "remote kept"),
+    ("pod", "LoadBalancer", "external-local", "remote kept"),
+    ("pod", "externalIP", "external-local", "remote kept"),
+];
+
+const PROTOCOLS: [(Protocol, &str); 3] = [(Protocol::Tcp, "TCP"), (Protocol::Udp, "UDP"), (Protocol::Sctp, "SCTP")];
+
+fn address(sort: &str, number: usize, ipv4: bool) -> IpAddr {
+    let text = match (sort, ipv4) {
+        ("ClusterIP", true) => format!("10.96.0.{number}"),
+        ("ClusterIP", false) => format!("fd00:96::{number}"),
+        ("LoadBalancer", true) => format!("203.0.113.{number}"),
+        ("LoadBalancer", false) => format!("2001:db8:203::{number}"),
+        ("externalIP", true) => format!("198.51.100.{number}"),
+        ("externalIP", false) => format!("2001:db8:100::{number}"),
+        _ => return node_address(0, ipv4),
+    };
+    text.parse().expect("address")
+}
+
+fn node_port(number: usize, protocol: usize) -> u16 {
+    30_000 + number as u16 * 10 + protocol as u16
+}
+
+/// A Service with every sort of address, in both families and all protocols.
+fn service(number: usize) -> Value {
+    let (name, internal, external) = SERVICES[number];
+    let both = |sort| [true, false].map(|ipv4| address(sort, number + 1, ipv4).to_string());
+    let ports: Vec<Value> = PROTOCOLS
+        .iter()
+        .enumerate()
+        .map(|(at, (_, protocol))| {
+            let name = protocol.to_lowercase();
+            json!({"name": name, "port": 80, "protocol": protocol, "nodePort": node_port(number, at)})
+        })
+        .collect();
+    let ingress: Vec<Value> = both("LoadBalancer").iter().map(|ip| json!({"ip": ip})).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {
+            "type": "LoadBalancer", "clusterIPs": both("ClusterIP"), "externalIPs": both("externalIP"), "ports": ports,
+            "internalTrafficPolicy": internal, "externalTrafficPolicy": external,
+        },
+        "status": {"loadBalancer": {"ingress": ingress}},
+    })
+}
+
+/// Slices of a Service whose endpoints are these pods.
+fn slices(service: &str, pods: &[(&str, &str)]) -> [Value; 2] {
+    [true, false].map(|ipv4| {
+        let addresses: Vec<String> = pods.iter().map(|(pod, _)| pod_address(pod, ipv4).to_string()).collect();
+        let listed: Vec<_> =
+            pods.iter().zip(&addresses).map(|((_, node), at)| (at.as_str(), *node, Value::Null)).collect();
+        let mut slice = objects::slice(service, ipv4, &listed);
+        let ports = PROTOCOLS.map(|(_, name)| json!({"name": name.to_lowercase(), "port": 8080, "protocol": name}));
+        slice["ports"] = json!(ports);
+        slice
+    })
+}
+
+fn world(pods: &[(&str, &str)]) -> ServiceWorld {
+    let mut world = ServiceWorld::new();
+    for (number, (name, ..)) in SERVICES.iter().enumerate() {
+        world.apply(&service(number));
+        slices(name, pods).iter().for_each(|slice| world.apply(slice));
+    }
+    world
+}
+
+/// Tries every cell in every protocol and family; how many rows that were.
+fn try_all(pods: &[(&str, &str)], cells: &[Cell]) -> usize {
+    let mut world = world(pods);
+    let mut rows = 0;
+    let mut port = 10_000;
+    for (caller, sort, name, expected) in cells {
+        let number = SERVICES.iter().position(|(known, ..)| known == name).expect("a Service of the matrix");
+        for (at, (protocol, protocol_name)) in PROTOCOLS.iter().enumerate() {
+            for ipv4 in [true, false] {
+                let called = if *sort == "NodePort" { node_port(number, at) } else { 80 };
+                let to = (address(sort, number + 1, ipv4), called);
+                let client = if *caller == "pod" { "client" } else { caller };
+                let mut seen = BTreeSet::new();
+                for _ in 0..CONNECTIONS {
+                    port += 1;
+                    seen.insert(world.open(client, port, to, *protocol));
+                    // ICMP errors and resets have a budget a second.
+                    world.wait(std::time::Duration::from_millis(20));
+                }
+                let told = if *protocol == Protocol::Tcp { "reset" } else { "unreachable" };
+                let expected = if *expected == "told" { told } else { expected };
+                let family = if ipv4 { "IPv4" } else { "IPv6" };
+                let seen = seen.into_iter().collect::<Vec<_>>().join(", ");
+                let trail = world.explain(client, &world.opening(client, 9, to, *protocol));
+                assert_eq!(seen, expected, "{caller} to {sort} of {name}, {protocol_name} {family}: {trail}");
+                rows += 1;
+            }
+        }
+    }
+    rows
+}
+
+#[test]
+fn every_cell_of_the_matrix() {
+    let rows = try_all(&[("local", "a"), ("remote", "b")], CELLS);
+    println!("{rows} rows");
+}
+
+#[test]
+fn without_any_endpoint_the_caller_is_told() {
+    println!("{} rows", try_all(&[], EMPTY));
+}
+
+#[test]
+fn with_endpoints_elsewhere_only_a_local_policy_is_silence() {
+    println!("{} rows", try_all(&[("remote", "b")], REMOTE));
+}
+
+/// Cells that need the node's own address as source: nothing leaves under a wrong one, and the reason has a name.
+#[test]
+fn what_would_have_to_be_masqueraded_is_dropped_by_name() {
+    let mut world = world(&[("local", "a"), ("remote", "b")]);
+    let mut port = 10_000;
+    for sort in ["NodePort", "LoadBalancer", "externalIP"] {
+        for number in [0, 2] {
+            for ipv4 in [true, false] {
+                port += 1;
+                let called = if sort == "NodePort" { node_port(number, 0) } else { 80 };
+                let to = (address(sort, number + 1, ipv4), called);
+                assert_eq!(world.open("client", port, to, Protocol::Tcp), "nothing", "{sort} {number} {ipv4}");
+                let trail = world.explain("client", &world.opening("client", port, to, Protocol::Tcp));
+                assert!(trail.contains("masquerade: external") && trail.contains("masquerade_unavailable"), "{trail}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_pod_that_is_given_to_itself_is_dropped_by_name() {
+    let mut world = world(&[("local", "a")]);
+    for (ipv4, protocol) in [(true, Protocol::Tcp), (false, Protocol::Udp)] {
+        let to = (address("ClusterIP", 1, ipv4), 80);
+        assert_eq!(world.open("local", 10_000, to, protocol), "nothing");
+        let trail = world.explain("local", &world.opening("local", 10_000, to, protocol));
+        assert!(trail.contains("masquerade: hairpin") && trail.contains("masquerade_unavailable"), "{trail}");
+    }
+}
