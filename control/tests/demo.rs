@@ -73,7 +73,8 @@ fn assert_works(report: &Value) {
     for row in rows {
         assert_eq!(row["reached"], true, "{row}");
     }
-    for name in ["reachability", "frames unaccounted for", "unplugging all pods"] {
+    let services = ["Service: connections spread", "Service: an affine client", "Service: an endpoint leaves"];
+    for name in services.into_iter().chain(["reachability", "frames unaccounted for", "unplugging all pods"]) {
         assert_eq!(check(report, name)["held"], true, "{}", check(report, name));
     }
     for attempt in report["throughput"].as_array().expect("throughput") {

@@ -79,6 +79,11 @@ impl Cluster {
         self.directory.path()
     }
 
+    /// The directory of objects.
+    pub(super) fn objects(&self) -> std::path::PathBuf {
+        self.path().join("objects")
+    }
+
     /// Unplugs all pods as a runtime would.
     pub(super) fn unplug(&self) -> anyhow::Result<()> {
         self.pods.iter().try_for_each(|pod| pod.unplug(self.runtime(pod.node)?))

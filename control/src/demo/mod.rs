@@ -1,7 +1,7 @@
 //! `millrace demo`: a two-node cluster in network namespaces of this machine, looked at and measured.
 //!
 //! [`cluster`] builds it: two nodes joined by a veth pair, an agent in each, pods plugged in by `millrace-cni`.
-//! [`reachability`], [`performance`], [`idle`] and [`counters`] look at it with the tools of [`traffic`];
+//! [`reachability`], [`services`], [`performance`], [`idle`] and [`counters`] look at it with the tools of [`traffic`];
 //! [`report`] says what held. Everything a run makes hangs on the name of its [`run_directory`], so it can be removed
 //! after a crash too. Progress goes to standard error. Nothing but the kernel is needed, and nothing of the machine's
 //! own network is touched.
@@ -18,6 +18,7 @@ mod reachability;
 mod reference;
 mod report;
 mod run_directory;
+mod services;
 mod table;
 pub mod traffic;
 
@@ -96,6 +97,11 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
     let reachability = reachability::check(cluster, interruption)?;
     let missed = reachability.iter().filter(|row| !row.reached).count();
     say(&format!("  {} of {} reached", reachability.len() - missed, reachability.len()));
+    let mut services = None;
+    if missed == 0 {
+        say("checking a Service over both nodes");
+        services = Some(services::check(cluster, interruption)?);
+    }
     // Measuring ways that do not work would only wait.
     let (mut throughput, mut latency, mut first_packet_after_idle) = (Vec::new(), Vec::new(), Vec::new());
     if missed == 0 {
@@ -115,6 +121,7 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
         held: false,
         checks: Vec::new(),
         reachability,
+        services,
         throughput,
         latency,
         idle,

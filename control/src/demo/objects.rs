@@ -2,9 +2,12 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Context;
+
+use super::pods::Pod;
 
 /// Name of the interface that the nodes are joined by.
 pub(super) const UPLINK: &str = "uplink0";
@@ -38,6 +41,41 @@ pub(super) const PODS: [PodPlan; 4] = [
     PodPlan { name: "web-1", node: "b" },
     PodPlan { name: "web-2", node: "b" },
 ];
+
+/// A Service to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ServicePlan {
+    pub(super) name: &'static str,
+    pub(super) ipv4: &'static str,
+    pub(super) ipv6: &'static str,
+    affinity: &'static str,
+}
+
+/// The Service whose connections spread over all endpoints.
+pub(super) const SPREAD: ServicePlan =
+    ServicePlan { name: "web", ipv4: "10.96.0.10", ipv6: "fd00:96::10", affinity: "None" };
+
+/// The same endpoints for clients that stay with one of them.
+pub(super) const AFFINE: ServicePlan =
+    ServicePlan { name: "web-affine", ipv4: "10.96.0.11", ipv6: "fd00:96::11", affinity: "ClientIP" };
+
+/// The Services' port, and that of their endpoints.
+pub(super) const SERVICE_PORT: u16 = 80;
+pub(super) const TARGET_PORT: u16 = 8080;
+
+/// A pod that serves.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ServedPod<'a> {
+    pub(super) name: &'static str,
+    node: &'static str,
+    addresses: &'a [IpAddr],
+}
+
+impl<'a> ServedPod<'a> {
+    pub(super) fn of(pod: &'a Pod) -> Self {
+        Self { name: pod.name, node: pod.node, addresses: &pod.endpoint.addresses }
+    }
+}
 
 const SHARED: &str = "\
 # The cluster of `millrace demo`.
@@ -82,8 +120,44 @@ pub(super) fn write(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes the Services and where they are served, in place of what was written before; no reader sees half of it.
+pub(super) fn write_services(directory: &Path, served: &[ServedPod<'_>]) -> anyhow::Result<()> {
+    let mut text = "# Two Services and the pods that serve them.\n".to_owned();
+    for ServicePlan { name, ipv4, ipv6, affinity } in [SPREAD, AFFINE] {
+        write!(
+            text,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
+             spec:\n  clusterIPs: [{ipv4}, '{ipv6}']\n  ipFamilyPolicy: RequireDualStack\n  sessionAffinity: {affinity}\n  \
+             ports: [{{name: http, port: {SERVICE_PORT}, targetPort: {TARGET_PORT}, protocol: TCP}}]\n"
+        )?;
+        for family in ["IPv4", "IPv6"] {
+            write!(
+                text,
+                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: {family}\nmetadata:\n  \
+                 name: {name}-{}\n  namespace: default\n  labels: {{kubernetes.io/service-name: {name}}}\n\
+                 ports: [{{name: http, port: {TARGET_PORT}, protocol: TCP}}]\nendpoints:\n",
+                family.to_lowercase()
+            )?;
+            for pod in served {
+                let mine = |address: &&IpAddr| address.is_ipv4() == (family == "IPv4");
+                let address = pod.addresses.iter().find(mine).context("a pod without an address of each family")?;
+                let ServedPod { name, node, .. } = pod;
+                writeln!(
+                    text,
+                    "- {{addresses: ['{address}'], nodeName: {node}, conditions: {{ready: true}}, \
+                     targetRef: {{kind: Pod, name: {name}, namespace: default}}}}"
+                )?;
+            }
+        }
+    }
+    let (partial, whole) = (directory.join(".services"), directory.join("services.yaml"));
+    fs::write(&partial, text)?;
+    fs::rename(partial, whole).context("cannot write the Services")
+}
+
 #[cfg(test)]
 mod tests {
+    use super::ServedPod;
     use crate::observe::{KINDS, Observed};
     use crate::store::{DirectoryStore, Event, ObjectStore};
 
@@ -91,6 +165,9 @@ mod tests {
     fn all_objects_are_valid() {
         let directory = std::env::temp_dir().join(format!("millrace-demo-objects-{}", std::process::id()));
         super::write(&directory).expect("written");
+        let addresses = ["10.77.0.1".parse().expect("address"), "fd00:77::1".parse().expect("address")];
+        let served = ServedPod { name: "web-0", node: "a", addresses: &addresses };
+        super::write_services(&directory, &[served]).expect("written");
         let store = DirectoryStore::open(&directory).expect("store");
         let mut observed = Observed::default();
         let watch = store.watch(&KINDS).expect("watch");
@@ -107,5 +184,6 @@ mod tests {
         let cluster = observed.cluster();
         let counts = (cluster.nodes.len(), cluster.pods.len(), cluster.uplinks.len(), cluster.pools.len());
         assert_eq!(counts, (2, 4, 2, 2));
+        assert_eq!(cluster.services.len(), 2);
     }
 }

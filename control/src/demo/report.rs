@@ -6,6 +6,7 @@ use super::counters::NodeCounters;
 use super::idle::{FIRST_PACKET_MICROSECONDS, FirstPacket, Idle, SHARE};
 use super::performance::{Latency, RATIO, RETRANSMITTED_SHARE, Throughput};
 use super::reachability::{Row, Way};
+use super::services::{CONNECTIONS, Services};
 
 /// All that was seen.
 #[derive(Clone, Debug, Serialize)]
@@ -14,6 +15,8 @@ pub(super) struct Report {
     pub(super) held: bool,
     pub(super) checks: Vec<Check>,
     pub(super) reachability: Vec<Row>,
+    /// `None` where pods do not even reach each other.
+    pub(super) services: Option<Services>,
     /// Every attempt, in order of time.
     pub(super) throughput: Vec<Throughput>,
     pub(super) latency: Vec<Latency>,
@@ -50,6 +53,9 @@ impl Report {
     pub(super) fn judge(&mut self) {
         self.checks = vec![
             self.reachability_check(),
+            self.spread_check(),
+            self.affinity_check(),
+            self.departure_check(),
             self.unaccounted_check(),
             self.retransmission_check(),
             self.unplug_check(),
@@ -79,6 +85,38 @@ impl Report {
         let reached = self.reachability.iter().filter(|row| row.reached).count();
         let all = self.reachability.len();
         requirement("reachability", format!("all {all}"), format!("{reached} of {all}"), all > 0 && reached == all)
+    }
+
+    fn spread_check(&self) -> Check {
+        let spread = || self.services.iter().flat_map(|services| &services.spread);
+        let shares = spread().flat_map(|spread| spread.endpoints.iter().map(|share| share.connections));
+        let least = shares.min().unwrap_or(0);
+        let failed: usize = spread().map(|spread| spread.failed).sum();
+        let wanted = CONNECTIONS / 6;
+        let expected = format!("each endpoint at least {wanted} of {CONNECTIONS}, none failed");
+        requirement(
+            "Service: connections spread",
+            expected,
+            format!("least {least}, {failed} failed"),
+            least >= wanted && failed == 0,
+        )
+    }
+
+    fn affinity_check(&self) -> Check {
+        let met = self.services.as_ref().map_or(0, |services| services.affine_endpoints);
+        requirement("Service: an affine client", "one endpoint".to_owned(), met.to_string(), met == 1)
+    }
+
+    fn departure_check(&self) -> Check {
+        let departure = self.services.as_ref().map(|services| &services.departure);
+        let held = departure.is_some_and(|seen| seen.connections > 0 && seen.failed == 0 && seen.late == 0);
+        let seen = departure.map_or_else(String::new, |seen| {
+            format!(
+                "{} of {} failed, {} late; the last after {:.1} ms",
+                seen.failed, seen.connections, seen.late, seen.last_reached_milliseconds
+            )
+        });
+        requirement("Service: an endpoint leaves", "no connection fails or comes late".to_owned(), seen, held)
     }
 
     fn unaccounted_check(&self) -> Check {

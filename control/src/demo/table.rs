@@ -13,7 +13,16 @@ use super::traffic::stream::StreamResult;
 
 /// Everything, one table below the other.
 pub(super) fn text(report: &Report) -> String {
-    [reachability(report), speed(report), counters(report), events(report), drops(report), checks(report)].join("\n")
+    [
+        reachability(report),
+        services(report),
+        speed(report),
+        counters(report),
+        events(report),
+        drops(report),
+        checks(report),
+    ]
+    .join("\n")
 }
 
 fn reachability(report: &Report) -> String {
@@ -38,6 +47,21 @@ fn reachability(report: &Report) -> String {
         text += &format!("  {} {} from {} to {}: {failure}\n", row.what, row.family.text(), row.from, row.to);
     }
     text
+}
+
+/// What each endpoint of the Service was given.
+fn services(report: &Report) -> String {
+    let Some(services) = &report.services else { return String::new() };
+    let rows = services.spread.iter().flat_map(|spread| {
+        spread.endpoints.iter().map(|share| {
+            vec![
+                left(format!("{} on node {}", share.pod, share.node)),
+                left(spread.family.text()),
+                right(share.connections),
+            ]
+        })
+    });
+    render(&["Endpoint of Service web", "Client's family", "Connections"], rows)
 }
 
 fn speed(report: &Report) -> String {

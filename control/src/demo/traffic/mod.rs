@@ -4,6 +4,7 @@
 //! of this process. All is bounded in time, and ends early when interrupted.
 
 pub mod exchange;
+pub(crate) mod named_server;
 pub mod ping;
 pub mod request_response;
 pub mod stream;
@@ -92,7 +93,7 @@ fn connect(client: &Endpoint, server: &Endpoint, family: Family) -> anyhow::Resu
 }
 
 /// Waits for a thread of ours; that it panicked is an error like others.
-fn join<T>(thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyhow::Result<T> {
+pub(super) fn join<T>(thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyhow::Result<T> {
     thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a traffic thread panicked")))
 }
 
