@@ -108,11 +108,27 @@ impl ClusterNode {
     /// If the name is none.
     #[must_use]
     pub fn new(number: u8, name: &str, addresses: &[IpAddr], workers: usize, store: &dyn ObjectStore) -> Self {
+        let local = LocalView::new(NodeName::new(name).expect("node name"));
+        Self::configured(number, local, addresses, workers, store)
+    }
+
+    /// The same with what an agent's configuration says in `local`.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn configured(
+        number: u8,
+        local: LocalView,
+        addresses: &[IpAddr],
+        workers: usize,
+        store: &dyn ObjectStore,
+    ) -> Self {
+        let name = local.node.to_string();
         let mut node = Node::new(workers);
         node.attach(UPLINK, MemoryQueue::LIKE_AF_XDP, 0);
         let (node, extra) = (Arc::new(Mutex::new(node)), Arc::new(Mutex::new(Extra::default())));
         let tables = SwitchTables { node: Arc::clone(&node), extra: Arc::clone(&extra) };
-        let local = LocalView::new(NodeName::new(name).expect("node name"));
         let mut reconciler = Reconciler::publishing_to(local, Box::new(tables));
         let uplink = LocalUplink {
             interface: InterfaceName::new("eth1").expect("interface"),
@@ -123,7 +139,7 @@ impl ClusterNode {
         };
         reconciler.take(Input::Uplinks(BTreeMap::from([(PortIndex(UPLINK), uplink)])));
         Self {
-            name: name.to_owned(),
+            name,
             uplink_mac: uplink_mac(number),
             extra,
             number,

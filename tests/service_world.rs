@@ -1,13 +1,15 @@
-//! Two nodes with pods, for tests of Services: a packet in at one pod, and where it comes out as what.
+//! Two nodes with pods and hosts, for tests of Services: a packet in at one of them, and where it comes out as what.
 //!
 //! Objects go the production way into production switches; frames that leave by an uplink go on at the other node.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use millrace_control::plan::GATEWAY_MAC;
+use millrace_control::cluster::NodeName;
+use millrace_control::plan::{GATEWAY_MAC, LocalView};
 use millrace_control::store::{Object, ObjectStore};
 use millrace_engine::counters::Event;
+use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::Mac;
 use millrace_engine::port::memory::WireFrame;
 use millrace_engine::testing::{ACK, SYN, checksums_valid, describe, frame};
@@ -20,6 +22,9 @@ use crate::objects;
 /// Pods: name, number of the node, last part of the address.
 const PODS: [(&str, usize, u8); 6] =
     [("client", 0, 5), ("second", 0, 6), ("local", 0, 7), ("local-2", 0, 8), ("remote", 1, 7), ("remote-2", 1, 8)];
+
+/// The hosts themselves, by the number of their node.
+const HOSTS: [&str; 2] = ["host", "host-b"];
 
 /// A protocol of the transport layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +70,16 @@ impl Default for ServiceWorld {
     }
 }
 
-/// The address of a pod.
+/// The address of a pod; of a host, its address among pods.
 ///
 /// # Panics
 /// If there is no such pod.
 #[must_use]
 pub fn pod_address(name: &str, ipv4: bool) -> IpAddr {
+    if let Some(node) = HOSTS.iter().position(|known| *known == name) {
+        let text = if ipv4 { format!("10.{}.0.0", node + 1) } else { format!("fd00:{}::", node + 1) };
+        return text.parse().expect("address");
+    }
     let (_, node, last) = PODS.into_iter().find(|(known, ..)| *known == name).expect("a pod of this name");
     let text = if ipv4 { format!("10.{}.0.{last}", node + 1) } else { format!("fd00:{}::{last}", node + 1) };
     text.parse().expect("address")
@@ -94,6 +103,28 @@ impl ServiceWorld {
     /// If the machine gives no memory.
     #[must_use]
     pub fn new() -> Self {
+        Self::built(&|_| {}, true)
+    }
+
+    /// The same, but no host has a port of its own.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn without_hosts() -> Self {
+        Self::built(&|_| {}, false)
+    }
+
+    /// The same, with what an agent's configuration would say.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn configured(configure: &dyn Fn(&mut LocalView)) -> Self {
+        Self::built(configure, true)
+    }
+
+    fn built(configure: &dyn Fn(&mut LocalView), with_hosts: bool) -> Self {
         let store = MemoryStore::default();
         let mut all = vec![objects::pool("four", "10.0.0.0/8", 24), objects::pool("six", "fd00::/16", 112)];
         for (number, name) in [(0, "a"), (1, "b")] {
@@ -110,15 +141,21 @@ impl ServiceWorld {
         }));
         all.iter().for_each(|object| drop(store.create(object).expect("object")));
         let addresses = |node| [node_address(node, true), node_address(node, false)];
-        let mut nodes = vec![
-            ClusterNode::new(1, "a", &addresses(0), 1, &store),
-            ClusterNode::new(2, "b", &addresses(1), 1, &store),
-        ];
+        let node = |number: usize, name: &str| {
+            let mut local = LocalView::new(NodeName::new(name).expect("node name"));
+            configure(&mut local);
+            ClusterNode::configured(number as u8 + 1, local, &addresses(number), 1, &store)
+        };
+        let mut nodes = vec![node(0, "a"), node(1, "b")];
         for (number, node) in nodes.iter_mut().enumerate() {
             let other = 1 - number;
             node.tell_underlay(addresses(other).map(|address| (address, uplink_mac(other as u8 + 1))));
         }
         let mut world = Self { store, nodes, pods: BTreeMap::new() };
+        for (node, name) in HOSTS.iter().enumerate().filter(|_| with_hosts) {
+            let (port, mac) = world.nodes[node].plug_host(&addresses(node));
+            world.pods.insert((*name).to_owned(), Pod { node, port, mac });
+        }
         for (name, node, _) in PODS {
             let own = [pod_address(name, true), pod_address(name, false)];
             let (port, mac) = world.nodes[node].plug_in(name, &own);
@@ -184,6 +221,12 @@ impl ServiceWorld {
     #[must_use]
     pub fn count(&self, event: Event) -> u64 {
         self.nodes[0].switch().event(event)
+    }
+
+    /// Packets that the first node dropped for this reason.
+    #[must_use]
+    pub fn drops(&self, reason: DropReason) -> u64 {
+        self.nodes[0].switch().moved().get(reason.name()).copied().unwrap_or_default()
     }
 
     /// What a pod's opening packet to an address and port is: a SYN, a datagram, an INIT.
@@ -291,10 +334,10 @@ impl ServiceWorld {
         }
         let (source, destination) = ends(&got.text);
         assert_eq!(destination.0, pod_address(&got.pod, ipv4), "{}", got.text);
-        let whose = if source == (from, port) { "kept" } else { "node" };
+        // The host's own connections are the node's in any case.
+        let whose = if source == (from, port) && client != "host" { "kept" } else { "node" };
         if whose == "node" {
-            let own = if ipv4 { "10.1.0.0" } else { "fd00:1::" };
-            assert_eq!(source.0, own.parse::<IpAddr>().expect("address"), "masqueraded as the node: {}", got.text);
+            assert_eq!(source.0, pod_address("host", ipv4), "masqueraded as the node: {}", got.text);
         }
         let (pod, answer) = (got.pod.clone(), self.answer(got, protocol));
         let back = self.send(&pod, answer);

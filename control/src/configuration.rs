@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use millrace_engine::limits;
-use millrace_engine::tables::Vni;
+use millrace_engine::tables::{PortRange, Vni};
 use serde::{Deserialize, Serialize};
 
 use crate::ipam::AddressSource;
@@ -91,6 +91,7 @@ table! {
         flow_cache: FlowCache;
         tunnel: Tunnel;
         services: Services;
+        masquerade: Masquerade;
     }
 }
 
@@ -151,6 +152,18 @@ table! {
     sections {}
 }
 
+table! {
+    /// Connections that leave with an address of the node's own.
+    Masquerade {
+        /// First source port they get. Each destination address and port has the whole range to itself; widen it when
+        /// `masquerade_ports_exhausted` is counted.
+        first_port: u16 = limits::MASQUERADE_PORTS.0;
+        /// Last source port they get.
+        last_port: u16 = limits::MASQUERADE_PORTS.1;
+    }
+    sections {}
+}
+
 /// The address source that is not the default.
 const POD_CIDR: &str = "pod-cidr";
 
@@ -161,6 +174,7 @@ pub struct Configuration {
     workers: NonZeroUsize,
     vni: Vni,
     services: ServiceOptions,
+    masquerade_ports: PortRange,
 }
 
 /// Why a configuration is refused.
@@ -240,13 +254,27 @@ impl Configuration {
             })?,
             masquerade_all: parsed.services.masquerade_all,
         };
-        Ok(Configuration { file: parsed, workers, vni, services })
+        let Masquerade { first_port, last_port } = parsed.masquerade;
+        let masquerade_ports = PortRange::new(first_port, last_port).ok_or_else(|| {
+            wrong(
+                "masquerade.last_port",
+                last_port.to_string(),
+                "the range from first_port, which is not 0, has no port",
+            )
+        })?;
+        Ok(Configuration { file: parsed, workers, vni, services, masquerade_ports })
     }
 
     /// What is said of Services.
     #[must_use]
     pub fn services(&self) -> &ServiceOptions {
         &self.services
+    }
+
+    /// Source ports of masqueraded connections.
+    #[must_use]
+    pub fn masquerade_ports(&self) -> PortRange {
+        self.masquerade_ports
     }
 
     /// The default file with comments.

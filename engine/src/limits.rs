@@ -141,6 +141,13 @@ pub const CONNECTION_REVOLUTION_MS: u32 = 1_000;
 /// Times one packet is decided anew because another worker opened its connection or took its port meanwhile.
 pub const CONNECTION_ATTEMPTS: usize = 4;
 
+/// First and last source port of masqueraded connections, where the tables do not say otherwise. Each destination address
+/// and port has the whole range to itself.
+pub const MASQUERADE_PORTS: (u16, u16) = (32_768, 65_535);
+
+/// Source ports tried for one connection. With nine tenths of the range taken, all are taken once in 700,000 times.
+pub const MASQUERADE_PROBES: u64 = 128;
+
 /// Steps in the trail of one decision: two a stage at most.
 pub const TRAIL_STEPS: usize = 16;
 

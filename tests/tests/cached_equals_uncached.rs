@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, WireFrame};
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Change, Member, NextHop, Peer, PodPort, Port, PortRole, Route, RouteTarget,
+    BridgedPort, BridgedSegment, Change, Member, NextHop, Peer, PodPort, Port, PortRange, PortRole, Route, RouteTarget,
     RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep, address_bits,
 };
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, uplink_mac};
@@ -107,6 +107,7 @@ impl World {
             gateway_mac: self.gateway_mac,
             gateway_addresses: vec![ip("169.254.1.1"), ip("fe80::1")],
             router_addresses: Vec::new(),
+            masquerade_ports: PortRange::default(),
             tunnel_mac: TUNNEL_MAC,
             routes_ipv4: Default::default(),
             routes_ipv6: Default::default(),

@@ -132,6 +132,7 @@ fn start_reconciling(
     let local = LocalView {
         vxlan_port: configuration.vxlan_port(),
         services: configuration.services().clone(),
+        masquerade_ports: configuration.masquerade_ports(),
         vni: configuration.vni(),
         ..LocalView::new(shared.node.clone())
     };

@@ -110,7 +110,7 @@ fn object(reason: &Reason) -> String {
         Reason::Station(_, name) => name.to_string(),
         Reason::Picked(picked) => picked.service.to_string(),
         Reason::Answered(_) | Reason::Flooded(_) | Reason::Opens | Reason::Known(_) => String::new(),
-        Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
+        Reason::Masqueraded(_) | Reason::PortTaken(_) | Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
     }
 }
 

@@ -127,6 +127,7 @@ fn routed_segment(previous: Option<(&SegmentPlan, &Segment)>, plan: &SegmentPlan
         gateway_mac: plan.gateway_mac,
         gateway_addresses: plan.gateway_addresses.clone(),
         router_addresses: plan.router_addresses.clone(),
+        masquerade_ports: plan.masquerade_ports,
         tunnel_mac: plan.tunnel_mac,
         routes_ipv4: trees.0,
         routes_ipv6: trees.1,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::{Tunnels, Vni};
+use millrace_engine::tables::{PortRange, Tunnels, Vni};
 
 use super::ServiceOptions;
 use crate::cluster::{InterfaceName, NodeName, PodName};
@@ -30,6 +30,8 @@ pub struct LocalView {
     pub vni: Vni,
     /// What the configuration says of Services.
     pub services: ServiceOptions,
+    /// Source ports of masqueraded connections.
+    pub masquerade_ports: PortRange,
 }
 
 impl LocalView {
@@ -46,6 +48,7 @@ impl LocalView {
             vxlan_port: Tunnels::UDP_PORT,
             vni: Vni::new(super::POD_VNI).unwrap_or_else(|| unreachable!("the identifier has 24 bits")),
             services: ServiceOptions::default(),
+            masquerade_ports: PortRange::default(),
         }
     }
 

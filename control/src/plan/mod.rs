@@ -18,7 +18,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::{self, Peer, PodPort, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep};
+use millrace_engine::tables::{self, Peer, PodPort, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep};
 
 pub use host::HostPlan;
 pub use local::{AttachedPod, LocalHost, LocalUplink, LocalView, UnderlayPath};
@@ -76,6 +76,8 @@ pub struct SegmentPlan {
     pub gateway_addresses: Vec<IpAddr>,
     /// This node's own addresses in the segment, at most one of each family.
     pub router_addresses: Vec<IpAddr>,
+    /// Source ports of masqueraded connections.
+    pub masquerade_ports: PortRange,
     /// MAC address of this node's tunnel end.
     pub tunnel_mac: Mac,
     /// Routes of both families.
@@ -145,6 +147,7 @@ fn plan_with(cluster: &Cluster, local: &LocalView, services: ServicesPlan, mut p
         tunnel_mac: tunnels::own_mac(own, &local.node),
         routes: routes::routes(cluster, local, &ports, &reach, &router_addresses, &mut problems),
         router_addresses,
+        masquerade_ports: local.masquerade_ports,
     };
     let host = HostPlan::new(cluster, &local.node, &segment.router_addresses);
     let peers = tunnels::peers(local, &ends, &reach);

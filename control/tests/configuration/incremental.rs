@@ -10,7 +10,8 @@ use millrace_control::plan::{NodePlan, POD_SEGMENT, SegmentPlan, plan};
 use millrace_control::publish::PublishState;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{
-    Change, Peer, PodPort, Port, PortRole, Route, RouteTarget, SegmentIndex, SegmentKind, Snapshot, Vni, Vtep,
+    Change, Peer, PodPort, Port, PortRange, PortRole, Route, RouteTarget, SegmentIndex, SegmentKind, Snapshot, Vni,
+    Vtep,
 };
 use proptest::prelude::*;
 
@@ -44,6 +45,7 @@ fn segment(number: u16) -> SegmentPlan {
         gateway_mac: Mac([2, 0, 0, 0, 0, 1]),
         gateway_addresses: vec![address("169.254.1.1")],
         router_addresses: Vec::new(),
+        masquerade_ports: PortRange::default(),
         tunnel_mac: Mac([2, 0, 0, 0, 0, 2]),
         routes: BTreeMap::new(),
     }

@@ -13,18 +13,15 @@ use super::Walk;
 use super::decision::{Reason, Stage, Verdict};
 use super::tracking::{Opening, Tracking};
 use crate::drop_reason::DropReason;
+use crate::packet::Headers;
 use crate::packet::parse::flag;
-use crate::state::{ConnectionState, Tuple};
+use crate::state::{ConnectionFlags, ConnectionState, Direction, Tuple};
 use crate::tables::Segment;
 
 /// Finds the packet's connection or notes what it would open.
 pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
     let headers = walk.arrival.headers;
-    // Later fragments have no ports; errors and other ICMP messages are about a connection at most.
-    if headers.has(flag::LATER_FRAGMENT | flag::ICMP_ERROR | flag::ICMP_OTHER) {
-        return ControlFlow::Continue(());
-    }
-    let tuple = Tuple::of(headers, segment.index);
+    let Some(tuple) = tuple(headers, segment) else { return ControlFlow::Continue(()) };
     let signal = headers.tcp_flags_or_icmp_type;
     let replaces = match walk.state.connections.find(&tuple) {
         Some((known, direction)) if !known.is_reopened_by(signal) => {
@@ -41,4 +38,19 @@ pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<
     walk.note(Stage::Connection, Reason::Opens);
     walk.tracking = Tracking::Opening(Opening { replaces, ..Opening::new(tuple, state) });
     ControlFlow::Continue(())
+}
+
+/// Whether the packet answers one that left under an address of the node's own: it is not for the node.
+pub(super) fn answers_masqueraded(walk: &Walk<'_>, segment: &Segment) -> bool {
+    let known = tuple(walk.arrival.headers, segment).and_then(|tuple| walk.state.connections.find(&tuple));
+    known.is_some_and(|(known, direction)| {
+        direction == Direction::Reply && known.flags.has(ConnectionFlags::MASQUERADED)
+    })
+}
+
+/// The tuple that names the packet's connection. Later fragments have no ports; errors and other ICMP messages are about
+/// a connection at most.
+fn tuple(headers: &Headers, segment: &Segment) -> Option<Tuple> {
+    let names_one = !headers.has(flag::LATER_FRAGMENT | flag::ICMP_ERROR | flag::ICMP_OTHER);
+    names_one.then(|| Tuple::of(headers, segment.index))
 }

@@ -4,7 +4,7 @@
 //! [`Dependencies`], `millrace trace` prints its [`Trail`], and tests compare it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -176,6 +176,8 @@ pub enum Stage {
     Service,
     /// Layer 3: which way to this address.
     Route,
+    /// Which source do the answers need.
+    Masquerade,
     /// Which outer headers, and does it fit.
     Encap,
 }
@@ -191,6 +193,7 @@ impl Stage {
             Stage::Connection => "connection",
             Stage::Service => "service",
             Stage::Route => "route",
+            Stage::Masquerade => "masquerade",
             Stage::Encap => "encap",
         }
     }
@@ -217,6 +220,10 @@ pub enum Reason {
     Picked(Box<Picked>),
     /// The route with this prefix and name.
     Routed(IpNet, Arc<str>),
+    /// Goes on with this source of the node's own.
+    Masqueraded(SocketAddr),
+    /// Goes on with another port, since answers to its own would be another connection's.
+    PortTaken(SocketAddr),
     /// Leaves by this port.
     Leaves(Arc<str>),
     /// Goes to this node in this VNI.
@@ -243,6 +250,8 @@ impl fmt::Display for Reason {
             Reason::Known(direction) => write!(formatter, "known, {}", direction.name()),
             Reason::Picked(picked) => picked.fmt(formatter),
             Reason::Routed(prefix, name) => write!(formatter, "{prefix} {name}"),
+            Reason::Masqueraded(source) => write!(formatter, "as {source}"),
+            Reason::PortTaken(source) => write!(formatter, "port taken, as {source}"),
             Reason::Leaves(port) => write!(formatter, "to {port}"),
             Reason::Encapsulated(vni, peer) => write!(formatter, "vni {vni} to node {peer}"),
             Reason::Dropped(reason) => write!(formatter, "drop {reason}"),

@@ -13,6 +13,7 @@ mod bridge;
 mod connection;
 pub mod decision;
 mod encap;
+mod masquerade;
 mod reply;
 mod route;
 pub mod service;
@@ -23,6 +24,7 @@ pub use arrival::{Arrival, Tunnelled};
 pub use decision::{
     Decision, Dependencies, Forward, Lesson, Location, Reason, Rejection, Reply, Stage, Trail, Verdict,
 };
+pub use masquerade::Masquerade;
 use std::ops::ControlFlow;
 use walk::Walk;
 
@@ -48,6 +50,7 @@ fn stages(walk: &mut Walk<'_>) -> ControlFlow<Verdict, Verdict> {
     connection::connection(walk, segment)?;
     service::service(walk, segment)?;
     let target = route::route(walk, segment)?;
+    masquerade::masquerade(walk, segment, target)?;
     encap::encap(walk, segment, target)
 }
 

@@ -1,12 +1,14 @@
 //! Stage 2, `reply`: what the gateway answers itself in a routed segment: ARP, neighbour solicitations and echo
 //! requests for its own addresses; and what no router forwards ends here.
 //!
-//! Before any forwarding, because these packets are addressed to the switch. Bridged segments have no gateway.
+//! Before any forwarding, because these packets are addressed to the switch: all but answers to connections that were
+//! masqueraded, which `connection` gives their real destination. Bridged segments have no gateway.
 
 use std::net::Ipv6Addr;
 use std::ops::ControlFlow;
 
 use super::Walk;
+use super::connection::answers_masqueraded;
 use super::decision::{Reply, Stage, Verdict};
 use crate::drop_reason::DropReason;
 use crate::packet::Network;
@@ -20,7 +22,7 @@ pub(super) fn reply(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdi
     match walk.arrival.headers.network {
         Network::Arp => reply_arp(walk, routed),
         Network::Other => walk.drop(Stage::Reply, DropReason::EtherTypeUnsupported),
-        Network::Ipv4 | Network::Ipv6 => reply_ip(walk, routed),
+        Network::Ipv4 | Network::Ipv6 => reply_ip(walk, segment, routed),
     }
 }
 
@@ -34,7 +36,7 @@ fn reply_arp(walk: &mut Walk<'_>, routed: &RoutedSegment) -> ControlFlow<Verdict
     walk.drop(Stage::Reply, DropReason::ArpNotForUs)
 }
 
-fn reply_ip(walk: &mut Walk<'_>, routed: &RoutedSegment) -> ControlFlow<Verdict> {
+fn reply_ip(walk: &mut Walk<'_>, segment: &Segment, routed: &RoutedSegment) -> ControlFlow<Verdict> {
     let headers = walk.arrival.headers;
     if headers.network == Network::Ipv6
         && headers.protocol == protocol::ICMPV6
@@ -47,6 +49,10 @@ fn reply_ip(walk: &mut Walk<'_>, routed: &RoutedSegment) -> ControlFlow<Verdict>
         return walk.drop(Stage::Reply, reason);
     }
     if routed.is_own(headers.destination_address()) {
+        // What was masqueraded comes back to the address it was given.
+        if answers_masqueraded(walk, segment) {
+            return ControlFlow::Continue(());
+        }
         return reply_to_gateway(walk);
     }
     if headers.has(flag::LINK_SCOPE) {

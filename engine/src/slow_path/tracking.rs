@@ -15,8 +15,8 @@
 
 use std::net::IpAddr;
 
-use super::Walk;
 use super::decision::Lesson;
+use super::{Masquerade, Walk};
 use crate::edit::Translation;
 use crate::packet::Headers;
 use crate::state::{
@@ -44,6 +44,8 @@ pub(super) struct Opening {
     pub(super) state: ConnectionState,
     /// What is done to packets of the original direction; the reverse is done to replies.
     pub(super) translation: Translation,
+    /// Why the source must become the node's own, if it must; stage `masquerade` sees to it.
+    pub(super) masquerade: Option<Masquerade>,
     /// Segment that replies will come in by: the packet's own unless a stage says otherwise.
     pub(super) reply_segment: SegmentIndex,
     /// Facts about it.
@@ -83,6 +85,7 @@ impl Opening {
             original,
             state,
             translation: Translation::NONE,
+            masquerade: None,
             reply_segment: original.segment,
             flags: ConnectionFlags::NONE,
             service: 0,
@@ -151,7 +154,7 @@ impl Tracking {
     }
 }
 
-// Service, policy and masquerade stand behind this contract.
+// Policy stands behind this contract.
 #[allow(dead_code)]
 impl Walk<'_> {
     /// The connection that this packet opens, to choose for it; `None` for packets that open none.

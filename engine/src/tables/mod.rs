@@ -22,7 +22,8 @@ pub use change::{Change, ChangeSet};
 pub use ports::{HostPort, PodPort, Port, PortRole, PortTable, UplinkPort};
 pub use publish::{Publisher, Subscription};
 pub use segments::{
-    Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni, address_bits,
+    PortRange, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni, address_bits,
+    address_octets,
 };
 pub use services::ServiceTable;
 pub use tunnels::{NextHop, Peer, Tunnels, Vtep};

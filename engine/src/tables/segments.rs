@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::BridgedSegment;
 use super::lookup::PrefixTree;
+use crate::limits;
 use crate::packet::{Mac, PortIndex};
 
 /// A segment's number on this node.
@@ -68,6 +69,8 @@ pub struct RoutedSegment {
     /// This node's own addresses among pods, at most one of each family in use: source of the ICMP errors it sends.
     /// They are routed to the host's port; the switch answers echo requests for one that is routed to no port.
     pub router_addresses: Vec<IpAddr>,
+    /// Source ports that masqueraded connections get.
+    pub masquerade_ports: PortRange,
     /// MAC address of this node's end of the tunnel: inner source of what it sends, inner destination of what it gets.
     pub tunnel_mac: Mac,
     /// IPv4 routes, addresses left-aligned in 128 bits (see [`address_bits`]).
@@ -114,14 +117,15 @@ impl RoutedSegment {
         self.gateway_addresses.contains(&address) || (self.router_addresses.contains(&address) && !delivered())
     }
 
-    /// The address ICMP errors to `sender` come from: the node's own where there is one, else the gateway's. To the
-    /// host itself they come from the gateway too, since a kernel takes no packet from an address of its own.
+    /// The address of the switch's own that packets to `receiver` come from, ICMP errors and masqueraded ones: the
+    /// node's where there is one, else the gateway's. To the host itself they come from the gateway too, since a kernel
+    /// takes no packet from an address of its own.
     #[must_use]
-    pub fn error_source(&self, sender: IpAddr) -> Option<IpAddr> {
-        let same_family = |address: &&IpAddr| address.is_ipv4() == sender.is_ipv4();
+    pub fn source_towards(&self, receiver: IpAddr) -> Option<IpAddr> {
+        let same_family = |address: &&IpAddr| address.is_ipv4() == receiver.is_ipv4();
         let target = |address: IpAddr| self.route(address).map(|(_, route)| &route.target);
         let same_port =
-            |own: &IpAddr| matches!(target(*own), own @ Some(RouteTarget::Port { .. }) if own == target(sender));
+            |own: &IpAddr| matches!(target(*own), own @ Some(RouteTarget::Port { .. }) if own == target(receiver));
         let own = self.router_addresses.iter().find(same_family).filter(|own| !same_port(own));
         own.or_else(|| self.gateway_addresses.iter().find(same_family)).copied()
     }
@@ -150,6 +154,46 @@ pub fn address_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(address) => u128::from(address.to_bits()) << 96,
         IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// An address as packets' tuples and translations have it: IPv4 in the first four bytes.
+#[must_use]
+pub fn address_octets(address: IpAddr) -> [u8; 16] {
+    address_bits(address).to_be_bytes()
+}
+
+/// A range of ports that is not empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl Default for PortRange {
+    fn default() -> Self {
+        let (first, last) = limits::MASQUERADE_PORTS;
+        Self { first, last }
+    }
+}
+
+impl PortRange {
+    /// The ports from `first` to `last`; `None` if there are none, or port 0 is among them.
+    #[must_use]
+    pub const fn new(first: u16, last: u16) -> Option<Self> {
+        if first == 0 || first > last { None } else { Some(Self { first, last }) }
+    }
+
+    /// The first port.
+    #[must_use]
+    pub const fn first(self) -> u16 {
+        self.first
+    }
+
+    /// How many there are, at least one.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        self.last as u32 - self.first as u32 + 1
     }
 }
 

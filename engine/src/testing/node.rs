@@ -15,8 +15,8 @@ use crate::port::memory::{MemoryQueue, MemoryWire, WireFrame};
 use crate::port::{Capabilities, PortQueue};
 use crate::switch::{Switch, SwitchOptions};
 use crate::tables::{
-    NextHop, Peer, PodPort, Port, PortRole, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind,
-    Snapshot, UplinkPort, Vni, Vtep, address_bits,
+    NextHop, Peer, PodPort, Port, PortRange, PortRole, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex,
+    SegmentKind, Snapshot, UplinkPort, Vni, Vtep, address_bits,
 };
 use crate::worker;
 
@@ -228,6 +228,7 @@ pub fn pods_snapshot(pods: &[TestPod], uplink: u16, tunnel_mac: Mac, peers: &[Te
         gateway_mac: GATEWAY_MAC,
         gateway_addresses: vec!["169.254.1.1".parse().expect("address"), "fe80::1".parse().expect("address")],
         router_addresses: Vec::new(),
+        masquerade_ports: PortRange::default(),
         tunnel_mac,
         routes_ipv4: Default::default(),
         routes_ipv6: Default::default(),

@@ -218,7 +218,7 @@ fn write_rejection(
     if rejection == Rejection::Reset {
         return tcp::write_reset_frame(target, inner, about, routed.gateway_mac);
     }
-    match routed.error_source(about.source_address())? {
+    match routed.source_towards(about.source_address())? {
         IpAddr::V4(source) => {
             let error = match rejection {
                 Rejection::TimeExceeded => icmp::Error::TimeExceeded,

@@ -3,4 +3,5 @@
 mod balancing;
 mod changes;
 mod endpoints;
+mod masquerade;
 mod matrix;

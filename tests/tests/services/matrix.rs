@@ -30,12 +30,34 @@ const CELLS: &[Cell] = &[
     ("pod", "ClusterIP", "external-local", "local kept, remote kept"),
     ("pod", "ClusterIP", "internal-local", "local kept"),
     ("pod", "ClusterIP", "both-local", "local kept"),
+    ("pod", "NodePort", "both-cluster", "local node, remote node"),
     ("pod", "NodePort", "external-local", "local kept, remote kept"),
+    ("pod", "NodePort", "internal-local", "local node, remote node"),
     ("pod", "NodePort", "both-local", "local kept, remote kept"),
+    ("pod", "LoadBalancer", "both-cluster", "local node, remote node"),
     ("pod", "LoadBalancer", "external-local", "local kept, remote kept"),
+    ("pod", "LoadBalancer", "internal-local", "local node, remote node"),
     ("pod", "LoadBalancer", "both-local", "local kept, remote kept"),
+    ("pod", "externalIP", "both-cluster", "local node, remote node"),
     ("pod", "externalIP", "external-local", "local kept, remote kept"),
+    ("pod", "externalIP", "internal-local", "local node, remote node"),
     ("pod", "externalIP", "both-local", "local kept, remote kept"),
+    ("host", "ClusterIP", "both-cluster", "local node, remote node"),
+    ("host", "ClusterIP", "external-local", "local node, remote node"),
+    ("host", "ClusterIP", "internal-local", "local node"),
+    ("host", "ClusterIP", "both-local", "local node"),
+    ("host", "NodePort", "both-cluster", "local node, remote node"),
+    ("host", "NodePort", "external-local", "local node, remote node"),
+    ("host", "NodePort", "internal-local", "local node, remote node"),
+    ("host", "NodePort", "both-local", "local node, remote node"),
+    ("host", "LoadBalancer", "both-cluster", "local node, remote node"),
+    ("host", "LoadBalancer", "external-local", "local node, remote node"),
+    ("host", "LoadBalancer", "internal-local", "local node, remote node"),
+    ("host", "LoadBalancer", "both-local", "local node, remote node"),
+    ("host", "externalIP", "both-cluster", "local node, remote node"),
+    ("host", "externalIP", "external-local", "local node, remote node"),
+    ("host", "externalIP", "internal-local", "local node, remote node"),
+    ("host", "externalIP", "both-local", "local node, remote node"),
 ];
 
 /// The same where no Service has an endpoint: everybody is told.
@@ -48,6 +70,10 @@ const EMPTY: &[Cell] = &[
     ("pod", "LoadBalancer", "both-local", "told"),
     ("pod", "externalIP", "both-cluster", "told"),
     ("pod", "externalIP", "both-local", "told"),
+    ("host", "ClusterIP", "both-cluster", "told"),
+    ("host", "ClusterIP", "both-local", "told"),
+    ("host", "LoadBalancer", "both-cluster", "told"),
+    ("host", "externalIP", "both-local", "told"),
 ];
 
 /// And where the only endpoint is on the other node: a policy of `Local` is silence.
@@ -58,6 +84,34 @@ const REMOTE: &[Cell] = &[
     ("pod", "NodePort", "external-local", "remote kept"),
     ("pod", "LoadBalancer", "external-local", "remote kept"),
     ("pod", "externalIP", "external-local", "remote kept"),
+    ("pod", "NodePort", "both-cluster", "remote node"),
+    ("pod", "LoadBalancer", "both-cluster", "remote node"),
+    ("pod", "externalIP", "both-cluster", "remote node"),
+    ("host", "ClusterIP", "both-cluster", "remote node"),
+    ("host", "ClusterIP", "internal-local", "nothing"),
+    ("host", "NodePort", "external-local", "remote node"),
+    ("host", "LoadBalancer", "external-local", "remote node"),
+    ("host", "externalIP", "external-local", "remote node"),
+];
+
+/// And where the only endpoint is the caller itself: it gets its own question from the node, so that it answers the node.
+const HAIRPIN: &[Cell] = &[
+    ("local", "ClusterIP", "both-cluster", "local node"),
+    ("local", "ClusterIP", "both-local", "local node"),
+    ("local", "NodePort", "both-cluster", "local node"),
+    ("local", "NodePort", "both-local", "local node"),
+    ("local", "LoadBalancer", "both-cluster", "local node"),
+    ("local", "LoadBalancer", "both-local", "local node"),
+    ("local", "externalIP", "both-cluster", "local node"),
+    ("local", "externalIP", "both-local", "local node"),
+];
+
+/// And where the configuration masquerades all that calls a ClusterIP.
+const ALL: &[Cell] = &[
+    ("pod", "ClusterIP", "both-cluster", "local node, remote node"),
+    ("pod", "ClusterIP", "both-local", "local node"),
+    ("pod", "NodePort", "external-local", "local kept, remote kept"),
+    ("host", "ClusterIP", "both-cluster", "local node, remote node"),
 ];
 
 const PROTOCOLS: [(Protocol, &str); 3] = [(Protocol::Tcp, "TCP"), (Protocol::Udp, "UDP"), (Protocol::Sctp, "SCTP")];
@@ -115,8 +169,7 @@ fn slices(service: &str, pods: &[(&str, &str)]) -> [Value; 2] {
     })
 }
 
-fn world(pods: &[(&str, &str)]) -> ServiceWorld {
-    let mut world = ServiceWorld::new();
+fn fill(mut world: ServiceWorld, pods: &[(&str, &str)]) -> ServiceWorld {
     for (number, (name, ..)) in SERVICES.iter().enumerate() {
         world.apply(&service(number));
         slices(name, pods).iter().for_each(|slice| world.apply(slice));
@@ -126,7 +179,10 @@ fn world(pods: &[(&str, &str)]) -> ServiceWorld {
 
 /// Tries every cell in every protocol and family; how many rows that were.
 fn try_all(pods: &[(&str, &str)], cells: &[Cell]) -> usize {
-    let mut world = world(pods);
+    try_in(fill(ServiceWorld::new(), pods), cells)
+}
+
+fn try_in(mut world: ServiceWorld, cells: &[Cell]) -> usize {
     let mut rows = 0;
     let mut port = 10_000;
     for (caller, sort, name, expected) in cells {
@@ -172,32 +228,13 @@ fn with_endpoints_elsewhere_only_a_local_policy_is_silence() {
     println!("{} rows", try_all(&[("remote", "b")], REMOTE));
 }
 
-/// Cells that need the node's own address as source: nothing leaves under a wrong one, and the reason has a name.
 #[test]
-fn what_would_have_to_be_masqueraded_is_dropped_by_name() {
-    let mut world = world(&[("local", "a"), ("remote", "b")]);
-    let mut port = 10_000;
-    for sort in ["NodePort", "LoadBalancer", "externalIP"] {
-        for number in [0, 2] {
-            for ipv4 in [true, false] {
-                port += 1;
-                let called = if sort == "NodePort" { node_port(number, 0) } else { 80 };
-                let to = (address(sort, number + 1, ipv4), called);
-                assert_eq!(world.open("client", port, to, Protocol::Tcp), "nothing", "{sort} {number} {ipv4}");
-                let trail = world.explain("client", &world.opening("client", port, to, Protocol::Tcp));
-                assert!(trail.contains("masquerade: external") && trail.contains("masquerade_unavailable"), "{trail}");
-            }
-        }
-    }
+fn a_pod_that_is_given_to_itself_answers_the_node() {
+    println!("{} rows", try_all(&[("local", "a")], HAIRPIN));
 }
 
 #[test]
-fn a_pod_that_is_given_to_itself_is_dropped_by_name() {
-    let mut world = world(&[("local", "a")]);
-    for (ipv4, protocol) in [(true, Protocol::Tcp), (false, Protocol::Udp)] {
-        let to = (address("ClusterIP", 1, ipv4), 80);
-        assert_eq!(world.open("local", 10_000, to, protocol), "nothing");
-        let trail = world.explain("local", &world.opening("local", 10_000, to, protocol));
-        assert!(trail.contains("masquerade: hairpin") && trail.contains("masquerade_unavailable"), "{trail}");
-    }
+fn everything_to_a_cluster_ip_is_masqueraded_if_the_configuration_says_so() {
+    let world = ServiceWorld::configured(&|local| local.services.masquerade_all = true);
+    println!("{} rows", try_in(fill(world, &[("local", "a"), ("remote", "b")]), ALL));
 }

@@ -19,6 +19,8 @@ use crate::tables::services::{Balance, Endpoint, EndpointSet, FrontendKind, Scop
 pub(super) enum Sender {
     /// A pod of this node.
     Pod,
+    /// This node's own kernel.
+    Host,
     /// Anywhere else.
     Outside,
 }

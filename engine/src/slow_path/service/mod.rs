@@ -16,42 +16,16 @@ use choice::{Asker, Sender};
 pub use choice::{By, Why};
 pub use pick::{Pick, Picked};
 
-use super::Walk;
 use super::decision::{Reason, Rejection, Stage, Verdict};
 use super::tracking::Tracking;
+use super::{Masquerade, Walk};
 use crate::drop_reason::DropReason;
 use crate::packet::parse::protocol;
 use crate::packet::wire::tcp;
 use crate::state::{Connection, ConnectionFlags, ConnectionState, Direction, Tuple};
 use crate::tables::lookup::mix;
 use crate::tables::services::{Endpoint, Found, Frontend, FrontendKind, SegmentServices};
-use crate::tables::{PortRole, Segment};
-
-/// Why the source of a connection to a Service must become the node's own: else the answer would not come back here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Masquerade {
-    /// The endpoint is the client itself.
-    Hairpin,
-    /// The client is outside the cluster, or is the node.
-    NotFromPod,
-    /// The address is one for clients outside, under the policy `Cluster`.
-    External,
-    /// The configuration masquerades everything.
-    All,
-}
-
-impl Masquerade {
-    /// The word that trace prints.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Hairpin => "hairpin",
-            Self::NotFromPod => "not from a pod",
-            Self::External => "external",
-            Self::All => "all",
-        }
-    }
-}
+use crate::tables::{PortRole, Segment, address_octets};
 
 /// Gives what opens a connection to a Service its endpoint, or ends the walk.
 pub(super) fn service(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
@@ -147,13 +121,10 @@ fn give(
         masquerade,
     };
     walk.note(Stage::Service, Reason::Picked(Box::new(picked)));
-    if masquerade.is_some() {
-        // With the client's own address the answer would not come back here, and be no answer to the client.
-        return walk.drop(Stage::Service, DropReason::MasqueradeUnavailable);
-    }
     let (service_tag, endpoint_tag) = (port.id.tag(), endpoint.tag());
     if let Some(opening) = walk.opening() {
-        opening.translation.destination = Some((octets(endpoint.address), endpoint.port));
+        opening.translation.destination = Some((address_octets(endpoint.address), endpoint.port));
+        opening.masquerade = masquerade;
         opening.flags = opening.flags.with(ConnectionFlags::SERVICE);
         (opening.service, opening.endpoint) = (service_tag, endpoint_tag);
     }
@@ -189,6 +160,7 @@ fn pick<'a>(
 fn sender(walk: &Walk<'_>) -> Sender {
     match walk.tables.ports.get(walk.arrival.port).map(|port| &port.role) {
         Some(PortRole::Pod(_)) => Sender::Pod,
+        Some(PortRole::Host(_)) => Sender::Host,
         _ => Sender::Outside,
     }
 }
@@ -206,6 +178,7 @@ fn masquerade(
     }
     let external = frontend.kind != FrontendKind::ClusterIp;
     match sender {
+        Sender::Host => Some(Masquerade::NotFromPod),
         Sender::Outside if !external => Some(Masquerade::NotFromPod),
         Sender::Pod if !external => services.masquerade_all.then_some(Masquerade::All),
         Sender::Pod | Sender::Outside => (!frontend.service.external_local).then_some(Masquerade::External),
@@ -220,15 +193,4 @@ fn shared_hash(tuple: &Tuple) -> u64 {
     };
     let ports = u64::from(tuple.ports[0]) << 32 | u64::from(tuple.ports[1]) << 8 | u64::from(tuple.protocol);
     mix(halves(&tuple.source) ^ mix(halves(&tuple.destination)).rotate_left(31) ^ mix(ports))
-}
-
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => {
-            let mut bytes = [0; 16];
-            bytes[..4].copy_from_slice(&address.octets());
-            bytes
-        }
-        IpAddr::V6(address) => address.octets(),
-    }
 }

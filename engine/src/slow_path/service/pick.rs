@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{By, Masquerade, Why};
+use super::{By, Why};
+use crate::slow_path::Masquerade;
 use crate::tables::services::{FrontendKind, ServiceId};
 
 /// What is to be counted and remembered once the connection is open.
