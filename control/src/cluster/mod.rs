@@ -5,6 +5,7 @@
 //! out in one order whatever order it came in.
 
 mod addressing;
+mod cursor;
 mod name;
 mod node;
 mod offsets;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use addressing::{AssignedAddress, BlockRecord, Cidr, CidrError, KeptFor, PoolError, PoolRecord};
+pub use cursor::Cursor;
 pub use name::{
     BlockName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, ServiceName, ServiceRangeName,
     SliceName, UplinkName,

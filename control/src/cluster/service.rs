@@ -8,7 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use millrace_engine::tables::services::Balance;
 
-use super::{Cidr, NodeName, ServiceName, SliceName};
+use super::{Cidr, Cursor, NodeName, ServiceName, SliceName};
 
 /// A Service that is to be proxied, or one that is left alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,6 +192,12 @@ impl Slices {
                 self.by_service.remove(&service);
             }
         }
+    }
+
+    /// The slices of Services that are asked for in order of their names.
+    #[must_use]
+    pub fn walk(&self) -> Cursor<'_, ServiceName, BTreeMap<SliceName, Arc<SliceRecord>>> {
+        Cursor::over(&self.by_service)
     }
 
     /// The slices of a Service, in order of their names.

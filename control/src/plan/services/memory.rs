@@ -6,28 +6,27 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Facts, FrontendKey, Owner, ServicePlan, ServicesPlan, derive, frontends};
-use crate::cluster::{Cluster, PodRecord, ServiceRecord, SliceRecord};
+use crate::cluster::{Cluster, Cursor, PodName, PodRecord, ServiceName, ServiceRecord, SliceRecord};
 use crate::plan::LocalView;
 use crate::problem::Problem;
 
-/// What a plan came from.
-#[derive(Debug, PartialEq)]
-enum Input {
-    Service(Arc<ServiceRecord>, Vec<Arc<SliceRecord>>),
-    Pod(PodRecord),
+/// What the plan of a Service came from.
+#[derive(Debug)]
+struct Input {
+    service: Arc<ServiceRecord>,
+    slices: Vec<Arc<SliceRecord>>,
 }
 
 impl Input {
     /// Whether it is this Service with these slices, by looking at pointers.
-    fn is_service(&self, service: &Arc<ServiceRecord>, slices: &[&Arc<SliceRecord>]) -> bool {
-        match self {
-            Input::Service(known, of) => {
-                Arc::ptr_eq(known, service)
-                    && of.len() == slices.len()
-                    && of.iter().zip(slices).all(|(known, slice)| Arc::ptr_eq(known, slice) || known == *slice)
-            }
-            Input::Pod(_) => false,
-        }
+    fn is<'a>(
+        &self,
+        service: &Arc<ServiceRecord>,
+        slices: impl ExactSizeIterator<Item = &'a Arc<SliceRecord>>,
+    ) -> bool {
+        Arc::ptr_eq(&self.service, service)
+            && self.slices.len() == slices.len()
+            && self.slices.iter().zip(slices).all(|(known, slice)| Arc::ptr_eq(known, slice) || known == slice)
     }
 }
 
@@ -35,7 +34,8 @@ impl Input {
 #[derive(Debug, Default)]
 pub(in crate::plan) struct Memory {
     facts: Facts,
-    inputs: BTreeMap<Owner, Input>,
+    services: BTreeMap<ServiceName, Input>,
+    pods: BTreeMap<PodName, PodRecord>,
     plans: Arc<BTreeMap<Owner, Arc<ServicePlan>>>,
     claims: HashMap<FrontendKey, BTreeSet<Owner>>,
     /// Keys with more than one claim.
@@ -60,7 +60,7 @@ impl Memory {
         }
         let mut changed = Vec::new();
         let kept = self.services(cluster, local, &mut changed) + self.host_ports(cluster, local, &mut changed);
-        if kept != self.inputs.len() {
+        if kept != self.services.len() + self.pods.len() {
             self.forget_the_gone(cluster, local, &mut changed);
         }
         self.take(changed);
@@ -79,29 +79,32 @@ impl Memory {
         self.planned
     }
 
-    /// Plans the Services whose inputs differ; says how many there are in all.
+    /// Plans the Services whose inputs differ; says how many there are in all. One walk over Services, slices and what
+    /// is remembered, side by side: nothing is looked up for a Service that did not change.
     fn services(
         &mut self,
         cluster: &Cluster,
         local: &LocalView,
         changed: &mut Vec<(Owner, Option<ServicePlan>)>,
     ) -> usize {
-        let mut count = 0;
+        let (mut known, mut slices) = (Cursor::over(&self.services), cluster.slices.walk());
+        let (mut count, mut inputs) = (0, Vec::new());
         for (name, service) in cluster.services.iter().filter(|(_, service)| service.proxied) {
             count += 1;
-            let written: Vec<&Arc<SliceRecord>> = cluster.slices.of(name).collect();
-            let derived =
-                if written.is_empty() { derive::slices(service, cluster, local, &self.facts) } else { Vec::new() };
-            let slices = if written.is_empty() { derived.iter().collect() } else { written };
-            let owner = Owner::Service(name.clone());
-            if self.inputs.get(&owner).is_some_and(|input| input.is_service(service, &slices)) {
+            let (known, written) = (known.find(name), slices.find(name));
+            let slices: Vec<Arc<SliceRecord>> = match written {
+                Some(written) if known.is_some_and(|known| known.is(service, written.values())) => continue,
+                Some(written) => written.values().cloned().collect(),
+                None => derive::slices(service, cluster, local, &self.facts),
+            };
+            if known.is_some_and(|known| known.is(service, slices.iter())) {
                 continue;
             }
-            let plan = frontends::service_plan(service, &slices, &self.facts);
-            let input = Input::Service(Arc::clone(service), slices.iter().map(|slice| Arc::clone(slice)).collect());
-            self.inputs.insert(owner.clone(), input);
-            changed.push((owner, Some(plan)));
+            let plan = frontends::service_plan(service, &slices.iter().collect::<Vec<_>>(), &self.facts);
+            changed.push((Owner::Service(name.clone()), Some(plan)));
+            inputs.push((name.clone(), Input { service: Arc::clone(service), slices }));
         }
+        self.services.extend(inputs);
         count
     }
 
@@ -115,12 +118,12 @@ impl Memory {
         let mut count = 0;
         for pod in publishing_pods(cluster, local) {
             count += 1;
-            let owner = Owner::Pod(pod.name.clone());
-            if matches!(self.inputs.get(&owner), Some(Input::Pod(known)) if *known == pod) {
+            if self.pods.get(&pod.name) == Some(&pod) {
                 continue;
             }
-            changed.push((owner.clone(), Some(frontends::host_port_plan(&pod, &self.facts))));
-            self.inputs.insert(owner, Input::Pod(pod));
+            let owner = Owner::Pod(pod.name.clone());
+            changed.push((owner, Some(frontends::host_port_plan(&pod, &self.facts))));
+            self.pods.insert(pod.name.clone(), pod);
         }
         count
     }
@@ -132,16 +135,11 @@ impl Memory {
         changed: &mut Vec<(Owner, Option<ServicePlan>)>,
     ) {
         let pods: BTreeSet<_> = publishing_pods(cluster, local).map(|pod| pod.name).collect();
-        self.inputs.retain(|owner, _| {
-            let stays = match owner {
-                Owner::Service(name) => cluster.services.get(name).is_some_and(|service| service.proxied),
-                Owner::Pod(name) => pods.contains(name),
-            };
-            if !stays {
-                changed.push((owner.clone(), None));
-            }
-            stays
-        });
+        let is_proxied = |name: &ServiceName| cluster.services.get(name).is_some_and(|service| service.proxied);
+        let gone = self.services.extract_if(.., |name, _| !is_proxied(name));
+        changed.extend(gone.map(|(name, _)| (Owner::Service(name), None)));
+        let gone = self.pods.extract_if(.., |name, _| !pods.contains(name));
+        changed.extend(gone.map(|(name, _)| (Owner::Pod(name), None)));
     }
 
     /// Takes changed plans in, and settles who has which key.
