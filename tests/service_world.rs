@@ -42,6 +42,8 @@ pub enum Protocol {
 pub struct Delivered {
     /// The pod.
     pub pod: String,
+    /// MAC address of the pod.
+    pub receiver: Mac,
     /// The packet in words.
     pub text: String,
     /// The frame.
@@ -229,6 +231,12 @@ impl ServiceWorld {
         self.nodes[0].switch().moved().get(reason.name()).copied().unwrap_or_default()
     }
 
+    /// MAC address of a pod.
+    #[must_use]
+    pub fn mac(&self, pod: &str) -> Mac {
+        self.pods[pod].mac
+    }
+
     /// What a pod's opening packet to an address and port is: a SYN, a datagram, an INIT.
     #[must_use]
     pub fn opening(&self, pod: &str, port: u16, to: (IpAddr, u16), protocol: Protocol) -> WireFrame {
@@ -290,7 +298,7 @@ impl ServiceWorld {
                     if frame.partial_checksum.is_none() {
                         checksums_valid(&frame.bytes).unwrap_or_else(|error| panic!("{text}: {error}"));
                     }
-                    delivered.push(Delivered { pod: name.clone(), text, frame });
+                    delivered.push(Delivered { pod: name.clone(), receiver: pod.mac, text, frame });
                 }
             }
         }

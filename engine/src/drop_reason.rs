@@ -93,6 +93,7 @@ drop_reasons! {
     ServiceSourceRefused "service_source_refused" "The client is outside the Service's `loadBalancerSourceRanges`." "Compare the client's address with the ranges.";
     MasqueradeUnavailable "masquerade_unavailable" "The connection would have to leave with the node's own address, and the node has none of this family among pods." "`millrace show status`: does the node have an address block of this family? docs/services.md says which connections need it.";
     MasqueradePortsExhausted "masquerade_ports_exhausted" "The connection needs a source port of the node's own, and all that were tried are taken towards this destination." "`millrace show connections`: who opens so many to one endpoint? Widen `[masquerade]` in the agent's configuration.";
+    FragmentWithoutFirst "fragment_without_first" "A later fragment of a packet whose first one did not come before, or went no further." "Harmless in ones and twos; else `fragments.evicted`, or look for what reorders packets on the way here.";
     FramesExhausted "frames_exhausted" "No free frame was left in this worker's frame memory." "Raise `frame_memory` in the agent's configuration, or look for a blocked port.";
     TransmitQueueFull "transmit_queue_full" "The output port did not take packets fast enough." "The pod or link is slower than its senders; `millrace show ports`.";
     LaneFull "lane_full" "The lane to the worker that owns the output queue was full." "That worker is overloaded; `millrace show workers`.";

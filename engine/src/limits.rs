@@ -148,6 +148,18 @@ pub const MASQUERADE_PORTS: (u16, u16) = (32_768, 65_535);
 /// Source ports tried for one connection. With nine tenths of the range taken, all are taken once in 700,000 times.
 pub const MASQUERADE_PROBES: u64 = 128;
 
+/// Packets whose fragments are followed at one time; 64 B each, 512 KiB, taken at start.
+pub const FRAGMENTS: usize = 8_192;
+
+/// Shards of the table of fragments: the chance that two workers on the slow path meet at one lock.
+pub const FRAGMENT_SHARDS: usize = 16;
+
+/// Places one fragmented packet may stand in.
+pub const FRAGMENT_WAYS: usize = 8;
+
+/// Time after its first fragment in which a packet's later ones are followed (RFC 791 and Linux: 30 s to reassemble).
+pub const FRAGMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Steps in the trail of one decision: two a stage at most.
 pub const TRAIL_STEPS: usize = 16;
 

@@ -109,7 +109,9 @@ fn object(reason: &Reason) -> String {
         Reason::AdmittedFrom(name, ..) | Reason::Encapsulated(_, name) => format!("node {name}"),
         Reason::Station(_, name) => name.to_string(),
         Reason::Picked(picked) => picked.service.to_string(),
-        Reason::Answered(_) | Reason::Flooded(_) | Reason::Opens | Reason::Known(_) => String::new(),
+        Reason::Answered(_) | Reason::Flooded(_) | Reason::Opens | Reason::Known(_) | Reason::Related(_) => {
+            String::new()
+        }
         Reason::Masqueraded(_) | Reason::PortTaken(_) | Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
     }
 }

@@ -3,6 +3,7 @@
 mod apply;
 mod compiled;
 mod plain;
+mod quote;
 mod rewrite;
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,12 @@
 //!
 //! Incremental in every case (RFC 1624), so that a packet damaged on its way stays damaged for its receiver. SCTP's
 //! CRC32c is linear: the change of the ports is carried to the packet's end by as many zero bytes, which costs about
-//! half a cycle a byte; only SCTP packets whose ports change pay it. An ICMP echo has one identifier in place of ports.
+//! half a cycle a byte; only SCTP packets whose ports change pay it. An ICMP echo has one identifier in place of ports; an ICMP error
+//! has none, but the packet it quotes is translated with it (`quote.rs`).
 
 use super::Translation;
 use super::apply::at;
+use super::quote::translate_quote;
 use crate::drop_reason::DropReason;
 use crate::packet::crc32c;
 use crate::packet::parse::{flag, protocol};
@@ -65,6 +67,13 @@ pub(super) fn translate(
         let replacement = Replacement { side, old_port, port, addresses };
         let segment = frame.get_mut(at(headers.transport_offset, shift)..).unwrap_or_default();
         replace_port(segment, headers, partial, &replacement)?;
+    }
+    if headers.has(flag::ICMP_ERROR) && !headers.has(flag::LATER_FRAGMENT) {
+        let end = at(headers.network_offset, shift) + headers.network_length as usize;
+        let end = end.min(frame.len());
+        let message = frame.get_mut(at(headers.transport_offset, shift)..end).unwrap_or_default();
+        translate_quote(message, headers.network == Network::Ipv6, partial, translation)
+            .ok_or(DropReason::IcmpTruncated)?;
     }
     Ok(())
 }

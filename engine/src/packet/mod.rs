@@ -17,6 +17,7 @@ pub mod copy_and_checksum;
 pub mod crc32c;
 mod frame_memory;
 pub mod parse;
+pub mod quoted;
 pub mod wire;
 
 pub use address::Mac;

@@ -13,15 +13,30 @@ use super::Walk;
 use super::decision::{Reason, Stage, Verdict};
 use super::tracking::{Opening, Tracking};
 use crate::drop_reason::DropReason;
-use crate::packet::Headers;
+use crate::packet::Network;
 use crate::packet::parse::flag;
-use crate::state::{ConnectionFlags, ConnectionState, Direction, Tuple};
+use crate::packet::quoted::{self, QUOTE_OFFSET, Quoted};
+use crate::state::{Connection, ConnectionFlags, ConnectionState, Direction, FragmentKey, Fragmented, Tuple};
 use crate::tables::Segment;
 
 /// Finds the packet's connection or notes what it would open.
 pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
     let headers = walk.arrival.headers;
-    let Some(tuple) = tuple(headers, segment) else { return ControlFlow::Continue(()) };
+    if headers.has(flag::LATER_FRAGMENT) {
+        return later_fragment(walk, segment);
+    }
+    if headers.has(flag::FRAGMENT) {
+        let said = tuple(walk, segment).map_or(Fragmented::Untracked, |tuple| Fragmented::Tracked(tuple.ports));
+        walk.fragment = fragment_key(walk, segment).map(|key| (key, said));
+    }
+    if headers.has(flag::ICMP_ERROR) {
+        if let Some((known, direction)) = related(walk, segment) {
+            walk.note(Stage::Connection, Reason::Related(direction));
+            walk.tracking = Tracking::Related(known, direction);
+        }
+        return ControlFlow::Continue(());
+    }
+    let Some(tuple) = tuple(walk, segment) else { return ControlFlow::Continue(()) };
     let signal = headers.tcp_flags_or_icmp_type;
     let replaces = match walk.state.connections.find(&tuple) {
         Some((known, direction)) if !known.is_reopened_by(signal) => {
@@ -42,15 +57,66 @@ pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<
 
 /// Whether the packet answers one that left under an address of the node's own: it is not for the node.
 pub(super) fn answers_masqueraded(walk: &Walk<'_>, segment: &Segment) -> bool {
-    let known = tuple(walk.arrival.headers, segment).and_then(|tuple| walk.state.connections.find(&tuple));
+    let headers = walk.arrival.headers;
+    let known = if headers.has(flag::ICMP_ERROR) {
+        related(walk, segment)
+    } else {
+        tuple(walk, segment).and_then(|tuple| walk.state.connections.find(&tuple))
+    };
     known.is_some_and(|(known, direction)| {
         direction == Direction::Reply && known.flags.has(ConnectionFlags::MASQUERADED)
     })
 }
 
-/// The tuple that names the packet's connection. Later fragments have no ports; errors and other ICMP messages are about
-/// a connection at most.
-fn tuple(headers: &Headers, segment: &Segment) -> Option<Tuple> {
-    let names_one = !headers.has(flag::LATER_FRAGMENT | flag::ICMP_ERROR | flag::ICMP_OTHER);
-    names_one.then(|| Tuple::of(headers, segment.index))
+/// A later fragment has the connection of its first one, or none if that has none. Without the first nobody knows where it
+/// belongs: it may have to be translated, and what cannot be put together again is of no use.
+fn later_fragment(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
+    let said = fragment_key(walk, segment).and_then(|key| walk.state.fragments.find(&key, walk.now));
+    if said == Some(Fragmented::Untracked) {
+        return ControlFlow::Continue(());
+    }
+    let known = tuple(walk, segment).and_then(|tuple| walk.state.connections.find(&tuple));
+    let Some((known, direction)) = known else {
+        return walk.drop(Stage::Connection, DropReason::FragmentWithoutFirst);
+    };
+    walk.note(Stage::Connection, Reason::Known(direction));
+    walk.tracking = Tracking::Known(known, direction);
+    ControlFlow::Continue(())
+}
+
+fn fragment_key(walk: &Walk<'_>, segment: &Segment) -> Option<FragmentKey> {
+    let headers = walk.arrival.headers;
+    let packet = walk.arrival.frame.get(usize::from(headers.network_offset)..)?;
+    FragmentKey::of(headers, packet, segment.index)
+}
+
+/// The tuple that names the packet's connection: a later fragment's ports are those of its first one. ICMP errors are
+/// about a connection, and other ICMP messages belong to none.
+fn tuple(walk: &Walk<'_>, segment: &Segment) -> Option<Tuple> {
+    let headers = walk.arrival.headers;
+    if headers.has(flag::ICMP_ERROR | flag::ICMP_OTHER) {
+        return None;
+    }
+    let tuple = Tuple::of(headers, segment.index);
+    if !headers.has(flag::LATER_FRAGMENT) {
+        return Some(tuple);
+    }
+    match fragment_key(walk, segment).and_then(|key| walk.state.fragments.find(&key, walk.now)) {
+        Some(Fragmented::Tracked(ports)) => Some(Tuple { ports, ..tuple }),
+        Some(Fragmented::Untracked) | None => None,
+    }
+}
+
+/// The connection that an ICMP error is about, and the direction the error goes: against the packet it quotes, which
+/// was translated already when it met whoever tells.
+fn related(walk: &Walk<'_>, segment: &Segment) -> Option<(Connection, Direction)> {
+    let headers = walk.arrival.headers;
+    let end = usize::from(headers.network_offset) + headers.network_length as usize;
+    let packet = walk.arrival.frame.get(..end).unwrap_or(walk.arrival.frame);
+    let is_first = !headers.has(flag::LATER_FRAGMENT);
+    let quote = packet.get(usize::from(headers.transport_offset) + QUOTE_OFFSET..).filter(|_| is_first)?;
+    let ipv6 = headers.network == Network::Ipv6;
+    let Quoted { source, destination, ports, protocol, .. } = quoted::read(quote, ipv6)?;
+    let sent = Tuple { source, destination, ports, segment: segment.index, protocol, ipv6 };
+    walk.state.connections.find(&sent.mirrored())
 }

@@ -14,7 +14,7 @@ use crate::drop_reason::DropReason;
 use crate::edit::{Rewrite, Translation};
 use crate::limits::TRAIL_STEPS;
 use crate::packet::{Mac, PortIndex};
-use crate::state::{ConnectionReference, Direction, NewConnection};
+use crate::state::{ConnectionReference, Direction, FragmentKey, Fragmented, NewConnection};
 pub use crate::tables::Location;
 use crate::tables::{Change, FloodClass, SegmentIndex, Vni};
 
@@ -27,6 +27,8 @@ pub struct Decision {
     pub lesson: Option<Lesson>,
     /// The endpoint that was picked for a new connection to a Service, to be counted when it is open.
     pub pick: Option<Pick>,
+    /// What a first fragment says of those behind it, to be remembered when it goes on.
+    pub fragment: Option<(FragmentKey, Fragmented)>,
     /// Each stage's reason, in order.
     pub trail: Trail,
     /// What the verdict rests on: when one of these changes, the flow is decided again.
@@ -216,6 +218,8 @@ pub enum Reason {
     Opens,
     /// Belongs to a connection, in this direction.
     Known(Direction),
+    /// Is an error about a connection, and goes in this direction.
+    Related(Direction),
     /// Got this endpoint of a Service.
     Picked(Box<Picked>),
     /// The route with this prefix and name.
@@ -248,6 +252,7 @@ impl fmt::Display for Reason {
             Reason::Flooded(copies) => write!(formatter, "flood to {copies}"),
             Reason::Opens => formatter.write_str("new"),
             Reason::Known(direction) => write!(formatter, "known, {}", direction.name()),
+            Reason::Related(direction) => write!(formatter, "error about a known one, {}", direction.name()),
             Reason::Picked(picked) => picked.fmt(formatter),
             Reason::Routed(prefix, name) => write!(formatter, "{prefix} {name}"),
             Reason::Masqueraded(source) => write!(formatter, "as {source}"),

@@ -148,6 +148,28 @@ fn is_free(walk: &Walk<'_>, opening: &Opening) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::wire::icmp;
+    use crate::state::ConnectionState;
+    use crate::tables::SegmentIndex;
+
+    /// The identifier of an echo stands for both ports, so its answer must be known by the new one on both sides.
+    #[test]
+    fn an_echo_gets_another_identifier_and_its_answer_has_it() {
+        let octets = |last| address_octets([10, 1, 0, last].into());
+        let original = Tuple {
+            source: octets(5),
+            destination: octets(7),
+            ports: [9, 9],
+            segment: SegmentIndex(1),
+            protocol: protocol::ICMP,
+            ipv6: false,
+        };
+        let state = ConnectionState::opened_by(protocol::ICMP, icmp::kind::ECHO_REQUEST).expect("it opens");
+        let translated = with_source(&Opening::new(original, state), octets(0), 40_000);
+        let answer = Tuple { source: octets(7), destination: octets(0), ports: [40_000, 40_000], ..original };
+        assert_eq!(translated.reply(), answer);
+        assert!(translated.flags.has(ConnectionFlags::MASQUERADED));
+    }
 
     #[test]
     fn a_step_meets_every_port_of_any_range() {

@@ -19,6 +19,7 @@ use super::decision::Lesson;
 use super::{Masquerade, Walk};
 use crate::edit::Translation;
 use crate::packet::Headers;
+use crate::packet::parse::flag;
 use crate::state::{
     Connection, ConnectionFlags, ConnectionReference, ConnectionState, Direction, NewConnection, Tuple,
 };
@@ -33,6 +34,8 @@ pub(super) enum Tracking {
     Opening(Opening),
     /// It belongs to a connection.
     Known(Connection, Direction),
+    /// It is an ICMP error about a connection, and goes as the connection's packets of this direction go.
+    Related(Connection, Direction),
 }
 
 /// The connection that a packet will open.
@@ -125,14 +128,19 @@ impl Tracking {
         match self {
             Tracking::Untracked => Translation::NONE,
             Tracking::Opening(opening) => opening.translation,
-            Tracking::Known(connection, direction) => connection.translation(*direction),
+            Tracking::Known(connection, direction) | Tracking::Related(connection, direction) => {
+                connection.translation(*direction)
+            }
         }
     }
 
     /// What the packet teaches, if it is forwarded.
     pub(super) fn lesson(&self, headers: &Headers) -> Option<Lesson> {
         match self {
-            Tracking::Untracked => None,
+            // An error keeps nothing alive.
+            Tracking::Untracked | Tracking::Related(..) => None,
+            // What the connection is to learn of a packet stood in its first fragment.
+            Tracking::Known(..) if headers.has(flag::LATER_FRAGMENT) => None,
             Tracking::Opening(opening) => Some(Lesson::Open(opening.connection())),
             Tracking::Known(connection, direction) => Some(Lesson::Advance {
                 connection: connection.reference,
@@ -145,7 +153,7 @@ impl Tracking {
     /// Whether later packets may do without the slow path: the connection is neither being opened nor closed.
     pub(super) fn is_settled(&self, headers: &Headers) -> bool {
         match self {
-            Tracking::Untracked => true,
+            Tracking::Untracked | Tracking::Related(..) => true,
             Tracking::Opening(opening) => opening.state.is_settled(),
             Tracking::Known(connection, direction) => {
                 connection.state_after(*direction, headers.tcp_flags_or_icmp_type).is_settled()
@@ -161,7 +169,7 @@ impl Walk<'_> {
     pub(super) fn opening(&mut self) -> Option<&mut Opening> {
         match &mut self.tracking {
             Tracking::Opening(opening) => Some(opening),
-            Tracking::Untracked | Tracking::Known(..) => None,
+            Tracking::Untracked | Tracking::Known(..) | Tracking::Related(..) => None,
         }
     }
 
@@ -184,7 +192,9 @@ impl Walk<'_> {
         let (original, reply, direction) = match &self.tracking {
             Tracking::Untracked => return None,
             Tracking::Opening(opening) => (opening.original, opening.reply(), Direction::Original),
-            Tracking::Known(connection, direction) => (connection.original, connection.reply, *direction),
+            Tracking::Known(connection, direction) | Tracking::Related(connection, direction) => {
+                (connection.original, connection.reply, *direction)
+            }
         };
         Some(Parties {
             client: Party { address: original.source_address(), port: original.ports[0] },

@@ -11,7 +11,7 @@ use crate::clock::Time;
 use crate::drop_reason::DropReason;
 use crate::packet::parse::flag;
 use crate::packet::{Mac, Network};
-use crate::state::State;
+use crate::state::{FragmentKey, Fragmented, State};
 use crate::tables::{SegmentIndex, Snapshot};
 
 /// One packet's walk through the stages.
@@ -28,6 +28,8 @@ pub(super) struct Walk<'a> {
     pub(super) tracking: Tracking,
     /// The endpoint that stage `service` picked.
     pub(super) pick: Option<Pick>,
+    /// What later fragments of the packet are to be known by, if it is the first.
+    pub(super) fragment: Option<(FragmentKey, Fragmented)>,
     trail: Trail,
 }
 
@@ -55,6 +57,7 @@ impl<'a> Walk<'a> {
             pop_tags: 0,
             tracking: Tracking::Untracked,
             pick: None,
+            fragment: None,
             trail: Trail::default(),
         }
     }
@@ -105,6 +108,7 @@ impl<'a> Walk<'a> {
             verdict,
             lesson: self.lesson.or(tracked),
             pick: self.pick.filter(|_| forwards),
+            fragment: self.fragment.filter(|_| forwards),
             trail: self.trail,
             dependencies: self.dependencies,
             cacheable,

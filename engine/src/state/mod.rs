@@ -3,6 +3,7 @@
 mod affinity;
 mod connections;
 mod endpoint_loads;
+mod fragments;
 mod mac_table;
 mod storms;
 
@@ -15,6 +16,7 @@ pub use connections::{
     NewConnection, Opened, Removed, Tuple,
 };
 pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
+pub use fragments::{FragmentKey, Fragmented, Fragments};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
 pub use storms::Storms;
 
@@ -33,6 +35,8 @@ pub struct State {
     pub affinities: Affinities,
     /// What endpoints of Services were given.
     pub endpoint_loads: EndpointLoads,
+    /// Ports of packets that come in fragments.
+    pub fragments: Fragments,
 }
 
 impl State {
@@ -48,6 +52,7 @@ impl State {
             connections,
             affinities: Affinities::default(),
             endpoint_loads: EndpointLoads::default(),
+            fragments: Fragments::new(hash_key),
         })
     }
 }

@@ -50,6 +50,10 @@ impl Worker {
         if let Some(pick) = &decision.pick {
             self.picked(pick);
         }
+        if let Some((key, said)) = decision.fragment {
+            let spare = self.state.fragments.remember(key, said, self.now);
+            self.counters.event(Event::FragmentsEvicted).add(u64::from(!spare));
+        }
         match &decision.verdict {
             Verdict::Forward(forward) => {
                 self.remember(number, &frame, forward, &decision, connection);

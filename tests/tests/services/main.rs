@@ -3,5 +3,7 @@
 mod balancing;
 mod changes;
 mod endpoints;
+mod fragments;
 mod masquerade;
 mod matrix;
+mod related;

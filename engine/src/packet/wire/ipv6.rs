@@ -121,6 +121,24 @@ pub fn set_destination(header: &mut [u8], address: &[u8; 16]) -> Option<()> {
     write_bytes(header, DESTINATION, address)
 }
 
+/// The number that the fragments of a packet share; `None` if the packet that begins with its fixed header is none.
+#[must_use]
+pub fn fragment_identification(packet: &[u8]) -> Option<u32> {
+    let (mut next, mut at) = (*packet.get(NEXT_HEADER)?, HEADER_BYTES);
+    // Each step goes on by at least eight bytes.
+    while let Some(header) = packet.get(at..) {
+        match next {
+            extension::FRAGMENT => return read_array(header, FRAGMENT_IDENTIFICATION).map(u32::from_be_bytes),
+            extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {
+                next = *header.first()?;
+                at += (usize::from(*header.get(1)?) + 1) * 8;
+            }
+            _ => return None,
+        }
+    }
+    None
+}
+
 /// Exchanges source and destination.
 pub fn swap_addresses(header: &mut [u8]) -> Option<()> {
     let (source, destination) = (source(header)?, destination(header)?);

@@ -20,7 +20,7 @@ use super::decision::{Reason, Rejection, Stage, Verdict};
 use super::tracking::Tracking;
 use super::{Masquerade, Walk};
 use crate::drop_reason::DropReason;
-use crate::packet::parse::protocol;
+use crate::packet::parse::{flag, protocol};
 use crate::packet::wire::tcp;
 use crate::state::{Connection, ConnectionFlags, ConnectionState, Direction, Tuple};
 use crate::tables::lookup::mix;
@@ -32,7 +32,7 @@ pub(super) fn service(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Ver
     let tables = walk.tables;
     let Some(services) = tables.services.get(segment.index) else { return ControlFlow::Continue(()) };
     match walk.tracking {
-        Tracking::Untracked => ControlFlow::Continue(()),
+        Tracking::Untracked | Tracking::Related(..) => ControlFlow::Continue(()),
         Tracking::Known(connection, direction) => known(walk, services, &connection, direction),
         Tracking::Opening(opening) => match find(services, &opening.original) {
             Found::Frontend(frontend) => opens(walk, services, frontend, &opening.original),
@@ -61,7 +61,8 @@ fn known(
     direction: Direction,
 ) -> ControlFlow<Verdict> {
     walk.dependencies.service = connection.service;
-    if direction == Direction::Reply {
+    // A later fragment goes where its first one went.
+    if direction == Direction::Reply || walk.arrival.headers.has(flag::LATER_FRAGMENT) {
         return ControlFlow::Continue(());
     }
     let Found::Frontend(frontend) = find(services, &connection.original) else { return ControlFlow::Continue(()) };
