@@ -9,7 +9,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use millrace_control::cluster::{Cluster, NodeName};
 use millrace_control::compile::compile;
-use millrace_control::observe::Observed;
+use millrace_control::observe::{Observed, Touched};
 use millrace_control::plan::{LocalView, Planner};
 use millrace_control::store::{Event, Located, Object};
 use millrace_engine::tables::change;
@@ -56,7 +56,7 @@ fn bench(criterion: &mut Criterion) {
     let (before, after) = (observed.cluster().clone(), changed(&observed));
     let local = LocalView::new(NodeName::new("a").expect("name"));
     let mut planner = Planner::default();
-    let first = Arc::new(planner.plan(&before, &local).plan);
+    let first = Arc::new(planner.plan(&before, &local, &Touched::everything(&before)).plan);
     let tables = compile(&first, None).expect("tables");
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(20);
@@ -67,7 +67,7 @@ fn bench(criterion: &mut Criterion) {
             // There and back: each time one endpoint differs.
             let cluster = if forwards { &after } else { &before };
             forwards = !forwards;
-            let next = Arc::new(planner.plan(black_box(cluster), &local).plan);
+            let next = Arc::new(planner.plan(black_box(cluster), &local, &Touched::default()).plan);
             let new = compile(&next, Some((&plan, &tables))).expect("tables");
             let changes = change::changes(&tables, &new);
             (plan, tables) = (next, new);
@@ -76,13 +76,13 @@ fn bench(criterion: &mut Criterion) {
     });
     group.bench_function("from_nothing", |bencher| {
         bencher.iter(|| {
-            let plan = Planner::default().plan(black_box(&after), &local).plan;
+            let plan = Planner::default().plan(black_box(&after), &local, &Touched::everything(&after)).plan;
             compile(&plan, None).expect("tables")
         });
     });
     group.bench_function("not_a_change", |bencher| {
-        drop(planner.plan(&before, &local));
-        bencher.iter(|| planner.plan(black_box(&before), &local));
+        drop(planner.plan(&before, &local, &Touched::everything(&before)));
+        bencher.iter(|| planner.plan(black_box(&before), &local, &Touched::default()));
     });
     group.finish();
 }

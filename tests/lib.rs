@@ -7,6 +7,7 @@
 //! - [`service_world`]: two nodes with pods, and what becomes of a packet to a Service.
 //! - [`tcp_stream`]: TCP peers of smoltcp at two pods and a bad wire between their nodes.
 //! - [`objects`]: objects of a cluster as JSON.
+//! - [`policies`]: an oracle for policies, and the node that is held against it.
 //! - [`random`]: numbers from a seed.
 //!
 //! Everything runs on one thread and on a clock that the test moves: the same seed gives the same run. Mistakes of a
@@ -16,6 +17,7 @@ pub mod anything;
 pub mod cluster;
 pub mod memory_store;
 pub mod objects;
+pub mod policies;
 pub mod random;
 pub mod scenario;
 pub mod service_world;

@@ -92,6 +92,7 @@ table! {
         tunnel: Tunnel;
         services: Services;
         masquerade: Masquerade;
+        policies: Policies;
     }
 }
 
@@ -163,6 +164,19 @@ table! {
     }
     sections {}
 }
+
+table! {
+    /// Policies.
+    Policies {
+        /// What a pod may do that is plugged in before its object is known, where some policy may select it: "closed"
+        /// drops what such a policy could deny, "open" lets everything through until the labels are known.
+        unknown_pods: String = "closed".into();
+    }
+    sections {}
+}
+
+/// The one choice for pods that are not known yet which is not the default.
+const OPEN: &str = "open";
 
 /// The address source that is not the default.
 const POD_CIDR: &str = "pod-cidr";
@@ -263,6 +277,12 @@ impl Configuration {
             )
         })?;
         Ok(Configuration { file: parsed, workers, vni, services, masquerade_ports })
+    }
+
+    /// Whether pods that policies may select are open until their objects are known.
+    #[must_use]
+    pub fn unknown_pods_open(&self) -> bool {
+        self.file.policies.unknown_pods == OPEN
     }
 
     /// What is said of Services.
@@ -394,6 +414,8 @@ fn check(file: &File) -> Result<(), Wrong> {
     require(node.len() <= 253 && node.iter().copied().all(dns_byte), "node", &file.node, "it is no DNS name")?;
     let source = file.addresses.source.as_str();
     require(["blocks", POD_CIDR].contains(&source), "addresses.source", source, "it is \"blocks\" or \"pod-cidr\"")?;
+    let unknown = file.policies.unknown_pods.as_str();
+    require(["closed", OPEN].contains(&unknown), "policies.unknown_pods", unknown, "it is \"closed\" or \"open\"")?;
     let directories = [("objects_directory", &file.objects_directory), ("state_directory", &file.state_directory)];
     for (field, path) in directories.into_iter().chain([("socket", &file.socket)]) {
         let shown = path.to_string_lossy();
@@ -463,7 +485,7 @@ mod tests {
         assert_eq!(printed, File::default());
         assert_eq!(parse(&text), parse(""));
         let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-        assert_eq!(fields, 18, "{text}");
+        assert_eq!(fields, 21, "{text}");
         let mut before = "";
         for line in text.lines() {
             assert!(
@@ -492,6 +514,7 @@ mod tests {
             ("connections = 10", "connections"),
             ("[tunnel]\nvni = 16777216", "tunnel.vni"),
             ("[tunnel]\nport = 0", "tunnel.port"),
+            ("[policies]\nunknown_pods = 'shut'", "policies.unknown_pods"),
             ("[tunnels]\nport = 1", "tunnels"),
         ] {
             let error = parse(text).expect_err(text);

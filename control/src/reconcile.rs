@@ -99,8 +99,12 @@ impl Reconciler {
     /// Brings the tables into step with everything taken in.
     pub fn settle(&mut self, now: Instant) -> Settled {
         let synced = self.observed.is_synced();
-        let cluster = self.observed.cluster();
-        let planned = if synced { self.planner.plan(cluster, &self.local) } else { Planned::default() };
+        let planned = if synced {
+            let touched = self.observed.take_touched();
+            self.planner.plan(self.observed.cluster(), &self.local, &touched)
+        } else {
+            Planned::default()
+        };
         let mut problems = self.observed.problems();
         problems.extend(planned.problems.into_iter().map(|problem| self.observed.placed(problem)));
         problems.sort_unstable();

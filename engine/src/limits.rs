@@ -160,6 +160,9 @@ pub const FRAGMENT_WAYS: usize = 8;
 /// Time after its first fragment in which a packet's later ones are followed (RFC 791 and Linux: 30 s to reassemble).
 pub const FRAGMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Denied packets that wait to be logged, over all workers; about 110 KiB. Further ones are only counted.
+pub const DENIALS_WAITING: usize = 1_024;
+
 /// Steps in the trail of one decision: two a stage at most.
 pub const TRAIL_STEPS: usize = 16;
 

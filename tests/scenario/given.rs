@@ -6,10 +6,13 @@
 //! node f vtep 192.0.2.4 foreign         a Node object only; its next hop is resolved
 //! block 10.1.0.0/24 on a                an IpBlock of this node; pools exist for 10.0.0.0/8 and fd00::/16
 //! pod client on a 10.1.0.5 fd00:1::5    plugged in at node a
+//! pod web on b 10.2.0.7 app=web         the same, and a Pod object with these labels; without labels there is no object
+//! policy web {podSelector: {}, ...}     a NetworkPolicy of the namespace `default` with this spec
+//! policy web keeps established {...}    the same, by whose change live connections may finish
 //! host a 192.0.2.1                      the host of node a has its own port, and these addresses beside those it gets
 //! bridge lan vni 10 on a b              a bridged segment with members at these nodes
 //! port p1 on a in lan                   a member port, untagged; `in lan vlan 20` for tagged frames, may be repeated
-//! no pod client · no block 10.1.0.0/24 · no node a
+//! no pod client · no block 10.1.0.0/24 · no node a · no policy web
 //! | kind: Node ...                      a line of YAML, as written in an object file
 //! ```
 
@@ -20,7 +23,8 @@ use std::net::IpAddr;
 pub(super) enum Given {
     Node { name: String, addresses: Vec<IpAddr>, presence: Presence },
     Block { cidr: String, node: String },
-    Pod { name: String, node: String, addresses: Vec<IpAddr> },
+    Pod { name: String, node: String, addresses: Vec<IpAddr>, labels: Vec<(String, String)> },
+    Policy { name: String, keeps_established: bool, spec: String },
     Host { node: String, addresses: Vec<IpAddr> },
     Bridge { name: String, vni: u32, nodes: Vec<String> },
     Port { name: String, node: String, memberships: Vec<(String, Option<u16>)> },
@@ -28,6 +32,7 @@ pub(super) enum Given {
     NoPod(String),
     NoBlock(String),
     NoNode(String),
+    NoPolicy(String),
 }
 
 /// How real a node is.
@@ -60,7 +65,16 @@ impl Given {
             }
             ["block", cidr, "on", node] => Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned() },
             ["pod", name, "on", node, rest @ ..] => {
-                Self::Pod { name: (*name).to_owned(), node: (*node).to_owned(), addresses: addresses(rest)? }
+                let (labels, rest): (Vec<&str>, Vec<&str>) = rest.iter().partition(|word| word.contains('='));
+                let labels = labels.iter().filter_map(|label| label.split_once('='));
+                let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+                Self::Pod { name: (*name).to_owned(), node: (*node).to_owned(), addresses: addresses(&rest)?, labels }
+            }
+            ["policy", name, "keeps", "established", rest @ ..] => {
+                Self::Policy { name: (*name).to_owned(), keeps_established: true, spec: rest.join(" ") }
+            }
+            ["policy", name, rest @ ..] => {
+                Self::Policy { name: (*name).to_owned(), keeps_established: false, spec: rest.join(" ") }
             }
             ["host", node, rest @ ..] => Self::Host { node: (*node).to_owned(), addresses: addresses(rest)? },
             ["bridge", name, "vni", vni, "on", nodes @ ..] => {
@@ -72,6 +86,7 @@ impl Given {
             }
             ["no", "pod", name] => Self::NoPod((*name).to_owned()),
             ["no", "block", cidr] => Self::NoBlock((*cidr).to_owned()),
+            ["no", "policy", name] => Self::NoPolicy((*name).to_owned()),
             ["no", "node", name] => Self::NoNode((*name).to_owned()),
             _ => return Ok(None),
         };
@@ -119,6 +134,23 @@ pub(super) fn yaml(given: &Given) -> String {
                 "---\napiVersion: millrace.dev/v1alpha1\nkind: IpBlock\nmetadata: {{name: {}}}\n\
                  spec: {{cidr: \"{cidr}\", pool: {pool}, node: {node}}}\n",
                 block_name(cidr)
+            )
+        }
+        Given::Pod { name, node, addresses, labels } if !labels.is_empty() => {
+            let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+            let ips: Vec<String> = addresses.iter().map(|address| format!("{{ip: \"{address}\"}}")).collect();
+            format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{{}}}}}\n\
+                 spec: {{nodeName: {node}}}\nstatus: {{phase: Running, podIPs: [{}]}}\n",
+                labels.join(", "),
+                ips.join(", ")
+            )
+        }
+        Given::Policy { name, keeps_established, spec } => {
+            let annotations = if *keeps_established { ", annotations: {millrace.dev/established: keep}" } else { "" };
+            format!(
+                "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+                 metadata: {{name: {name}, namespace: default{annotations}}}\nspec: {spec}\n"
             )
         }
         Given::Yaml(line) => format!("{line}\n"),

@@ -83,6 +83,8 @@ impl Scenario {
             }
             let words = content.split_whitespace().collect::<Vec<_>>().join(" ");
             match (&section, scenario.steps.last_mut()) {
+                // Nothing happens.
+                (Some(Section::Then), Some(_)) if words.is_empty() => {}
                 (Some(Section::Given), None) => scenario.given.push(words),
                 (Some(Section::When), Some(step)) => step.when.push(words),
                 (Some(Section::Then), Some(step)) => step.then.push(words),

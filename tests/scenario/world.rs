@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millrace_control::cluster::{NodeName, StationMac};
-use millrace_control::observe::{IP_BLOCK, KINDS, NODE};
+use millrace_control::observe::{IP_BLOCK, KINDS, NETWORK_POLICY, NODE, POD};
 use millrace_control::plan::GATEWAY_MAC;
 use millrace_control::store::{DirectoryStore, Kind, ObjectKey, ObjectStore};
 use millrace_engine::packet::{Mac, PortIndex};
@@ -248,22 +248,26 @@ impl World {
 
     fn remove(&mut self, given: &Given) -> Result<(), String> {
         match given {
-            Given::NoBlock(cidr) => self.delete(IP_BLOCK, &given::block_name(cidr)),
-            Given::NoNode(name) => self.delete(NODE, name),
+            Given::NoBlock(cidr) => self.delete(&ObjectKey::cluster_scoped(IP_BLOCK, given::block_name(cidr))),
+            Given::NoNode(name) => self.delete(&ObjectKey::cluster_scoped(NODE, name)),
+            Given::NoPolicy(name) => self.delete(&in_default(NETWORK_POLICY, name)),
             Given::NoPod(name) => {
                 let end = self.ends.remove(name).ok_or(format!("there is no pod {name}"))?;
                 self.nodes[end.node].pull_out(end.port);
-                Ok(())
+                let object = in_default(POD, name);
+                match self.store.get(&object).map_err(|error| error.to_string())? {
+                    Some(_) => self.delete(&object),
+                    None => Ok(()),
+                }
             }
             _ => Ok(()),
         }
     }
 
-    fn delete(&self, kind: Kind, name: &str) -> Result<(), String> {
-        let key = ObjectKey::cluster_scoped(kind, name);
-        let known = self.store.get(&key).map_err(|error| error.to_string())?;
+    fn delete(&self, key: &ObjectKey) -> Result<(), String> {
+        let known = self.store.get(key).map_err(|error| error.to_string())?;
         let known = known.ok_or(format!("{key} does not exist"))?;
-        self.store.delete(&key, &known.resource_version).map_err(|error| error.to_string())
+        self.store.delete(key, &known.resource_version).map_err(|error| error.to_string())
     }
 
     fn add_node(&mut self, given: &Given) {
@@ -287,7 +291,7 @@ impl World {
     }
 
     fn add_pod(&mut self, given: &Given) -> Result<(), String> {
-        let Given::Pod { name, node, addresses } = given else { return Ok(()) };
+        let Given::Pod { name, node, addresses, .. } = given else { return Ok(()) };
         let node = self.node(node)?;
         let (port, mac) = self.nodes[node].plug_in(name, addresses);
         self.ends.insert(name.clone(), End { node, port, mac, routed: true });
@@ -321,6 +325,10 @@ impl World {
         self.ends.insert(name.clone(), End { node, port, mac, routed: false });
         Ok(())
     }
+}
+
+fn in_default(kind: Kind, name: &str) -> ObjectKey {
+    ObjectKey { kind, namespace: Some("default".to_owned()), name: name.to_owned() }
 }
 
 fn bridge_index(position: usize) -> SegmentIndex {

@@ -17,16 +17,17 @@ use millrace_engine::cycles::Work;
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::packet::parse::protocol;
+use millrace_engine::tables::policy::Direction;
 use millrace_engine::tables::{PortRole, RouteTarget, SegmentKind, Snapshot, address_bits};
 use millrace_engine::worker::FlowReport as CachedFlow;
 
 use super::pods::Pods;
 use super::shared::Shared;
-use super::trace;
+use super::{policies, trace};
 use crate::api::model::{
     ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
-    IpamReport, NeighbourReport, PortCyclesReport, PortReport, QueueReport, RouteReport, RouteTargetReport,
-    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    IpamReport, NeighbourReport, PoliciesReport, PortCyclesReport, PortReport, QueueReport, RouteReport,
+    RouteTargetReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -198,13 +199,22 @@ impl Inspect for Inspector {
         Ok(connections::connections(&self.tables(), &state.connections, query, limit))
     }
 
+    fn policies(&self, pod: Option<&str>) -> Result<PoliciesReport, InspectFailure> {
+        policies::policies(&self.tables(), pod)
+    }
+
     fn drops(&self) -> Result<Vec<DropReport>, InspectFailure> {
-        let counters = self.counters();
+        let (counters, tables) = (self.counters(), self.tables());
         let report = |reason: &DropReason| DropReport {
             reason: reason.name().to_owned(),
             frames: counters.iter().map(|counters| counters.drops(*reason).get()).sum(),
             sentence: reason.sentence().to_owned(),
             next_step: reason.next_step().to_owned(),
+            policies: match reason {
+                DropReason::PolicyIngress => policies::denied(&tables, Direction::Ingress),
+                DropReason::PolicyEgress => policies::denied(&tables, Direction::Egress),
+                _ => Vec::new(),
+            },
         };
         Ok(DropReason::ALL.iter().map(report).filter(|report| report.frames > 0).collect())
     }

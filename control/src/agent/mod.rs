@@ -13,9 +13,11 @@
 
 mod addresses;
 mod attachment_check;
+mod denial_log;
 mod host_port;
 mod inspect;
 mod pods;
+mod policies;
 mod services;
 mod shared;
 mod trace;
@@ -42,6 +44,7 @@ use crate::plan::LocalView;
 use crate::reconcile::{self, Input, Reconciler};
 use crate::store::{DirectoryStore, ObjectStore};
 use addresses::AddressMaintenance;
+use denial_log::DenialLog;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
 use pods::Pods;
@@ -88,9 +91,11 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
     let maintenance =
         AddressMaintenance::start(Arc::clone(&shared), pods, Arc::clone(&cni)).context("could not start a thread")?;
+    let denial_log = DenialLog::start(Arc::clone(&shared)).context("could not start a thread")?;
     let served = serve_until_told(socket, cni, inspector);
 
     maintenance.stop();
+    denial_log.stop();
     // The order in which packets stop: no new tables, then no steering, then no workers.
     let _ = shared.inputs.send(Input::Stop);
     let _ = reconciling.join();
@@ -134,6 +139,7 @@ fn start_reconciling(
         services: configuration.services().clone(),
         masquerade_ports: configuration.masquerade_ports(),
         vni: configuration.vni(),
+        unknown_pods_open: configuration.unknown_pods_open(),
         ..LocalView::new(shared.node.clone())
     };
     let shared = Arc::clone(shared);

@@ -7,6 +7,7 @@
 //! | GET `/v1/show/flows?limit=N` | [`model::FlowsReport`] |
 //! | GET `/v1/show/connections?limit=N&pod=NS/NAME&state=S` | [`model::ConnectionsReport`] for a [`model::ConnectionsQuery`] |
 //! | GET `/v1/show/fdb`, `/v1/show/ipam`, `/v1/check/ipam` | [`model::StationReport`]s, [`model::IpamReport`], [`model::IpamCheckReport`] |
+//! | GET `/v1/show/policies?pod=NAMESPACE/POD` | [`model::PoliciesReport`] |
 //! | POST `/v1/trace` | [`model::TraceReport`] for a [`model::TraceRequest`] |
 //!
 //! [`socket`] owns the socket file, [`server`] the routes and the bounds, [`client`] is what the command line uses.
@@ -20,7 +21,8 @@ pub mod socket;
 
 use model::{
     ConnectionsQuery, ConnectionsReport, DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport,
-    PortReport, RouteReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    PoliciesReport, PortReport, RouteReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest,
+    WorkerReport,
 };
 
 /// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
@@ -90,6 +92,12 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`InspectFailure`].
     fn check_ipam(&self) -> Result<IpamCheckReport, InspectFailure>;
+
+    /// What judges the pods of this node, or one of them (`namespace/name`).
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn policies(&self, pod: Option<&str>) -> Result<PoliciesReport, InspectFailure>;
 
     /// Node, tables and problems.
     ///

@@ -383,6 +383,75 @@ pub struct DropReport {
     pub sentence: String,
     /// What to check next.
     pub next_step: String,
+    /// The policies that denied, the busiest first, for reasons that are policies. A packet that several policies
+    /// isolate a pod from counts for each.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub policies: Vec<PolicyDropReport>,
+}
+
+/// What one policy denied.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyDropReport {
+    /// `namespace/name`, or the name of a policy of the whole cluster.
+    pub policy: String,
+    /// Packets denied because of it.
+    pub frames: u64,
+}
+
+/// `show policies`: what judges pods of this node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoliciesReport {
+    /// The pod that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pod: Option<PodPolicyReport>,
+    /// The policies, each direction for itself, in the order in which they are asked.
+    pub policies: Vec<PolicyReport>,
+}
+
+/// How a pod stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PodPolicyReport {
+    /// `namespace/name`.
+    pub pod: String,
+    /// What holds for what it receives.
+    pub ingress: String,
+    /// What holds for what it sends.
+    pub egress: String,
+}
+
+/// One direction of one policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyReport {
+    /// `namespace/name`, or the name of a policy of the whole cluster.
+    pub policy: String,
+    /// `ingress` or `egress`.
+    pub direction: String,
+    /// `Admin`, `NetworkPolicy` or `Baseline`.
+    pub tier: String,
+    /// Pods of this node that it selects.
+    pub pods: u32,
+    /// Packets denied because of it.
+    pub denied_packets: u64,
+    /// Its rules.
+    pub rules: Vec<PolicyRuleReport>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PolicyRuleReport {
+    /// Its place in the object, from 1.
+    pub number: u16,
+    /// Its own name, if it has one.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub name: String,
+    /// `Accept`, `Deny` or `Pass`.
+    pub action: String,
+    /// Whom it speaks of; any of them.
+    pub peers: Vec<String>,
+    /// Which destination ports; any of them.
+    pub ports: Vec<String>,
+    /// Flows that it decided.
+    pub used: u64,
 }
 
 /// Protocol of an imagined packet.

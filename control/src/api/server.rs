@@ -115,6 +115,7 @@ fn router(api: Api) -> Router {
         .route("/v1/show/status", get(async |State(api): State<Api>| tell(api, |inspect| inspect.status()).await))
         .route("/v1/show/flows", get(show_flows))
         .route("/v1/show/connections", get(show_connections))
+        .route("/v1/show/policies", get(show_policies))
         .route("/v1/trace", post(trace))
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path; this agent may be older than the caller"))
         .layer(DefaultBodyLimit::max(api.limits.body_bytes))
@@ -205,6 +206,15 @@ async fn show_flows(State(api): State<Api>, Query(query): Query<FlowsQuery>) -> 
 async fn show_connections(State(api): State<Api>, Query(query): Query<ConnectionsQuery>) -> Response {
     let limit = query.limit.unwrap_or(api.limits.flows);
     tell(api, move |inspect| inspect.connections(&query, limit)).await
+}
+
+#[derive(Deserialize)]
+struct PoliciesQuery {
+    pod: Option<String>,
+}
+
+async fn show_policies(State(api): State<Api>, Query(query): Query<PoliciesQuery>) -> Response {
+    tell(api, move |inspect| inspect.policies(query.pod.as_deref())).await
 }
 
 async fn trace(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {

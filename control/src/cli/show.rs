@@ -50,6 +50,12 @@ enum What {
         #[arg(long)]
         state: Option<String>,
     },
+    /// Policies that judge pods of this node, with what each rule decided
+    Policies {
+        /// Only those of one pod of this node, in the order in which they are asked
+        #[arg(long, value_name = "NAMESPACE/POD")]
+        pod: Option<String>,
+    },
     /// Dropped frames by reason, with what to check next
     Drops,
     /// The node, its tables, and what is wrong with its objects
@@ -76,6 +82,10 @@ pub(super) fn run(options: &ShowOptions) -> anyhow::Result<()> {
             };
             let path = format!("connections?limit={limit}{}{}", part("pod", pod), part("state", state));
             output.print(&client.show(&path)?, table::connections)
+        }
+        What::Policies { pod } => {
+            let pod = pod.as_ref().map(|pod| format!("?pod={}", percent_encoded(pod))).unwrap_or_default();
+            output.print(&client.show(&format!("policies{pod}"))?, table::policies)
         }
         What::Drops => output.print(&client.show::<Vec<DropReport>>("drops")?, |list| table::drops(list)),
         What::Status => output.print(&client.show("status")?, table::status),

@@ -9,6 +9,8 @@ mod cursor;
 mod name;
 mod node;
 mod offsets;
+mod policy;
+mod selector;
 mod service;
 mod workload;
 
@@ -23,6 +25,8 @@ pub use name::{
 };
 pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkRecord};
 pub use offsets::{Offsets, OffsetsError};
+pub use policy::{NetworkBlock, Peer, PolicyName, PolicyRecord, PortRecord, RuleRecord, Tier};
+pub use selector::{Labels, NAMESPACE_NAME_LABEL, Namespaces, PodSelection, Requirement, Selector};
 pub use service::{
     ClientSubnet, Distribution, EndpointGroup, EndpointRecord, ServicePortRecord, ServiceRangeRecord, ServiceRecord,
     SlicePort, SliceRecord, Slices, TargetPort,
@@ -50,4 +54,6 @@ pub struct Cluster {
     pub slices: Slices,
     /// Ranges of Services' addresses.
     pub service_ranges: BTreeMap<ServiceRangeName, ServiceRangeRecord>,
+    /// Policies of both kinds.
+    pub policies: BTreeMap<PolicyName, Arc<PolicyRecord>>,
 }

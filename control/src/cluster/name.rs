@@ -116,3 +116,10 @@ namespaced_names! {
     /// The name of a slice of endpoints, with its namespace.
     SliceName;
 }
+
+impl PodName {
+    /// A bound that comes before every pod of the namespace, in the order of names; no pod's name.
+    pub(crate) fn before_all(namespace: &NamespaceName) -> Self {
+        Self { namespace: namespace.clone(), name: "".into() }
+    }
+}

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use millrace_engine::packet::Mac;
 
-use super::{Cidr, InterfaceName, NodeName, UplinkName};
+use super::{Cidr, InterfaceName, Labels, NodeName, UplinkName};
 use crate::stable_hash::hash_64;
 
 /// A MAC address that names one station: neither a group nor zero.
@@ -73,6 +73,8 @@ pub struct TunnelEnd {
 pub struct NodeRecord {
     /// Its name.
     pub name: NodeName,
+    /// Its labels.
+    pub labels: Labels,
     /// Its internal addresses, first of each family as listed.
     pub addresses: Vec<IpAddr>,
     /// Its tunnel end over IPv4.

@@ -1,8 +1,9 @@
 //! Pods and namespaces.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use super::selector::{Labels, NAMESPACE_NAME_LABEL};
 
 use super::{NamespaceName, NodeName, PodName, PoolName};
 
@@ -14,7 +15,7 @@ pub struct PodRecord {
     /// The node it is bound to.
     pub node: Option<NodeName>,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Arc<Labels>,
     /// Its addresses as its status has them.
     pub addresses: Vec<IpAddr>,
     /// Whether it lives in the network namespace of its node.
@@ -25,7 +26,7 @@ pub struct PodRecord {
     pub ready: bool,
     /// Whether it is being deleted.
     pub terminating: bool,
-    /// Whether all its containers have ended for good.
+    /// Whether all its containers have ended for good: its addresses may be another pod's by now.
     pub finished: bool,
     /// What it asks of address management.
     pub address_wishes: AddressWishes,
@@ -69,8 +70,19 @@ pub struct AddressWishes {
 pub struct NamespaceRecord {
     /// Its name.
     pub name: NamespaceName,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
     /// The pools that addresses of its pods come from; empty for those of everybody.
     pub pools: Vec<PoolName>,
+    /// Its labels, with the one that says its name.
+    pub labels: Arc<Labels>,
+    /// Whether denials of its policies are logged.
+    pub logs_denied: bool,
+}
+
+impl NamespaceRecord {
+    /// What is known of a namespace without an object: its name.
+    #[must_use]
+    pub fn unlabelled(name: NamespaceName) -> Self {
+        let labels = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.to_string())]);
+        Self { name, labels: Arc::new(labels), pools: Vec::new(), logs_denied: false }
+    }
 }

@@ -94,6 +94,8 @@ pub fn compile(plan: &NodePlan, previous: Option<(&NodePlan, &Snapshot)>) -> Res
     segments(before, plan, &mut snapshot.segments);
     tunnels(&before.tunnels, &plan.tunnels, &mut snapshot.tunnels);
     services::services(&before.services, &plan.services, &mut snapshot.services);
+    // Planned in the engine's own terms, sharing what did not change.
+    snapshot.policy = plan.policy.clone();
     Ok(snapshot)
 }
 

@@ -4,10 +4,13 @@
 //! the object is valid again or deleted. What the cluster is thus depends on the present objects alone, except where
 //! a present object is invalid: then on its last valid version, and on nothing else.
 
+mod cluster_policy;
 mod node;
 mod ours;
+mod policy;
 mod service;
 mod slice;
+mod touched;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -15,13 +18,14 @@ use std::sync::Arc;
 
 use crate::cluster::{
     BlockName, BlockRecord, Cluster, NamespaceName, NamespaceRecord, NodeName, NodeRecord, PodName, PodRecord,
-    PoolName, PoolRecord, ServiceName, ServiceRangeName, ServiceRangeRecord, ServiceRecord, SliceName, SliceRecord,
-    UplinkName, UplinkRecord,
+    PolicyName, PolicyRecord, PoolName, PoolRecord, ServiceName, ServiceRangeName, ServiceRangeRecord, ServiceRecord,
+    SliceName, SliceRecord, UplinkName, UplinkRecord,
 };
 use crate::problem::Problem;
 use crate::store::{Event, FieldError, Kind, Object, ObjectKey, Origin};
 
 pub use ours::{block_object, our_kind};
+pub use touched::Touched;
 
 /// `Node` of the core group.
 pub const NODE: Kind = Kind::new("v1", "Node");
@@ -37,6 +41,10 @@ pub const ENDPOINT_SLICE: Kind = Kind::new("discovery.k8s.io/v1", "EndpointSlice
 pub const SERVICE_CIDR: Kind = Kind::new("networking.k8s.io/v1", "ServiceCIDR");
 /// `StatefulSet`: read one at a time, not watched.
 pub const STATEFUL_SET: Kind = Kind::new("apps/v1", "StatefulSet");
+/// `NetworkPolicy` of the networking group.
+pub const NETWORK_POLICY: Kind = Kind::new("networking.k8s.io/v1", "NetworkPolicy");
+/// `ClusterNetworkPolicy` of the network policy API.
+pub const CLUSTER_NETWORK_POLICY: Kind = Kind::new("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy");
 /// Our `Uplink`.
 pub const UPLINK: Kind = our_kind("Uplink");
 /// Our `IpPool`.
@@ -45,7 +53,19 @@ pub const IP_POOL: Kind = our_kind("IpPool");
 pub const IP_BLOCK: Kind = our_kind("IpBlock");
 
 /// All kinds to watch.
-pub const KINDS: [Kind; 9] = [NODE, POD, NAMESPACE, UPLINK, IP_POOL, IP_BLOCK, SERVICE, ENDPOINT_SLICE, SERVICE_CIDR];
+pub const KINDS: [Kind; 11] = [
+    NODE,
+    POD,
+    NAMESPACE,
+    UPLINK,
+    IP_POOL,
+    IP_BLOCK,
+    SERVICE,
+    ENDPOINT_SLICE,
+    SERVICE_CIDR,
+    NETWORK_POLICY,
+    CLUSTER_NETWORK_POLICY,
+];
 
 /// A valid object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +88,8 @@ pub enum Record {
     Slice(SliceRecord),
     /// Ranges of Services' addresses.
     ServiceRange(ServiceRangeName, ServiceRangeRecord),
+    /// A policy of either kind.
+    Policy(Box<PolicyRecord>),
 }
 
 /// Reads an object; `None` if its kind is none of ours to read.
@@ -85,6 +107,8 @@ pub fn read(object: &Object) -> Result<Option<Record>, FieldError> {
             let (name, ranges) = service::service_range(object)?;
             Record::ServiceRange(name, ranges)
         }
+        kind if *kind == NETWORK_POLICY => Record::Policy(Box::new(policy::read(object)?)),
+        kind if *kind == CLUSTER_NETWORK_POLICY => Record::Policy(Box::new(cluster_policy::read(object)?)),
         _ => return Ok(None),
     };
     Ok(Some(record))
@@ -94,6 +118,7 @@ pub fn read(object: &Object) -> Result<Option<Record>, FieldError> {
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     cluster: Cluster,
+    touched: Touched,
     synced: bool,
     origins: BTreeMap<ObjectKey, Origin>,
     invalid: BTreeMap<ObjectKey, Problem>,
@@ -115,6 +140,11 @@ impl Observed {
     #[must_use]
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// What was applied or deleted since the last time this was asked.
+    pub fn take_touched(&mut self) -> Touched {
+        std::mem::take(&mut self.touched)
     }
 
     /// Whether all objects that existed at the start are in.
@@ -164,6 +194,7 @@ impl Observed {
 
     fn insert(&mut self, record: Record) {
         let cluster = &mut self.cluster;
+        self.touched.note(&record);
         match record {
             Record::Node(node) => drop(cluster.nodes.insert(node.name.clone(), node)),
             Record::Pod(pod) => drop(cluster.pods.insert(pod.name.clone(), pod)),
@@ -174,6 +205,7 @@ impl Observed {
             Record::Service(service) => insert_service(cluster, *service),
             Record::Slice(slice) => cluster.slices.insert(slice),
             Record::ServiceRange(name, ranges) => drop(cluster.service_ranges.insert(name, ranges)),
+            Record::Policy(policy) => drop(cluster.policies.insert(policy.name.clone(), Arc::new(*policy))),
         }
     }
 
@@ -183,16 +215,32 @@ impl Observed {
         let cluster = &mut self.cluster;
         let (namespace, name) = (key.namespace.as_deref().unwrap_or(""), key.name.as_str());
         match &key.kind {
-            kind if *kind == NODE => remove(&mut cluster.nodes, NodeName::new(name)),
-            kind if *kind == NAMESPACE => remove(&mut cluster.namespaces, NamespaceName::new(name)),
+            kind if *kind == NODE => {
+                self.touched.nodes.extend(NodeName::new(name));
+                remove(&mut cluster.nodes, NodeName::new(name));
+            }
+            kind if *kind == NAMESPACE => {
+                self.touched.namespaces.extend(NamespaceName::new(name));
+                remove(&mut cluster.namespaces, NamespaceName::new(name));
+            }
             kind if *kind == UPLINK => remove(&mut cluster.uplinks, UplinkName::new(name)),
             kind if *kind == IP_POOL => remove(&mut cluster.pools, PoolName::new(name)),
             kind if *kind == IP_BLOCK => remove(&mut cluster.blocks, BlockName::new(name)),
-            kind if *kind == POD => remove(&mut cluster.pods, PodName::new(namespace, name)),
             kind if *kind == SERVICE => remove(&mut cluster.services, ServiceName::new(namespace, name)),
             kind if *kind == SERVICE_CIDR => remove(&mut cluster.service_ranges, ServiceRangeName::new(name)),
             kind if *kind == ENDPOINT_SLICE => {
                 SliceName::new(namespace, name).iter().for_each(|slice| cluster.slices.remove(slice));
+            }
+            kind if *kind == POD => {
+                let pod = PodName::new(namespace, name);
+                self.touched.pods.extend(pod.clone());
+                remove(&mut cluster.pods, pod);
+            }
+            kind if *kind == NETWORK_POLICY || *kind == CLUSTER_NETWORK_POLICY => {
+                let namespace = key.namespace.as_deref().map(NamespaceName::new).transpose();
+                let policy = namespace.map(|namespace| PolicyName { namespace, name: name.into() });
+                self.touched.policies.extend(policy.clone());
+                remove(&mut cluster.policies, policy);
             }
             _ => {}
         }

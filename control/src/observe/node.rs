@@ -50,14 +50,17 @@ pub(super) fn read(object: &Object) -> Result<NodeRecord, FieldError> {
     let given = |key| if flannel { address_annotation(object, key) } else { Ok(None) };
     let ipv4 = given(FLANNEL_ADDRESS)?.or(first(true));
     let ipv6 = given(FLANNEL_ADDRESS_V6)?.or(first(false));
+    let pod_cidrs = pod_cidrs(object, &node)?;
+    let labels = node.metadata.labels.unwrap_or_default();
     Ok(NodeRecord {
         ipv4_end: ipv4.map(|address| TunnelEnd { address, mac }),
         ipv6_end: ipv6.map(|address| TunnelEnd { address, mac: own.or(flannel_mac_v6).unwrap_or(mac) }),
         ends_by_family: own.is_none() && flannel_mac_v6.is_some(),
-        pod_cidrs: pod_cidrs(object, &node)?,
+        pod_cidrs,
         addresses,
         name,
-        zone: node.metadata.labels.and_then(|mut labels| labels.remove(ZONE)),
+        zone: labels.get(ZONE).cloned(),
+        labels,
     })
 }
 

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerPort as ApiPort, Namespace, Pod, PodStatus};
 
+use super::policy;
 use super::service::{port_number, protocol_number};
 use crate::cluster::{
-    AddressWishes, ContainerPort, HostPort, NamespaceName, NamespaceRecord, NodeName, PodName, PodRecord, PoolName,
+    AddressWishes, ContainerPort, HostPort, NAMESPACE_NAME_LABEL, NamespaceName, NamespaceRecord, NodeName, PodName,
+    PodRecord, PoolName,
 };
 use crate::store::{FieldError, Object};
 
@@ -56,7 +58,7 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
     Ok(PodRecord {
         name,
         node,
-        labels: pod.metadata.labels.unwrap_or_default(),
+        labels: Arc::new(pod.metadata.labels.unwrap_or_default()),
         addresses,
         host_network,
         address_wishes,
@@ -93,7 +95,11 @@ pub(super) fn namespace(object: &Object) -> Result<NamespaceRecord, FieldError> 
     let namespace: Namespace = object.content.read()?;
     let name = NamespaceName::new(&object.key.name)
         .map_err(|error| FieldError::at(&object.content, &["metadata", "name"], error.to_string()))?;
-    Ok(NamespaceRecord { name, labels: namespace.metadata.labels.unwrap_or_default(), pools: pools(object)? })
+    let (_, logs_denied) =
+        policy::options(&object.content).map_err(|refused| policy::placed(&object.content, refused))?;
+    let mut labels = namespace.metadata.labels.unwrap_or_default();
+    labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_string());
+    Ok(NamespaceRecord { name, labels: Arc::new(labels), pools: pools(object)?, logs_denied })
 }
 
 /// The parts of an annotation, without blanks; none if it is absent.

@@ -32,6 +32,8 @@ pub struct LocalView {
     pub services: ServiceOptions,
     /// Source ports of masqueraded connections.
     pub masquerade_ports: PortRange,
+    /// Whether a pod that policies may select is open until its object is known; else it is closed.
+    pub unknown_pods_open: bool,
 }
 
 impl LocalView {
@@ -49,6 +51,7 @@ impl LocalView {
             vni: Vni::new(super::POD_VNI).unwrap_or_else(|| unreachable!("the identifier has 24 bits")),
             services: ServiceOptions::default(),
             masquerade_ports: PortRange::default(),
+            unknown_pods_open: false,
         }
     }
 

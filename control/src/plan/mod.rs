@@ -7,6 +7,7 @@
 
 mod host;
 mod local;
+pub mod policy;
 mod routes;
 mod services;
 mod tunnels;
@@ -18,14 +19,17 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::{self, Peer, PodPort, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep};
+use millrace_engine::tables::{
+    self, Peer, PodPort, PolicyTable, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep,
+};
 
+use self::policy::PolicyPlanner;
 pub use host::HostPlan;
 pub use local::{AttachedPod, LocalHost, LocalUplink, LocalView, UnderlayPath};
 pub use services::{FrontendKey, HealthCheck, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
 
 use crate::cluster::{Cluster, NodeName, UplinkRecord};
-use crate::observe::IP_POOL;
+use crate::observe::{IP_POOL, Touched};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
@@ -61,6 +65,8 @@ pub struct NodePlan {
     pub pod_mtu: u32,
     /// Its Services.
     pub services: ServicesPlan,
+    /// Who may talk to whom.
+    pub policy: PolicyTable,
 }
 
 /// A routed segment.
@@ -107,22 +113,26 @@ pub struct Planned {
 /// Says what this node needs.
 #[must_use]
 pub fn plan(cluster: &Cluster, local: &LocalView) -> Planned {
-    Planner::default().plan(cluster, local)
+    Planner::default().plan(cluster, local, &Touched::everything(cluster))
 }
 
 /// Plans again and again, and does not do again what it did for the same inputs. What it says is what [`plan`] says.
 #[derive(Debug, Default)]
 pub struct Planner {
     services: services::Memory,
+    policy: PolicyPlanner,
 }
 
 impl Planner {
-    /// Says what this node needs.
+    /// Says what this node needs. `touched` names every object that was applied or deleted since the last call, of the
+    /// kinds that policies read.
     #[must_use]
-    pub fn plan(&mut self, cluster: &Cluster, local: &LocalView) -> Planned {
+    pub fn plan(&mut self, cluster: &Cluster, local: &LocalView, touched: &Touched) -> Planned {
         let mut problems = Vec::new();
         let services = self.services.plan(cluster, local, &mut problems);
-        plan_with(cluster, local, services, problems)
+        let policy = self.policy.update(cluster, local, touched);
+        problems.extend(self.policy.problems().cloned());
+        plan_with(cluster, local, services, policy, problems)
     }
 
     /// Services planned since the start; grows by those whose objects changed.
@@ -132,7 +142,13 @@ impl Planner {
     }
 }
 
-fn plan_with(cluster: &Cluster, local: &LocalView, services: ServicesPlan, mut problems: Vec<Problem>) -> Planned {
+fn plan_with(
+    cluster: &Cluster,
+    local: &LocalView,
+    services: ServicesPlan,
+    policy: PolicyTable,
+    mut problems: Vec<Problem>,
+) -> Planned {
     let own = cluster.nodes.get(&local.node);
     let ends = tunnels::own_ends(own, local, &mut problems);
     let reach = tunnels::reach(cluster, &local.node, &ends, &mut problems);
@@ -156,7 +172,7 @@ fn plan_with(cluster: &Cluster, local: &LocalView, services: ServicesPlan, mut p
     problems.sort_unstable();
     problems.dedup();
     let segments = BTreeMap::from([(POD_SEGMENT, segment)]);
-    Planned { plan: NodePlan { ports, segments, tunnels, host, pod_mtu, services }, problems }
+    Planned { plan: NodePlan { ports, segments, tunnels, host, pod_mtu, services, policy }, problems }
 }
 
 /// The uplinks that this node is to use.

@@ -12,7 +12,8 @@ use crate::stable_hash::ContentHash;
 pub const OUR_GROUP: &str = "millrace.dev";
 
 /// Kinds without a namespace, of those this program meets.
-const CLUSTER_SCOPED: [&str; 7] = ["Node", "Namespace", "Uplink", "IpPool", "IpBlock", "Network", "ServiceCIDR"];
+const CLUSTER_SCOPED: [&str; 8] =
+    ["Node", "Namespace", "Uplink", "IpPool", "IpBlock", "Network", "ServiceCIDR", "ClusterNetworkPolicy"];
 
 /// Kinds that live in the namespace `default` if none is written, as clients of an API server have it.
 const NAMESPACED: [&str; 8] =

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use millrace_control::cluster::Cluster;
 use millrace_control::compile::compile;
-use millrace_control::observe::Observed;
+use millrace_control::observe::{Observed, Touched};
 use millrace_control::plan::{LocalView, Planner, ServicesPlan, plan};
 use millrace_control::store::{Event, Located, Object};
 use millrace_engine::tables::services::{Found, Scope, ServicePort};
@@ -289,13 +289,14 @@ fn of_two_claims_the_first_by_name_holds_in_tables_too() {
     let both = cluster(&(NODES.to_owned() + &first + &second));
     let view = local(&[], &["192.0.2.1"]);
     let mut planner = Planner::default();
-    let with_both = planner.plan(&both, &view);
+    let with_both = planner.plan(&both, &view, &Touched::everything(&both));
     let problem = with_both.problems.iter().find(|problem| problem.message.contains("belongs to"));
     let problem = problem.expect("a problem").to_string();
     assert_eq!(problem, "Service default/beta: 198.51.100.7:80 TCP belongs to Service default/alpha already");
     let tables = compile(&with_both.plan, None).expect("tables");
     assert_eq!(owner(&tables, "198.51.100.7", 80), "default/alpha:80");
-    let without = planner.plan(&cluster(&(NODES.to_owned() + &second)), &view);
+    let only_second = cluster(&(NODES.to_owned() + &second));
+    let without = planner.plan(&only_second, &view, &Touched::default());
     let after = compile(&without.plan, Some((&with_both.plan, &tables))).expect("tables");
     assert_eq!(owner(&after, "198.51.100.7", 80), "default/beta:80");
     assert_eq!(format!("{after:?}"), format!("{:?}", compile(&without.plan, None).expect("tables")));
@@ -449,7 +450,7 @@ fn one_endpoint_of_ten_thousand_services_is_a_small_change() {
     let view = LocalView::new(node_name("a"));
     let mut planner = Planner::default();
     let started = Instant::now();
-    let first = planner.plan(&before, &view).plan;
+    let first = planner.plan(&before, &view, &Touched::everything(&before)).plan;
     let planned = started.elapsed();
     let tables = compile(&first, None).expect("tables");
     let compiled = started.elapsed() - planned;
@@ -460,7 +461,7 @@ fn one_endpoint_of_ten_thousand_services_is_a_small_change() {
     observed.cluster().slices.of(&name).for_each(|slice| after.slices.insert((**slice).clone()));
     let plans = planner.services_planned();
     let started = Instant::now();
-    let second = planner.plan(&after, &view).plan;
+    let second = planner.plan(&after, &view, &Touched::default()).plan;
     let planned_again = started.elapsed();
     let new = compile(&second, Some((&first, &tables))).expect("tables");
     let compiled_again = started.elapsed() - planned_again;

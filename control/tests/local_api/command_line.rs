@@ -38,6 +38,9 @@ fn every_document_is_shown_as_table_and_as_json() {
     assert_eq!(connections["connections"].as_array().map(Vec::len), Some(2));
     assert_eq!(connections["connections"][0]["segment"], "default/we b&");
     assert_eq!(connections["connections"][0]["state"], "SYN_SENT");
+    let policies = agent.millrace(&["show", "policies", "--pod", "default/web-0"]);
+    let text = String::from_utf8(policies.stdout).expect("text");
+    assert!(text.contains("default/web-0") && text.contains("No policy selects a pod of this node."), "{text}");
     let trace = agent.millrace(&["trace", "--from", "default/web-0", "--to", "[fd00::5]:53/udp", "-o", "json"]);
     assert_eq!(json(&trace)["packet"], "udp to fd00::5:53");
 }

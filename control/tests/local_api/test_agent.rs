@@ -129,6 +129,11 @@ impl Inspect for TestNetwork {
         Ok(ConnectionsReport { total: 7, connections: vec![connection; limit.min(5)], ..Default::default() })
     }
 
+    fn policies(&self, pod: Option<&str>) -> Result<PoliciesReport, InspectFailure> {
+        let pod = pod.map(|pod| PodPolicyReport { pod: pod.to_owned(), ..Default::default() });
+        Ok(PoliciesReport { pod, policies: Vec::new() })
+    }
+
     fn drops(&self) -> Result<Vec<DropReport>, InspectFailure> {
         Err(InspectFailure::Unavailable("worker 1 does not answer".into()))
     }

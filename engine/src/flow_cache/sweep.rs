@@ -76,6 +76,8 @@ struct Index {
     ports: NumberSet,
     segments: NumberSet,
     prefixes: HashMap<SegmentIndex, Prefixes>,
+    /// Networks of policies, of any segment.
+    networks: Prefixes,
     peers: HashSet<IpAddr>,
     stations: HashSet<(SegmentIndex, Mac)>,
     services: HashSet<u32>,
@@ -88,6 +90,7 @@ impl Index {
             ports: NumberSet::new(),
             segments: NumberSet::new(),
             prefixes: HashMap::new(),
+            networks: Prefixes::default(),
             peers: HashSet::new(),
             stations: HashSet::new(),
             services: HashSet::new(),
@@ -95,11 +98,15 @@ impl Index {
         };
         for change in changes {
             match change {
-                Change::Port(port) => index.ports.insert(port.0),
+                Change::Port(port) | Change::PodPolicy(port) => index.ports.insert(port.0),
                 Change::Segment(segment) => index.segments.insert(segment.0),
                 Change::Prefix(segment, network) => {
                     index.prefixes.entry(*segment).or_default().insert(network);
                 }
+                Change::Identity(segment, address) => {
+                    index.prefixes.entry(*segment).or_default().insert(&IpNet::from(*address));
+                }
+                Change::PolicyNetwork(network) => index.networks.insert(network),
                 Change::Peer(peer) => {
                     index.peers.insert(*peer);
                 }
@@ -113,6 +120,7 @@ impl Index {
             }
         }
         index.prefixes.values_mut().for_each(Prefixes::finish);
+        index.networks.finish();
         index
     }
 
@@ -124,6 +132,8 @@ impl Index {
             || self.segments.contains(segment.0)
             || self.prefixes.get(segment).is_some_and(|set| set.covers(*destination) || set.covers(*source))
             || (*service != 0 && self.services.contains(service))
+            || self.networks.covers(*destination)
+            || self.networks.covers(*source)
             || [source_mac, destination_mac].into_iter().any(|mac| self.stations.contains(&(*segment, *mac)))
             || [ingress_peer, egress_peer].into_iter().flatten().any(|peer| self.tunnels || self.peers.contains(peer))
     }

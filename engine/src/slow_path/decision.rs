@@ -16,6 +16,7 @@ use crate::limits::TRAIL_STEPS;
 use crate::packet::{Mac, PortIndex};
 use crate::state::{ConnectionReference, Direction, FragmentKey, Fragmented, NewConnection};
 pub use crate::tables::Location;
+use crate::tables::policy::{self, Denial, RuleList};
 use crate::tables::{Change, FloodClass, SegmentIndex, Vni};
 
 /// The outcome of one walk through the slow path.
@@ -148,11 +149,15 @@ impl Dependencies {
     #[must_use]
     pub fn affected_by(&self, change: &Change) -> bool {
         match change {
-            Change::Port(port) => *port == self.ingress || *port == self.egress,
+            Change::Port(port) | Change::PodPolicy(port) => *port == self.ingress || *port == self.egress,
             Change::Segment(segment) => *segment == self.segment,
             Change::Prefix(segment, network) => {
                 *segment == self.segment && (network.contains(&self.destination) || network.contains(&self.source))
             }
+            Change::Identity(segment, address) => {
+                *segment == self.segment && (*address == self.destination || *address == self.source)
+            }
+            Change::PolicyNetwork(network) => network.contains(&self.destination) || network.contains(&self.source),
             Change::Peer(peer) => Some(*peer) == self.ingress_peer || Some(*peer) == self.egress_peer,
             Change::Station(segment, mac) => {
                 *segment == self.segment && (*mac == self.source_mac || *mac == self.destination_mac)
@@ -178,6 +183,8 @@ pub enum Stage {
     Service,
     /// Layer 3: which way to this address.
     Route,
+    /// May these two speak to each other.
+    Policy,
     /// Which source do the answers need.
     Masquerade,
     /// Which outer headers, and does it fit.
@@ -196,6 +203,7 @@ impl Stage {
             Stage::Service => "service",
             Stage::Route => "route",
             Stage::Masquerade => "masquerade",
+            Stage::Policy => "policy",
             Stage::Encap => "encap",
         }
     }
@@ -228,6 +236,12 @@ pub enum Reason {
     Masqueraded(SocketAddr),
     /// Goes on with another port, since answers to its own would be another connection's.
     PortTaken(SocketAddr),
+    /// In this direction of a pod the rule at this place of a policy's rules allows it.
+    Allowed(policy::Direction, Arc<RuleList>, usize),
+    /// In this direction of a pod it is denied.
+    Denied(policy::Direction, Denial, DropReason),
+    /// It would be denied, but the policies that do let connections finish.
+    Finishes(policy::Direction, Denial),
     /// Leaves by this port.
     Leaves(Arc<str>),
     /// Goes to this node in this VNI.
@@ -257,6 +271,15 @@ impl fmt::Display for Reason {
             Reason::Routed(prefix, name) => write!(formatter, "{prefix} {name}"),
             Reason::Masqueraded(source) => write!(formatter, "as {source}"),
             Reason::PortTaken(source) => write!(formatter, "port taken, as {source}"),
+            Reason::Allowed(direction, list, place) => {
+                write!(formatter, "{} allowed by {}", direction.name(), list.rule_name(*place))
+            }
+            Reason::Denied(direction, denial, reason) => {
+                write!(formatter, "{} drop {reason}: {denial}", direction.name())
+            }
+            Reason::Finishes(direction, denial) => {
+                write!(formatter, "{} established goes on: {denial}", direction.name())
+            }
             Reason::Leaves(port) => write!(formatter, "to {port}"),
             Reason::Encapsulated(vni, peer) => write!(formatter, "vni {vni} to node {peer}"),
             Reason::Dropped(reason) => write!(formatter, "drop {reason}"),

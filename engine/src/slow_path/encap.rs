@@ -1,4 +1,4 @@
-//! Stage 8, `encap`: by which port and in which outer headers the packet leaves, and whether it fits.
+//! Stage 9, `encap`: by which port and in which outer headers the packet leaves, and whether it fits.
 //!
 //! Last, because only now the room is known. A packet that does not fit is not cut if its sender forbade it or if it
 //! is IPv6; the sender is told the size that fits (RFC 1191, RFC 8201). IPv4 without "don't fragment" is told as well:

@@ -1,4 +1,4 @@
-//! Stage 7, `masquerade`: the source address and port under which a new connection goes on.
+//! Stage 8, `masquerade`: the source address and port under which a new connection goes on.
 //!
 //! Behind everything that judges the client, which must see its real address, and behind `route`, since the address
 //! depends on where the packet goes. Two sorts of opening get a new source: one that a stage before demanded, which

@@ -14,6 +14,7 @@ mod connection;
 pub mod decision;
 mod encap;
 mod masquerade;
+mod policy;
 mod reply;
 mod route;
 pub mod service;
@@ -50,6 +51,7 @@ fn stages(walk: &mut Walk<'_>) -> ControlFlow<Verdict, Verdict> {
     connection::connection(walk, segment)?;
     service::service(walk, segment)?;
     let target = route::route(walk, segment)?;
+    policy::policy(walk, segment, target)?;
     masquerade::masquerade(walk, segment, target)?;
     encap::encap(walk, segment, target)
 }

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod connections;
+mod denials;
 mod endpoint_loads;
 mod fragments;
 mod mac_table;
@@ -15,6 +16,7 @@ pub use connections::{
     Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, Connections, Direction,
     NewConnection, Opened, Removed, Tuple,
 };
+pub use denials::{Denials, DeniedPacket};
 pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
 pub use fragments::{FragmentKey, Fragmented, Fragments};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
@@ -37,6 +39,8 @@ pub struct State {
     pub endpoint_loads: EndpointLoads,
     /// Ports of packets that come in fragments.
     pub fragments: Fragments,
+    /// Denied packets that wait to be logged.
+    pub denials: Denials,
 }
 
 impl State {
@@ -53,6 +57,7 @@ impl State {
             affinities: Affinities::default(),
             endpoint_loads: EndpointLoads::default(),
             fragments: Fragments::new(hash_key),
+            denials: Denials::default(),
         })
     }
 }

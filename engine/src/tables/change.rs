@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::policy::{self, PolicyChange};
 use super::services::ServiceId;
 use super::{BridgedSegment, Route, Segment, SegmentIndex, SegmentKind, Snapshot};
 use crate::packet::{Mac, PortIndex};
@@ -30,6 +31,12 @@ pub enum Change {
     Service(ServiceId),
     /// Our own tunnel ends or the tunnel port changed: every flow through any tunnel.
     Tunnels,
+    /// Other rules judge the pod at this port: flows in by or out of it.
+    PodPolicy(PortIndex),
+    /// Rules tell this address from others in another way now: flows of the segment from or to it.
+    Identity(SegmentIndex, IpAddr),
+    /// Rules tell these addresses from others in another way now: flows from or to them.
+    PolicyNetwork(IpNet),
 }
 
 /// All changes of one publish.
@@ -49,6 +56,7 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> ChangeSet {
     segments(old, new, &mut changes);
     tunnels(old, new, &mut changes);
     old.services.changes(&new.services, &mut changes);
+    policies(old, new, &mut changes);
     changes.sort_unstable();
     changes.dedup();
     ChangeSet { generation: new.generation, changes }
@@ -58,12 +66,15 @@ fn ports(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
     if old.ports.is_same(&new.ports) {
         return;
     }
-    let differs = |index: PortIndex| match (old.ports.get(index), new.ports.get(index)) {
+    let known = old.ports.iter().chain(new.ports.iter()).map(|port| port.index);
+    changes.extend(known.filter(|index| port_differs(old, new, *index)).map(Change::Port));
+}
+
+fn port_differs(old: &Snapshot, new: &Snapshot, index: PortIndex) -> bool {
+    match (old.ports.get(index), new.ports.get(index)) {
         (Some(before), Some(after)) => !std::sync::Arc::ptr_eq(before, after) && before != after,
         (before, after) => before.is_some() != after.is_some(),
-    };
-    let known = old.ports.iter().chain(new.ports.iter()).map(|port| port.index);
-    changes.extend(known.filter(|index| differs(*index)).map(Change::Port));
+    }
 }
 
 fn segments(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
@@ -121,4 +132,14 @@ fn tunnels(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
         changes.push(Change::Tunnels);
     }
     new.tunnels.for_each_changed_peer(&old.tunnels, |address| changes.push(Change::Peer(address)));
+}
+
+fn policies(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
+    policy::for_each_change(&old.policy, &new.policy, |change| match change {
+        // A port that comes or goes is a change of its own, which says as much.
+        PolicyChange::Pod(port) if port_differs(old, new, port) => {}
+        PolicyChange::Pod(port) => changes.push(Change::PodPolicy(port)),
+        PolicyChange::Identity(segment, address) => changes.push(Change::Identity(segment, address)),
+        PolicyChange::Network(network) => changes.push(Change::PolicyNetwork(network)),
+    });
 }

@@ -8,6 +8,7 @@
 mod bridging;
 pub mod change;
 pub mod lookup;
+pub mod policy;
 mod ports;
 mod publish;
 mod segments;
@@ -19,6 +20,7 @@ pub use bridging::{
     VlanMember,
 };
 pub use change::{Change, ChangeSet};
+pub use policy::PolicyTable;
 pub use ports::{HostPort, PodPort, Port, PortRole, PortTable, UplinkPort};
 pub use publish::{Publisher, Subscription};
 pub use segments::{
@@ -43,4 +45,6 @@ pub struct Snapshot {
     pub services: ServiceTable,
     /// Ports whose frames are copied, each once. No decision rests on them.
     pub mirrors: std::sync::Arc<Vec<Mirror>>,
+    /// Who may talk to whom.
+    pub policy: PolicyTable,
 }

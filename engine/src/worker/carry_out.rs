@@ -9,10 +9,11 @@ use crate::flow_cache::Inserted;
 use crate::limits::CONNECTION_ATTEMPTS;
 use crate::packet::{Mac, Packet, PortIndex};
 use crate::slow_path::service::{By, Pick};
-use crate::slow_path::{self, Decision, Forward, Lesson, Location, Verdict};
+use crate::slow_path::{self, Decision, Forward, Lesson, Location, Reason, Verdict};
 use crate::state::{
     Advanced, CachePlace, ConnectionReference, Direction, Learned, LearningRules, NewConnection, Opened, Removed,
 };
+use crate::tables::policy::Denial;
 use crate::tables::{Change, FloodClass, PortRole, SegmentIndex, SegmentKind};
 use crate::transmit::{Fate, Layout};
 
@@ -54,6 +55,7 @@ impl Worker {
             let spare = self.state.fragments.remember(key, said, self.now);
             self.counters.event(Event::FragmentsEvicted).add(u64::from(!spare));
         }
+        self.count_policies(&frame, &decision);
         match &decision.verdict {
             Verdict::Forward(forward) => {
                 self.remember(number, &frame, forward, &decision, connection);
@@ -63,6 +65,23 @@ impl Worker {
             Verdict::Reply(reply) => self.reply(&frame, *reply, packet),
             Verdict::Drop(reason) => outlet!(self).drop(packet, *reason),
             Verdict::Reject(reason, rejection) => self.reject(&frame, *reason, *rejection, packet),
+        }
+    }
+
+    /// Counts what policies did, each with the policy that did it, and notes denials that are to be logged.
+    fn count_policies(&self, frame: &FrameReading, decision: &Decision) {
+        for step in decision.trail.steps() {
+            match &step.reason {
+                Reason::Allowed(_, list, place) => list.counts.count_used(*place),
+                Reason::Denied(direction, denial, _) => {
+                    denial.lists().unwrap_or_default().iter().for_each(|list| list.counts.count_denied());
+                    if let Denial::Rule(list, place) = denial {
+                        list.counts.count_used(*place);
+                    }
+                    self.state.denials.note(*direction, denial, &frame.headers);
+                }
+                _ => {}
+            }
         }
     }
 

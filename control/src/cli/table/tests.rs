@@ -178,6 +178,7 @@ fn drops_say_what_to_check_next() {
         frames: 1_500,
         sentence: "No route covers the destination.".into(),
         next_step: "`millrace show routes`; is the destination pod's block claimed by a node?".into(),
+        policies: Vec::new(),
     };
     check(
         &drops(&[drop]),

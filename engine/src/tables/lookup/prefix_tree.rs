@@ -121,6 +121,34 @@ impl<V: Clone> PrefixTree<V> {
         best
     }
 
+    /// The value of the longest prefix that covers all addresses of this one, itself included.
+    #[must_use]
+    pub fn covering(&self, bits: u128, length: u8) -> Option<&V> {
+        let mut best = None;
+        let mut link = self.root.as_ref();
+        while let Some(node) = link {
+            if node.length > length || (bits ^ node.bits) & mask(node.length) != 0 {
+                break;
+            }
+            best = node.value.as_ref().or(best);
+            if node.length == 128 {
+                break;
+            }
+            link = node.children[branch(bits, node.length)].as_ref();
+        }
+        best
+    }
+
+    /// Whether this is the very tree `other` is, without looking inside.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.root, &other.root) {
+            (None, None) => true,
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
     /// Calls `visit` with each prefix in order of its bits, shorter before longer.
     pub fn for_each(&self, mut visit: impl FnMut(u128, u8, &V)) {
         walk(self.root.as_ref(), &mut visit);

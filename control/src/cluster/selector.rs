@@ -1,0 +1,152 @@
+//! Label selectors: a conjunction of requirements on labels.
+//!
+//! In canonical form: requirements sorted, each once, a single label an `In` of one value. Two selectors that are
+//! written differently and require the same are nearly always equal, so that what they select is computed once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use super::NamespaceName;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// The label that the API server gives every namespace.
+pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// One requirement.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Requirement {
+    /// The label exists and has one of these values.
+    In(String, BTreeSet<String>),
+    /// The label does not exist, or has none of these values.
+    NotIn(String, BTreeSet<String>),
+    /// The label exists.
+    Exists(String),
+    /// The label does not exist.
+    DoesNotExist(String),
+}
+
+impl Requirement {
+    /// Whether `labels` meet it.
+    #[must_use]
+    pub fn is_met(&self, labels: &Labels) -> bool {
+        match self {
+            Requirement::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+            Requirement::NotIn(key, values) => labels.get(key).is_none_or(|value| !values.contains(value)),
+            Requirement::Exists(key) => labels.contains_key(key),
+            Requirement::DoesNotExist(key) => !labels.contains_key(key),
+        }
+    }
+}
+
+/// A conjunction of requirements; an empty one selects everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Selector(Vec<Requirement>);
+
+impl Selector {
+    /// The selector with these requirements.
+    #[must_use]
+    pub fn new(mut requirements: Vec<Requirement>) -> Self {
+        requirements.sort_unstable();
+        requirements.dedup();
+        Self(requirements)
+    }
+
+    /// Whether it selects an object with these labels.
+    #[must_use]
+    pub fn selects(&self, labels: &Labels) -> bool {
+        self.0.iter().all(|requirement| requirement.is_met(labels))
+    }
+
+    /// Its requirements, sorted.
+    #[must_use]
+    pub fn requirements(&self) -> &[Requirement] {
+        &self.0
+    }
+
+    /// Whether it selects everything.
+    #[must_use]
+    pub fn is_everything(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |values: &BTreeSet<String>| values.iter().map(String::as_str).collect::<Vec<_>>().join(",");
+        match self {
+            Requirement::In(key, values) if values.len() == 1 => write!(formatter, "{key}={}", list(values)),
+            Requirement::In(key, values) => write!(formatter, "{key} in ({})", list(values)),
+            Requirement::NotIn(key, values) => write!(formatter, "{key} notin ({})", list(values)),
+            Requirement::Exists(key) => formatter.write_str(key),
+            Requirement::DoesNotExist(key) => write!(formatter, "!{key}"),
+        }
+    }
+}
+
+/// As `kubectl -l` takes it; `all` for the empty one.
+impl fmt::Display for Selector {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return formatter.write_str("all");
+        }
+        for (at, requirement) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "," };
+            write!(formatter, "{separator}{requirement}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Which namespaces.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Namespaces {
+    /// The one with this name.
+    Named(NamespaceName),
+    /// Those with such labels.
+    Matching(Selector),
+}
+
+/// Which pods of which namespaces. Pods of the host network are never among them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodSelection {
+    /// The namespaces.
+    pub namespaces: Namespaces,
+    /// The pods in them.
+    pub pods: Selector,
+}
+
+impl fmt::Display for PodSelection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespaces {
+            Namespaces::Named(name) => write!(formatter, "pods {} in namespace {name}", self.pods),
+            Namespaces::Matching(selector) => write!(formatter, "pods {} in namespaces {selector}", self.pods),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_operator_says_what_it_does_without_the_label() {
+        let values = || BTreeSet::from(["a".to_owned(), "b".to_owned()]);
+        let key = || "k".to_owned();
+        let labels = |value: &str| Labels::from([(key(), value.to_owned())]);
+        let cases = [
+            (Requirement::In(key(), values()), [true, false, false]),
+            (Requirement::NotIn(key(), values()), [false, true, true]),
+            (Requirement::Exists(key()), [true, true, false]),
+            (Requirement::DoesNotExist(key()), [false, false, true]),
+        ];
+        for (requirement, [with_a, with_c, without]) in cases {
+            let selector = Selector::new(vec![requirement]);
+            assert_eq!(selector.selects(&labels("a")), with_a, "{selector}");
+            assert_eq!(selector.selects(&labels("c")), with_c, "{selector}");
+            assert_eq!(selector.selects(&Labels::new()), without, "{selector}");
+        }
+        assert!(Selector::default().selects(&Labels::new()));
+    }
+}

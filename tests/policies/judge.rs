@@ -1,0 +1,203 @@
+//! The real thing: objects through observe, plan and compile into tables, packets through the engine's slow path.
+//!
+//! Pods of node `a` are plugged in; everybody else comes out of the tunnel from the node that has the address. Tables
+//! are made by the production functions, and the verdict is that of `slow_path::decide`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use millrace_control::cluster::{InterfaceName, NodeName, StationMac};
+use millrace_control::compile::compile;
+use millrace_control::observe::Observed;
+use millrace_control::plan::{AttachedPod, GATEWAY_MAC, LocalUplink, LocalView, Planner, UnderlayPath};
+use millrace_control::store::{Event, Located, Object, ObjectKey};
+use millrace_engine::clock::{Clock, ManualClock};
+use millrace_engine::drop_reason::DropReason;
+use millrace_engine::flow_cache::HashKey;
+use millrace_engine::packet::parse::parse;
+use millrace_engine::packet::{Mac, PortIndex};
+use millrace_engine::slow_path::{Arrival, Decision, Tunnelled, Verdict, decide};
+use millrace_engine::state::State;
+use millrace_engine::tables::{RouteTarget, SegmentKind, Snapshot};
+use millrace_engine::testing::{SYN, frame};
+use serde_json::Value;
+
+use super::{Flow, NODE};
+
+const UPLINK: PortIndex = PortIndex(0);
+
+/// A node that follows objects and judges packets.
+#[derive(Debug)]
+pub struct Judge {
+    observed: Observed,
+    planner: Planner,
+    local: LocalView,
+    tables: Snapshot,
+    state: State,
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Judge {
+    /// A node that knows nothing.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut local = LocalView::new(NodeName::new(NODE).expect("name"));
+        let uplink = LocalUplink {
+            interface: InterfaceName::new("eth1").expect("interface"),
+            mac: Mac([2, 0, 0, 0, 0, 0xee]),
+            mtu: 1500,
+            addresses: vec![IpAddr::from([192, 0, 2, 1])],
+            link_up: true,
+        };
+        local.uplinks = BTreeMap::from([(UPLINK, uplink)]);
+        let path = |last| UnderlayPath {
+            port: UPLINK,
+            source: IpAddr::from([192, 0, 2, 1]),
+            source_mac: Mac([2, 0, 0, 0, 0, 0xee]),
+            next_hop: Some(Mac([2, 0, 0, 0, 0, last])),
+            mtu: 1500,
+        };
+        local.underlay = (2..5).map(|last| (IpAddr::from([192, 0, 2, last]), path(last))).collect();
+        Self {
+            observed: Observed::default(),
+            planner: Planner::default(),
+            local,
+            tables: Snapshot::default(),
+            state: State::new(1024, 1, HashKey::from_seed(1)).expect("memory"),
+        }
+    }
+
+    /// Begins anew, with the same learned state, of which judging leaves none.
+    pub fn forget(&mut self) {
+        self.observed = Observed::default();
+        self.planner = Planner::default();
+        self.local.pods.clear();
+    }
+
+    /// Takes an object in.
+    ///
+    /// # Panics
+    /// If it is none, or is refused.
+    pub fn apply(&mut self, object: &Value) {
+        let object = Object::read(Located::from(object), None).expect("an object");
+        self.observed.take(Event::Applied(object));
+        assert_eq!(self.observed.problems(), [], "objects of a test must be valid");
+    }
+
+    /// Takes the end of an object in.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn delete(&mut self, object: &Value) {
+        self.observed.take(Event::Deleted(ObjectKey::read(&Located::from(object)).expect("an object")));
+    }
+
+    /// Plugs in what should be and compiles; whether planning anew gives the same policies.
+    ///
+    /// # Panics
+    /// If the plan is refused.
+    pub fn settle(&mut self, compare: bool) -> bool {
+        self.plug_in();
+        let touched = self.observed.take_touched();
+        let planned = self.planner.plan(self.observed.cluster(), &self.local, &touched);
+        self.tables = compile(&planned.plan, None).expect("tables");
+        !compare || {
+            let anew = millrace_control::plan::plan(self.observed.cluster(), &self.local);
+            anew.plan == planned.plan
+                && anew.problems == planned.problems
+                && format!("{:?}", anew.plan.policy) == format!("{:?}", planned.plan.policy)
+        }
+    }
+
+    /// The pods of this node that have not ended, by name.
+    fn plug_in(&mut self) {
+        let here = self.observed.cluster().pods.values().filter(|pod| {
+            pod.node.as_ref().is_some_and(|node| node.as_str() == NODE) && !pod.host_network && !pod.finished
+        });
+        let attached = here.enumerate().map(|(at, pod)| {
+            let port = at as u16 + 1;
+            let attached = AttachedPod {
+                pod: pod.name.clone(),
+                container_id: pod.name.to_string(),
+                interface: InterfaceName::new("eth0").expect("interface"),
+                mac: Mac([2, 0, 0, 0, 1, port as u8]),
+                addresses: pod.addresses.clone(),
+                mtu: 1450,
+            };
+            (PortIndex(port), attached)
+        });
+        self.local.pods = attached.collect();
+    }
+
+    /// The tables.
+    #[must_use]
+    pub fn tables(&self) -> &Snapshot {
+        &self.tables
+    }
+
+    /// Decides the first packet of a flow.
+    ///
+    /// # Panics
+    /// If the flow cannot be made a packet.
+    #[must_use]
+    pub fn decide(&self, flow: Flow) -> Decision {
+        let sender = self.local.pods.iter().find(|(_, pod)| pod.addresses.contains(&flow.source));
+        let (port, tunnel, source, destination) = match sender {
+            Some((port, pod)) => (*port, None, pod.mac, GATEWAY_MAC),
+            None => {
+                let own = StationMac::of_node(&NodeName::new(NODE).expect("name")).mac();
+                (UPLINK, Some(self.home(flow.source)), Mac([2, 0, 0, 0, 2, 1]), own)
+            }
+        };
+        let built = frame().from(source, flow.source).to(destination, flow.destination);
+        let built = match flow.protocol {
+            "TCP" => built.tcp(SYN).ports(40_000, flow.port),
+            "UDP" => built.udp().ports(40_000, flow.port),
+            "SCTP" => built.sctp(0).ports(40_000, flow.port).payload(&[1, 0, 0, 4]),
+            "ICMP" => built.echo_request(7, 1),
+            other => panic!("protocol {other}"),
+        };
+        let bytes = built.build();
+        let headers = parse(&bytes, bytes.len()).expect("a packet");
+        let arrival = Arrival { port, tunnel, frame: &bytes, headers: &headers, gso: None };
+        decide(&self.tables, &self.state, &arrival, Clock::Manual(ManualClock::new()).now())
+    }
+
+    /// The tunnel that packets from an address come by.
+    fn home(&self, address: IpAddr) -> Tunnelled {
+        let segment = self.tables.segments.iter().next().expect("a segment");
+        let SegmentKind::Routed(routed) = &segment.kind else { panic!("the pods' segment is routed") };
+        match routed.route(address).map(|(_, route)| &route.target) {
+            Some(RouteTarget::Tunnel { peer, .. }) => {
+                Tunnelled { peer: *peer, vni: segment.vni.expect("tunnels reach the segment") }
+            }
+            other => panic!("{address} is at no other node: {other:?}"),
+        }
+    }
+
+    /// Whether the node lets the flow through.
+    ///
+    /// # Errors
+    /// The trail of a packet that policies deny.
+    ///
+    /// # Panics
+    /// If anything but policies stops the packet.
+    pub fn allowed(&self, flow: Flow) -> Result<(), String> {
+        let decision = self.decide(flow);
+        match &decision.verdict {
+            Verdict::Forward(_) => Ok(()),
+            Verdict::Drop(DropReason::PolicyEgress | DropReason::PolicyIngress | DropReason::PolicyPodUnknown) => {
+                Err(decision.trail.to_string())
+            }
+            _ => panic!("{flow}: {}", decision.trail),
+        }
+    }
+}
