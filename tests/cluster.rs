@@ -1,23 +1,22 @@
 //! Several nodes in one test: each a switch on memory ports with the real control plane, joined by their uplinks.
 //!
 //! Objects travel the production path (store, observe, plan, compile, publish) into the production switch. What the
-//! CNI server and the host's kernel would tell (pods plugged in, uplinks, next hops) is told by the test. Bridged
-//! segments have no object yet and are added to the compiled tables at publish, see [`Extra`].
+//! CNI server and the host's kernel would tell (pods and ports plugged in, uplinks, next hops) is told by the test.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use millrace_control::cluster::{InterfaceName, NodeName, PodName};
+use millrace_control::cluster::{InterfaceName, NodeName, PodName, PortName};
 use millrace_control::observe::KINDS;
-use millrace_control::plan::{AttachedPod, LocalHost, LocalUplink, LocalView, UnderlayPath};
+use millrace_control::plan::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, UnderlayPath};
 use millrace_control::publish::Tables;
 use millrace_control::reconcile::{Input, Reconciler, Settled};
 use millrace_control::store::{ObjectStore, Watch};
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, WireFrame};
-use millrace_engine::tables::{ChangeSet, Port, Segment, Snapshot};
+use millrace_engine::tables::{ChangeSet, Snapshot};
 use millrace_engine::testing::node::Node;
 
 /// Port number of every node's uplink.
@@ -25,23 +24,15 @@ pub const UPLINK: u16 = 0;
 
 /// Port number of every host's own port.
 pub const HOST: u16 = 90;
+/// First port number of bridges.
+const FIRST_BRIDGE_PORT: u16 = 100;
 
 /// MTU of the underlay and of uplinks.
 pub const UNDERLAY_MTU: u32 = 1500;
 
-/// Tables that no object describes yet.
-#[derive(Clone, Debug, Default)]
-pub struct Extra {
-    /// Bridged segments.
-    pub segments: Vec<Segment>,
-    /// Their member ports.
-    pub ports: Vec<Port>,
-}
-
-/// The switch's end of a node's control plane: a publish adds [`Extra`] and goes to the switch.
+/// The switch's end of a node's control plane.
 struct SwitchTables {
     node: Arc<Mutex<Node>>,
-    extra: Arc<Mutex<Extra>>,
 }
 
 impl Tables for SwitchTables {
@@ -49,10 +40,7 @@ impl Tables for SwitchTables {
         locked(&self.node).switch.tables()
     }
 
-    fn publish(&mut self, mut snapshot: Snapshot) -> ChangeSet {
-        let extra = locked(&self.extra);
-        extra.segments.iter().for_each(|segment| snapshot.segments.insert(segment.clone()));
-        extra.ports.iter().for_each(|port| snapshot.ports.insert(port.clone()));
+    fn publish(&mut self, snapshot: Snapshot) -> ChangeSet {
         locked(&self.node).switch.publish(snapshot)
     }
 
@@ -79,14 +67,13 @@ pub struct ClusterNode {
     pub name: String,
     /// MAC address of its uplink.
     pub uplink_mac: Mac,
-    /// Bridged segments and ports; in force with the next publish.
-    pub extra: Arc<Mutex<Extra>>,
     number: u8,
     addresses: Vec<IpAddr>,
     node: Arc<Mutex<Node>>,
     reconciler: Reconciler,
     watch: Watch,
     pods: BTreeMap<PortIndex, AttachedPod>,
+    bridge_ports: BTreeMap<PortIndex, LocalPort>,
 }
 
 impl std::fmt::Debug for ClusterNode {
@@ -124,11 +111,11 @@ impl ClusterNode {
         workers: usize,
         store: &dyn ObjectStore,
     ) -> Self {
-        let name = local.node.to_string();
+        let name = local.node.as_str().to_owned();
         let mut node = Node::new(workers);
         node.attach(UPLINK, MemoryQueue::LIKE_AF_XDP, 0);
-        let (node, extra) = (Arc::new(Mutex::new(node)), Arc::new(Mutex::new(Extra::default())));
-        let tables = SwitchTables { node: Arc::clone(&node), extra: Arc::clone(&extra) };
+        let node = Arc::new(Mutex::new(node));
+        let tables = SwitchTables { node: Arc::clone(&node) };
         let mut reconciler = Reconciler::publishing_to(local, Box::new(tables));
         let uplink = LocalUplink {
             interface: InterfaceName::new("eth1").expect("interface"),
@@ -141,13 +128,13 @@ impl ClusterNode {
         Self {
             name,
             uplink_mac: uplink_mac(number),
-            extra,
             number,
             addresses: addresses.to_vec(),
             node,
             reconciler,
             watch: store.watch(&KINDS).expect("watch"),
             pods: BTreeMap::new(),
+            bridge_ports: BTreeMap::new(),
         }
     }
 
@@ -222,6 +209,28 @@ impl ClusterNode {
     pub fn pull_out(&mut self, port: u16) {
         self.pods.remove(&PortIndex(port));
         self.reconciler.take(Input::Pods(self.pods.clone()));
+        self.switch().detach(port);
+    }
+
+    /// Plugs a port of a bridge in, as the agent does with the object's interface; says at which number.
+    ///
+    /// # Panics
+    /// If the name is none.
+    pub fn plug_bridge_port_in(&mut self, name: &str) -> u16 {
+        let taken = |port: &u16| self.bridge_ports.contains_key(&PortIndex(*port));
+        let port = (FIRST_BRIDGE_PORT..).find(|port| !taken(port)).unwrap_or_else(|| unreachable!("few ports"));
+        let workers = self.switch().switch.options().workers;
+        self.switch().attach(port, MemoryQueue::LIKE_TAP, usize::from(port) % workers);
+        let local = LocalPort { name: PortName::new(name).expect("port name"), mtu: UNDERLAY_MTU };
+        self.bridge_ports.insert(PortIndex(port), local);
+        self.reconciler.take(Input::BridgePorts(self.bridge_ports.clone()));
+        port
+    }
+
+    /// Pulls a port of a bridge out.
+    pub fn pull_bridge_port_out(&mut self, port: u16) {
+        self.bridge_ports.remove(&PortIndex(port));
+        self.reconciler.take(Input::BridgePorts(self.bridge_ports.clone()));
         self.switch().detach(port);
     }
 

@@ -16,7 +16,9 @@ use millrace_engine::tables::ChangeSet;
 use crate::cluster::{Cluster, NodeName};
 use crate::compile::CompileError;
 use crate::observe::Observed;
-use crate::plan::{AttachedPod, LocalHost, LocalUplink, LocalView, NodePlan, Planned, Planner, UnderlayPath};
+use crate::plan::{
+    AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, NodePlan, Planned, Planner, UnderlayPath,
+};
 use crate::problem::Problem;
 use crate::publish::PublishState;
 use crate::store::Event;
@@ -35,6 +37,8 @@ pub enum Input {
     Host(Option<LocalHost>),
     /// All uplinks in use.
     Uplinks(BTreeMap<PortIndex, LocalUplink>),
+    /// All ports of bridges that are plugged in.
+    BridgePorts(BTreeMap<PortIndex, LocalPort>),
     /// All known paths to other nodes.
     Underlay(BTreeMap<IpAddr, UnderlayPath>),
     /// End the loop.
@@ -90,6 +94,7 @@ impl Reconciler {
             Input::Pods(pods) => self.local.pods = pods,
             Input::Host(host) => self.local.host = host,
             Input::Uplinks(uplinks) => self.local.uplinks = uplinks,
+            Input::BridgePorts(ports) => self.local.bridge_ports = ports,
             Input::Underlay(underlay) => self.local.underlay = underlay,
             Input::Stop => return false,
         }

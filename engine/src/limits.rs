@@ -55,6 +55,9 @@ pub const BIG_BUFFERS: usize = 256;
 /// Ports of a switch. Port counters cost 64 B for each port and worker.
 pub const PORTS: usize = 1024;
 
+/// Segments of a switch; 8 B each. The first is the pods'.
+pub const SEGMENTS: usize = 4_096;
+
 /// Worker threads of a switch.
 pub const WORKERS: usize = 16;
 

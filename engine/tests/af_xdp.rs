@@ -274,7 +274,7 @@ fn what_the_ring_cannot_carry_is_refused_and_counted() {
         let umem = Umem::new(&memory);
         let counters = WorkerCounters::default();
         let mut side = Side::open(PORT_A, "a0", &umem, AttachPreference::Native);
-        assert_eq!((side.queue.capabilities().frame_bytes, side.queue.capabilities().chained), (1514, false));
+        assert_eq!((side.queue.capabilities().frame_bytes, side.queue.capabilities().chained), (1518, false));
         let mut packets: Vec<Packet> = [13, 14, 1518, 1519, 5000]
             .iter()
             .map(|length| memory.packet_from(&vec![1; *length]).expect("packet"))

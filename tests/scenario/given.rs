@@ -1,4 +1,4 @@
-//! What a scenario begins with, and what changes in it: objects, pods, bridged segments.
+//! What a scenario begins with, and what changes in it: objects, pods, ports of bridges.
 //!
 //! ```text
 //! node a vtep 192.0.2.1 2001:db8::1     a Node object, and a switch that runs as this node
@@ -10,12 +10,13 @@
 //! policy web {podSelector: {}, ...}     a NetworkPolicy of the namespace `default` with this spec
 //! policy web keeps established {...}    the same, by whose change live connections may finish
 //! host a 192.0.2.1                      the host of node a has its own port, and these addresses beside those it gets
-//! bridge lan vni 10 on a b              a bridged segment with members at these nodes
-//! port p1 on a in lan                   a member port, untagged; `in lan vlan 20` for tagged frames, may be repeated
-//! no pod client · no block 10.1.0.0/24 · no node a · no policy web
+//! bridge lan on a b vnis: [{vni: 10}]   a Bridge object; on one node, or on all with the listed ones as remotes
+//! port p1 on a in lan vlan: 20          a Port object, plugged in; `port m on a` is the end of a mirror
+//! no pod client · no block 10.1.0.0/24 · no node a · no policy web · no port p1
 //! | kind: Node ...                      a line of YAML, as written in an object file
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// A line of `given`.
@@ -26,13 +27,14 @@ pub(super) enum Given {
     Pod { name: String, node: String, addresses: Vec<IpAddr>, labels: Vec<(String, String)> },
     Policy { name: String, keeps_established: bool, spec: String },
     Host { node: String, addresses: Vec<IpAddr> },
-    Bridge { name: String, vni: u32, nodes: Vec<String> },
-    Port { name: String, node: String, memberships: Vec<(String, Option<u16>)> },
+    Bridge { name: String, nodes: Vec<String>, fields: String },
+    Port { name: String, node: String, bridge: Option<String>, fields: String },
     Yaml(String),
     NoPod(String),
     NoBlock(String),
     NoNode(String),
     NoPolicy(String),
+    NoPort(String),
 }
 
 /// How real a node is.
@@ -77,13 +79,19 @@ impl Given {
                 Self::Policy { name: (*name).to_owned(), keeps_established: false, spec: rest.join(" ") }
             }
             ["host", node, rest @ ..] => Self::Host { node: (*node).to_owned(), addresses: addresses(rest)? },
-            ["bridge", name, "vni", vni, "on", nodes @ ..] => {
-                let nodes = nodes.iter().map(|node| (*node).to_owned()).collect();
-                Self::Bridge { name: (*name).to_owned(), vni: number(vni)?, nodes }
+            ["bridge", name, "on", rest @ ..] => {
+                let count = rest.iter().position(|word| word.ends_with(':')).unwrap_or(rest.len());
+                let nodes = rest[..count].iter().map(|node| (*node).to_owned()).collect();
+                Self::Bridge { name: (*name).to_owned(), nodes, fields: rest[count..].join(" ") }
             }
             ["port", name, "on", node, rest @ ..] => {
-                Self::Port { name: (*name).to_owned(), node: (*node).to_owned(), memberships: memberships(rest)? }
+                let (bridge, fields) = match rest {
+                    ["in", bridge, fields @ ..] => (Some((*bridge).to_owned()), fields),
+                    fields => (None, fields),
+                };
+                Self::Port { name: (*name).to_owned(), node: (*node).to_owned(), bridge, fields: fields.join(" ") }
             }
+            ["no", "port", name] => Self::NoPort((*name).to_owned()),
             ["no", "pod", name] => Self::NoPod((*name).to_owned()),
             ["no", "block", cidr] => Self::NoBlock((*cidr).to_owned()),
             ["no", "policy", name] => Self::NoPolicy((*name).to_owned()),
@@ -103,26 +111,24 @@ pub(super) fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
     word.parse().map_err(|_| format!("{word:?} is no number that fits"))
 }
 
-fn memberships(words: &[&str]) -> Result<Vec<(String, Option<u16>)>, String> {
-    match words {
-        [] => Ok(Vec::new()),
-        ["in", segment, "vlan", vlan, rest @ ..] => {
-            let mut all = vec![((*segment).to_owned(), Some(number(vlan)?))];
-            all.extend(memberships(rest)?);
-            Ok(all)
-        }
-        ["in", segment, rest @ ..] => {
-            let mut all = vec![((*segment).to_owned(), None)];
-            all.extend(memberships(rest)?);
-            Ok(all)
-        }
-        _ => Err(format!("{words:?} is no membership")),
-    }
-}
-
 /// The objects that stand behind a line, as YAML.
-pub(super) fn yaml(given: &Given) -> String {
+pub(super) fn yaml(given: &Given, nodes: &BTreeMap<String, Vec<IpAddr>>) -> String {
     match given {
+        Given::Bridge { name, nodes: on, fields } => {
+            let place = match on.as_slice() {
+                [one] => format!("node: {one}"),
+                all => {
+                    let ends = all.iter().filter_map(|node| Some(format!("\"{}\"", nodes.get(node)?.first()?)));
+                    format!("remotes: [{}]", ends.collect::<Vec<_>>().join(", "))
+                }
+            };
+            ours("Bridge", name, &[&place, fields])
+        }
+        Given::Port { name, node, bridge, fields } => {
+            let bridge = bridge.as_ref().map(|bridge| format!("bridge: {bridge}")).unwrap_or_default();
+            let tap = format!("tap: {{interface: {name}}}");
+            ours("Port", name, &[&format!("node: {node}"), &tap, &bridge, fields])
+        }
         Given::Node { name, addresses, .. } => {
             let listed: String =
                 addresses.iter().map(|address| format!("  - {{type: InternalIP, address: \"{address}\"}}\n")).collect();
@@ -156,6 +162,12 @@ pub(super) fn yaml(given: &Given) -> String {
         Given::Yaml(line) => format!("{line}\n"),
         _ => String::new(),
     }
+}
+
+fn ours(kind: &str, name: &str, fields: &[&str]) -> String {
+    let fields: Vec<&str> = fields.iter().copied().filter(|field| !field.is_empty()).collect();
+    let spec = fields.join(", ");
+    format!("---\napiVersion: millrace.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
 }
 
 /// Name of the object of a block, as the program itself would name it.

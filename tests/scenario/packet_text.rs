@@ -7,6 +7,7 @@
 //! icmp echo request 10.1.0.5 > 169.254.1.1 id 7 seq 1 length 4
 //! arp who-has 169.254.1.1 tell 10.1.0.5
 //! vlan 20 udp 10.9.0.1:1 > 10.9.0.2:2 ; to p2
+//! vlan s100.20p5 class 46.ect0 udp 10.9.0.1:1 > 10.9.0.2:2
 //! vxlan vni 1 192.0.2.2 > 192.0.2.1 | udp 10.2.0.7:1 > 10.1.0.5:2
 //! ```
 //! Behind semicolons: `ttl N`, `df`, `from MAC|NAME`, `to MAC|NAME|gateway|broadcast`, `gso N`, `partial`,
@@ -44,8 +45,12 @@ pub(super) fn frame_of(text: &str, link: Link, station: impl Fn(&str) -> Option<
             _ => {}
         }
     }
-    match body.strip_prefix("vxlan vni ") {
-        Some(rest) => tunnelled(rest, link, &modifiers),
+    let (outer_class, behind_class) = match body.strip_prefix("class ").and_then(|rest| rest.split_once(' ')) {
+        Some((class, rest)) => (traffic_class(class)?, rest),
+        None => (0, body),
+    };
+    match behind_class.strip_prefix("vxlan vni ") {
+        Some(rest) => tunnelled(rest, link, outer_class, &modifiers),
         None => Ok(modified(&modifiers, |before| packet(body, link, before))?.wire()),
     }
 }
@@ -75,7 +80,7 @@ fn modified(
     Ok(builder)
 }
 
-fn tunnelled(rest: &str, link: Link, modifiers: &[&str]) -> Result<WireFrame, String> {
+fn tunnelled(rest: &str, link: Link, class: u8, modifiers: &[&str]) -> Result<WireFrame, String> {
     let (outer, inner) = rest.split_once('|').ok_or("a vxlan packet needs an inner one behind '|'")?;
     let words: Vec<&str> = outer.split_whitespace().collect();
     let [vni, source, ">", destination] = words.as_slice() else {
@@ -83,12 +88,23 @@ fn tunnelled(rest: &str, link: Link, modifiers: &[&str]) -> Result<WireFrame, St
     };
     let inner = modified(modifiers, |before| packet(inner.trim(), link, before))?;
     let gateway = Mac([2, 0xff, 0, 0, 0, 1]);
-    let outer = frame().from(gateway, address(source)?).to(gateway, address(destination)?).ports(50_000, 8472);
+    let outer = frame()
+        .from(gateway, address(source)?)
+        .to(gateway, address(destination)?)
+        .ports(50_000, 8472)
+        .traffic_class(class);
     let mut whole = inner.inside_vxlan(number(vni)?, outer);
     if modifiers.contains(&"outer bad checksum") {
         whole = whole.udp().with_bad_checksum();
     }
     Ok(whole.wire())
+}
+
+/// `DSCP.ECN` as `describe` prints it.
+fn traffic_class(text: &str) -> Result<u8, String> {
+    let (dscp, ecn) = text.split_once('.').ok_or(format!("{text:?} is not DSCP.ECN"))?;
+    let ecn = ["not-ect", "ect1", "ect0", "ce"].iter().position(|name| *name == ecn);
+    Ok(number::<u8>(dscp)? << 2 | ecn.ok_or(format!("{text:?} has no such ECN field"))? as u8)
 }
 
 fn address(word: &str) -> Result<IpAddr, String> {
@@ -110,9 +126,15 @@ fn packet(text: &str, link: Link, before: FrameBuilder) -> Result<FrameBuilder, 
             let behind = text.split_once(tags).map_or("", |(_, rest)| rest.trim());
             let mut tagged = before;
             for tag in tags.split('.') {
-                tagged = tagged.vlan(number(tag)?);
+                let (protocol, tag) = tag.strip_prefix('s').map_or((0x8100, tag), |tag| (0x88a8, tag));
+                let (id, priority) = tag.split_once('p').unwrap_or((tag, "0"));
+                tagged = tagged.tag(protocol, number::<u16>(priority)? << 13 | number::<u16>(id)?);
             }
             packet(behind, link, tagged)
+        }
+        ["class", class, ..] => {
+            let behind = text.split_once(class).map_or("", |(_, rest)| rest.trim());
+            packet(behind, link, before.traffic_class(traffic_class(class)?))
         }
         ["arp", "who-has", target, "tell", source] => {
             let asking = before.from(link.source, address(source)?).to(Mac::BROADCAST, address(target)?);
@@ -205,6 +227,8 @@ mod tests {
             "nd who-has fe80::1 tell fd00:1::5",
             "vlan 20 udp 10.9.0.1:1 > 10.9.0.2:2 length 3",
             "vlan 20.7 udp 10.9.0.1:1 > 10.9.0.2:2",
+            "vlan s100.20p5 class 46.ect0 udp 10.9.0.1:1 > 10.9.0.2:2",
+            "class 0.ce vxlan vni 7 192.0.2.2 > 192.0.2.1 | class 10.ect1 udp [fd00::1]:1 > [fd00::2]:2",
             "protocol 47 10.1.0.5 > 10.1.0.6 length 24",
             "vxlan vni 7 192.0.2.2 > 192.0.2.1 | tcp ack [fd00::1]:1 > [fd00::2]:2",
         ] {

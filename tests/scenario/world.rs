@@ -17,28 +17,21 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use millrace_control::cluster::{NodeName, StationMac};
-use millrace_control::observe::{IP_BLOCK, KINDS, NETWORK_POLICY, NODE, POD};
+use millrace_control::observe::{IP_BLOCK, KINDS, NETWORK_POLICY, NODE, POD, PORT};
 use millrace_control::plan::GATEWAY_MAC;
 use millrace_control::store::{DirectoryStore, Kind, ObjectKey, ObjectStore};
-use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::port::memory::{MemoryQueue, WireFrame};
-use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Member, Port, PortRole, Segment, SegmentIndex, SegmentKind, Tag, VlanMember, Vni,
-};
+use millrace_engine::packet::Mac;
+use millrace_engine::port::memory::WireFrame;
 use millrace_engine::testing::{checksums_valid, describe};
 
 use super::given::{self, Given, Presence, number};
 use super::packet_text::{Link, frame_of};
 use crate::cluster::{ClusterNode, UPLINK, uplink_mac};
 use crate::memory_store::MemoryStore;
-
-/// First port number of members of bridged segments.
-const FIRST_MEMBER: u16 = 100;
 
 /// Frames that leave switches in one step, at most: a scenario beyond it is a loop between nodes.
 const FRAMES: usize = 10_000;
@@ -59,7 +52,6 @@ pub(super) struct World {
     nodes: Vec<ClusterNode>,
     next_hops: BTreeMap<IpAddr, Mac>,
     addresses: BTreeMap<String, Vec<IpAddr>>,
-    bridges: Vec<(String, Vec<String>)>,
     ends: BTreeMap<String, End>,
 }
 
@@ -195,14 +187,13 @@ impl World {
 
     /// Applies changes; what is wrong afterwards.
     fn change(&mut self, givens: &[Given]) -> Result<Vec<String>, String> {
-        self.write(&givens.iter().map(given::yaml).collect::<String>())?;
-        givens.iter().try_for_each(|given| self.remove(given))?;
         givens.iter().for_each(|given| self.add_node(given));
+        self.write(&givens.iter().map(|given| given::yaml(given, &self.addresses)).collect::<String>())?;
+        givens.iter().try_for_each(|given| self.remove(given))?;
         for node in &mut self.nodes {
             let own = node.uplink_mac;
             let others = self.next_hops.iter().filter(|(_, mac)| **mac != own);
             node.tell_underlay(others.map(|(address, mac)| (*address, *mac)));
-            givens.iter().try_for_each(|given| add_bridge(node, given, &self.addresses, &mut self.bridges))?;
         }
         givens.iter().try_for_each(|given| self.add_port(given))?;
         givens.iter().try_for_each(|given| self.add_host(given))?;
@@ -251,6 +242,11 @@ impl World {
             Given::NoBlock(cidr) => self.delete(&ObjectKey::cluster_scoped(IP_BLOCK, given::block_name(cidr))),
             Given::NoNode(name) => self.delete(&ObjectKey::cluster_scoped(NODE, name)),
             Given::NoPolicy(name) => self.delete(&in_default(NETWORK_POLICY, name)),
+            Given::NoPort(name) => {
+                let end = self.ends.remove(name).ok_or(format!("there is no port {name}"))?;
+                self.nodes[end.node].pull_bridge_port_out(end.port);
+                self.delete(&ObjectKey::cluster_scoped(PORT, name))
+            }
             Given::NoPod(name) => {
                 let end = self.ends.remove(name).ok_or(format!("there is no pod {name}"))?;
                 self.nodes[end.node].pull_out(end.port);
@@ -299,67 +295,20 @@ impl World {
     }
 
     fn add_port(&mut self, given: &Given) -> Result<(), String> {
-        let Given::Port { name, node, memberships } = given else { return Ok(()) };
+        let Given::Port { name, node, .. } = given else { return Ok(()) };
         let node = self.node(node)?;
-        let number = self.nodes[node].extra.lock().unwrap_or_else(PoisonError::into_inner).ports.len() as u16;
-        let (port, mac) = (FIRST_MEMBER + number, Mac([2, 0, 0, 0, node as u8 + 1, (FIRST_MEMBER + number) as u8]));
-        self.nodes[node].switch().attach(port, MemoryQueue::LIKE_TAP, 0);
-        let (mut untagged, mut tagged) = (None, Vec::new());
-        for (segment, vlan) in memberships {
-            let at = self.bridges.iter().position(|(name, _)| name == segment);
-            let index = bridge_index(at.ok_or(format!("there is no bridge {segment}"))?);
-            match vlan {
-                Some(identifier) => tagged.push(VlanMember { identifier: *identifier, segment: index }),
-                None => untagged = Some(index),
-            }
-            let mut extra = self.nodes[node].extra.lock().unwrap_or_else(PoisonError::into_inner);
-            let segment = extra.segments.iter_mut().find(|segment| segment.index == index);
-            let Some(Segment { kind: SegmentKind::Bridged(bridged), .. }) = segment else {
-                return Err(format!("bridge {segment:?} is not on this node"));
-            };
-            bridged.members.push(Member::new(PortIndex(port), vlan.map(Tag::customer)));
+        if self.ends.contains_key(name) {
+            return Ok(());
         }
-        let role = PortRole::Bridged(BridgedPort { untagged, tagged, ..BridgedPort::default() });
-        let entry = Port { index: PortIndex(port), name: name.as_str().into(), mtu: 1500, role };
-        self.nodes[node].extra.lock().unwrap_or_else(PoisonError::into_inner).ports.push(entry);
-        self.ends.insert(name.clone(), End { node, port, mac, routed: false });
+        let number = self.nodes[node].plug_bridge_port_in(name);
+        let mac = Mac([2, 0, 0, 0, node as u8 + 1, number as u8]);
+        self.ends.insert(name.clone(), End { node, port: number, mac, routed: false });
         Ok(())
     }
 }
 
 fn in_default(kind: Kind, name: &str) -> ObjectKey {
     ObjectKey { kind, namespace: Some("default".to_owned()), name: name.to_owned() }
-}
-
-fn bridge_index(position: usize) -> SegmentIndex {
-    SegmentIndex(position as u16 + 1)
-}
-
-/// Puts a bridged segment on a node that has members; floods go to the first address of every other such node.
-fn add_bridge(
-    node: &ClusterNode,
-    given: &Given,
-    addresses: &BTreeMap<String, Vec<IpAddr>>,
-    bridges: &mut Vec<(String, Vec<String>)>,
-) -> Result<(), String> {
-    let Given::Bridge { name, vni, nodes } = given else { return Ok(()) };
-    let position = bridges.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
-        bridges.push((name.clone(), nodes.clone()));
-        bridges.len() - 1
-    });
-    if !nodes.contains(&node.name) {
-        return Ok(());
-    }
-    let others = nodes.iter().filter(|other| **other != node.name);
-    let remotes = others.filter_map(|other| addresses.get(other)?.first().copied()).collect();
-    let segment = Segment {
-        index: bridge_index(position),
-        name: name.as_str().into(),
-        vni: Some(Vni::new(*vni).ok_or("a VNI has 24 bits")?),
-        kind: SegmentKind::Bridged(BridgedSegment { remotes, ..BridgedSegment::default() }),
-    };
-    node.extra.lock().unwrap_or_else(PoisonError::into_inner).segments.push(segment);
-    Ok(())
 }
 
 /// Checksums of a frame that leaves a switch must be right, unless they are partial or were wrong from the start.

@@ -221,7 +221,8 @@ impl Simulation {
                 if !text.starts_with("udp ") {
                     // An ICMP error comes back to the sender it is about: its address is the pod's.
                     let own = pod.addresses.iter().any(|address| text.contains(&address.to_string()));
-                    assert!(own && text.starts_with("icmp"), "pod {name} got {text}");
+                    let error = text.trim_start_matches("class 48.not-ect ").starts_with("icmp");
+                    assert!(own && error, "pod {name} got {text}");
                     continue;
                 }
                 let label = frame.bytes.last_chunk::<8>().expect("a label");

@@ -307,12 +307,20 @@ fn role(role: &PortRole) -> &'static str {
 }
 
 fn segment_of(tables: &Snapshot, role: &PortRole) -> Option<String> {
-    let segment = match role {
-        PortRole::Pod(pod) => pod.segment,
-        PortRole::Host(host) => host.segment,
-        PortRole::Bridged(_) | PortRole::Uplink(_) | PortRole::Mirror => return None,
-    };
-    tables.segments.get(segment).map(|segment| segment.name.to_string())
+    let name = |index| tables.segments.get(index).map(|segment| segment.name.to_string());
+    match role {
+        PortRole::Pod(pod) => name(pod.segment),
+        PortRole::Host(host) => name(host.segment),
+        PortRole::Bridged(bridged) => {
+            let tagged = bridged.tagged.iter().filter_map(|member| {
+                let segment = name(member.segment)?;
+                Some(format!("{segment} tagged {}", member.identifier))
+            });
+            let all: Vec<String> = bridged.untagged.and_then(name).into_iter().chain(tagged).collect();
+            (!all.is_empty()).then(|| all.join(", "))
+        }
+        PortRole::Uplink(_) | PortRole::Mirror => None,
+    }
 }
 
 fn mac_of(role: &PortRole) -> Option<String> {

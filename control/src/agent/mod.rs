@@ -13,6 +13,7 @@
 
 mod addresses;
 mod attachment_check;
+mod bridge_ports;
 mod denial_log;
 mod host_port;
 mod inspect;

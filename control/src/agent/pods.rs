@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ipnet::IpNet;
-use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::namespace::NamespaceHandle;
@@ -34,6 +33,8 @@ use crate::store::{ObjectKey, ObjectStore};
 
 /// Port numbers below are for the host's own port, which is 0, and for uplinks.
 pub(super) const FIRST_POD_PORT: u16 = 16;
+/// Port numbers from here on are for bridges.
+pub(super) const FIRST_BRIDGE_PORT: u16 = 768;
 
 /// The pods of this node.
 pub(super) struct Pods {
@@ -181,7 +182,7 @@ impl Pods {
 
     fn reserve_port(&self) -> Option<PortIndex> {
         self.attached(|attached| {
-            let range = limits::PORTS as u16 - FIRST_POD_PORT;
+            let range = FIRST_BRIDGE_PORT - FIRST_POD_PORT;
             let candidates = (0..range).map(|step| FIRST_POD_PORT + (attached.next + step) % range);
             let free = |port: &PortIndex| !attached.pods.contains_key(port) && !attached.reserved.contains(port);
             let port = candidates.map(PortIndex).find(free)?;
@@ -251,7 +252,10 @@ impl PodNetwork for Pods {
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
         let addresses = self.allocate(request)?;
         let plugged = match self.reserve_port() {
-            None => Err(CniFailure::NotReady(format!("all {} ports are in use", limits::PORTS))),
+            None => Err(CniFailure::NotReady(format!(
+                "all {} ports for pods are in use",
+                FIRST_BRIDGE_PORT - FIRST_POD_PORT
+            ))),
             Some(port) => {
                 let plugged = self.plug(request, port, &addresses).map(|(mac, mtu)| (port, mac, mtu));
                 self.attached(|attached| attached.reserved.retain(|other| *other != port));

@@ -1,5 +1,5 @@
-//! The underlay thread: uplinks and the host's own port on and off the switch, and how the host's kernel reaches the
-//! other nodes.
+//! The underlay thread: uplinks, bridges' ports and the host's own port on and off the switch, and how the host's kernel
+//! reaches the other nodes.
 //!
 //! The host's kernel keeps its addresses, routes and neighbours; this thread follows them. It looks again whenever
 //! the kernel reports a change, the objects change, or a second has passed, and tells the reconcile thread what it
@@ -16,12 +16,13 @@ use anyhow::Context;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use millrace_engine::packet::PortIndex;
 
+use super::bridge_ports::BridgePorts;
 use super::host_port::HostPort;
 use super::pods::Pods;
 use super::shared::{Shared, Standing};
 use super::uplinks::Uplinks;
 use crate::kernel::{KernelError, Monitor, Netlink};
-use crate::plan::{self, LocalHost, LocalUplink, LocalView, UnderlayPath};
+use crate::plan::{self, LocalHost, LocalPort, LocalUplink, LocalView, UnderlayPath};
 use crate::reconcile::Input;
 
 /// Longest time between two looks.
@@ -75,18 +76,25 @@ pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>) -> anyhow::Result<Unde
     })?;
     let thread = std::thread::Builder::new().name("underlay".into()).spawn(move || {
         let (uplinks, host) = (Uplinks::new(Arc::clone(&shared)), HostPort::new(Arc::clone(&shared), pods));
-        Follower { uplinks, host, shared, netlink, told: None, told_host: None }.run(&signals);
+        let bridge_ports = BridgePorts::new(Arc::clone(&shared));
+        Follower { uplinks, bridge_ports, host, shared, netlink, told: None, told_host: None }.run(&signals);
     })?;
     Ok(Underlay { signal, ending, thread })
 }
 
-type Seen = (BTreeMap<PortIndex, LocalUplink>, BTreeMap<IpAddr, UnderlayPath>);
+#[derive(Clone, PartialEq, Eq)]
+struct Seen {
+    uplinks: BTreeMap<PortIndex, LocalUplink>,
+    bridge_ports: BTreeMap<PortIndex, LocalPort>,
+    paths: BTreeMap<IpAddr, UnderlayPath>,
+}
 
 struct Follower {
     shared: Arc<Shared>,
     netlink: Netlink,
     uplinks: Uplinks,
     host: HostPort,
+    bridge_ports: BridgePorts,
     told: Option<Seen>,
     told_host: Option<LocalHost>,
 }
@@ -106,6 +114,7 @@ impl Follower {
             self.look();
         }
         self.uplinks.release_all();
+        self.bridge_ports.release_all();
     }
 
     /// Brings uplinks and paths into step with objects and kernel, and tells what changed.
@@ -114,7 +123,9 @@ impl Follower {
         self.follow_host(&standing);
         let Some(cluster) = standing.cluster.clone() else { return };
         let uplinks = self.uplinks.follow(&cluster, &mut self.netlink);
+        let bridge_ports = self.bridge_ports.follow(&cluster);
         let mut problems = self.uplinks.problems();
+        problems.extend(self.bridge_ports.problems());
         problems.extend_from_slice(self.host.problems());
         let mut paths = BTreeMap::new();
         for destination in self.destinations(&standing, &uplinks) {
@@ -125,7 +136,7 @@ impl Follower {
             }
         }
         self.uplinks.steer(paths.keys().copied(), standing.plan.as_deref());
-        self.tell((uplinks, paths));
+        self.tell(Seen { uplinks, bridge_ports, paths });
         self.shared.uplinks_looked_at(problems);
     }
 
@@ -177,8 +188,9 @@ impl Follower {
             return;
         }
         // Nobody listens only while the agent stops.
-        let _ = self.shared.inputs.send(Input::Uplinks(seen.0.clone()));
-        let _ = self.shared.inputs.send(Input::Underlay(seen.1.clone()));
+        let _ = self.shared.inputs.send(Input::Uplinks(seen.uplinks.clone()));
+        let _ = self.shared.inputs.send(Input::BridgePorts(seen.bridge_ports.clone()));
+        let _ = self.shared.inputs.send(Input::Underlay(seen.paths.clone()));
         self.told = Some(seen);
     }
 }

@@ -5,6 +5,7 @@
 //! out in one order whatever order it came in.
 
 mod addressing;
+mod bridging;
 mod cursor;
 mod name;
 mod node;
@@ -18,10 +19,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use addressing::{AssignedAddress, BlockRecord, Cidr, CidrError, KeptFor, PoolError, PoolRecord};
+pub use bridging::{
+    BridgePortRecord, BridgeRecord, DEFAULT_VLAN, DeviceKind, Membership, MirrorRecord, PortDevice, PortVlans,
+    StationPlace, StationRecord, VlanId, VlanIdError,
+};
 pub use cursor::Cursor;
 pub use name::{
-    BlockName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, ServiceName, ServiceRangeName,
-    SliceName, UplinkName,
+    BlockName, BridgeName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, PortName, ServiceName,
+    ServiceRangeName, SliceName, UplinkName,
 };
 pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkRecord};
 pub use offsets::{Offsets, OffsetsError};
@@ -56,4 +61,8 @@ pub struct Cluster {
     pub service_ranges: BTreeMap<ServiceRangeName, ServiceRangeRecord>,
     /// Policies of both kinds.
     pub policies: BTreeMap<PolicyName, Arc<PolicyRecord>>,
+    /// Bridges of all nodes.
+    pub bridges: BTreeMap<BridgeName, BridgeRecord>,
+    /// Ports of standalone switches.
+    pub ports: BTreeMap<PortName, BridgePortRecord>,
 }

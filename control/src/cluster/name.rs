@@ -59,6 +59,10 @@ names! {
     BlockName checked by store::dns_subdomain;
     /// Name of an object with ranges of Services' addresses.
     ServiceRangeName checked by store::dns_subdomain;
+    /// Name of a bridge.
+    BridgeName checked by store::dns_subdomain;
+    /// Name of a port of the standalone switch.
+    PortName checked by store::dns_subdomain;
     /// Name of a network interface, as the kernel takes it.
     InterfaceName checked by interface;
 }

@@ -71,6 +71,14 @@ pub enum CompileError {
         /// The port.
         port: PortIndex,
     },
+    /// A member of a bridged segment does not exist.
+    #[error("segment {segment} has the member {port:?}, which does not exist")]
+    NoMember {
+        /// The segment.
+        segment: Arc<str>,
+        /// The port.
+        port: PortIndex,
+    },
     /// A route leads to a node without a tunnel.
     #[error("route {prefix} ({name}) leads to {peer}, which is no peer")]
     NoPeer {
@@ -92,10 +100,14 @@ pub fn compile(plan: &NodePlan, previous: Option<(&NodePlan, &Snapshot)>) -> Res
     let mut snapshot = tables.clone();
     ports(before, plan, &mut snapshot.ports);
     segments(before, plan, &mut snapshot.segments);
+    bridged_segments(before, plan, &mut snapshot.segments);
     tunnels(&before.tunnels, &plan.tunnels, &mut snapshot.tunnels);
     services::services(&before.services, &plan.services, &mut snapshot.services);
     // Planned in the engine's own terms, sharing what did not change.
     snapshot.policy = plan.policy.clone();
+    if *snapshot.mirrors != plan.mirrors {
+        snapshot.mirrors = Arc::new(plan.mirrors.clone());
+    }
     Ok(snapshot)
 }
 
@@ -114,6 +126,18 @@ fn segments(before: &NodePlan, plan: &NodePlan, table: &mut SegmentTable) {
             let kind = SegmentKind::Routed(routed);
             table.insert(Segment { index: *index, name: Arc::clone(&segment.name), vni: Some(segment.vni), kind });
         }
+        None => table.remove(*index),
+    });
+}
+
+fn bridged_segments(before: &NodePlan, plan: &NodePlan, table: &mut SegmentTable) {
+    differences(&before.bridged, &plan.bridged, |index, bridged| match bridged {
+        Some(bridged) => table.insert(Segment {
+            index: *index,
+            name: Arc::clone(&bridged.name),
+            vni: bridged.vni,
+            kind: SegmentKind::Bridged(bridged.segment.clone()),
+        }),
         None => table.remove(*index),
     });
 }
@@ -182,6 +206,16 @@ fn check(plan: &NodePlan) -> Result<(), CompileError> {
             return Err(CompileError::VniTwice { first, second: *index, vni: segment.vni });
         }
         segment.routes.iter().try_for_each(|(prefix, route)| check_route(plan, *prefix, route))?;
+    }
+    for (index, bridged) in &plan.bridged {
+        if let Some((vni, first)) = bridged.vni.and_then(|vni| Some((vni, identifiers.insert(vni, *index)?))) {
+            return Err(CompileError::VniTwice { first, second: *index, vni });
+        }
+        for member in &bridged.segment.members {
+            if !plan.ports.contains_key(&member.port) {
+                return Err(CompileError::NoMember { segment: Arc::clone(&bridged.name), port: member.port });
+            }
+        }
     }
     Ok(())
 }

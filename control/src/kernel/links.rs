@@ -81,6 +81,8 @@ impl Link {
 pub struct LinkChange {
     /// Set up or down.
     pub up: Option<bool>,
+    /// Whether it takes frames for every MAC address.
+    pub promiscuous: Option<bool>,
     /// MAC address.
     pub mac: Option<Mac>,
     /// MTU in bytes.
@@ -105,9 +107,12 @@ impl LinkChange {
     fn message(&self, index: u32) -> LinkMessage {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        if let Some(up) = self.up {
-            message.header.change_mask = LinkFlags::Up;
-            message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        for (flag, wanted) in [(LinkFlags::Up, self.up), (LinkFlags::Promisc, self.promiscuous)] {
+            let Some(on) = wanted else { continue };
+            message.header.change_mask |= flag;
+            if on {
+                message.header.flags |= flag;
+            }
         }
         let attributes = [
             self.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())),

@@ -4,6 +4,7 @@
 //! the object is valid again or deleted. What the cluster is thus depends on the present objects alone, except where
 //! a present object is invalid: then on its last valid version, and on nothing else.
 
+mod bridging;
 mod cluster_policy;
 mod node;
 mod ours;
@@ -17,9 +18,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cluster::{
-    BlockName, BlockRecord, Cluster, NamespaceName, NamespaceRecord, NodeName, NodeRecord, PodName, PodRecord,
-    PolicyName, PolicyRecord, PoolName, PoolRecord, ServiceName, ServiceRangeName, ServiceRangeRecord, ServiceRecord,
-    SliceName, SliceRecord, UplinkName, UplinkRecord,
+    BlockName, BlockRecord, BridgeName, BridgePortRecord, BridgeRecord, Cluster, NamespaceName, NamespaceRecord,
+    NodeName, NodeRecord, PodName, PodRecord, PolicyName, PolicyRecord, PoolName, PoolRecord, PortName, ServiceName,
+    ServiceRangeName, ServiceRangeRecord, ServiceRecord, SliceName, SliceRecord, UplinkName, UplinkRecord,
 };
 use crate::problem::Problem;
 use crate::store::{Event, FieldError, Kind, Object, ObjectKey, Origin};
@@ -52,8 +53,13 @@ pub const IP_POOL: Kind = our_kind("IpPool");
 /// Our `IpBlock`.
 pub const IP_BLOCK: Kind = our_kind("IpBlock");
 
+/// Our `Bridge`.
+pub const BRIDGE: Kind = our_kind("Bridge");
+/// Our `Port`.
+pub const PORT: Kind = our_kind("Port");
+
 /// All kinds to watch.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 13] = [
     NODE,
     POD,
     NAMESPACE,
@@ -65,6 +71,8 @@ pub const KINDS: [Kind; 11] = [
     SERVICE_CIDR,
     NETWORK_POLICY,
     CLUSTER_NETWORK_POLICY,
+    BRIDGE,
+    PORT,
 ];
 
 /// A valid object.
@@ -90,6 +98,10 @@ pub enum Record {
     ServiceRange(ServiceRangeName, ServiceRangeRecord),
     /// A policy of either kind.
     Policy(Box<PolicyRecord>),
+    /// A bridge.
+    Bridge(BridgeRecord),
+    /// A port of a standalone switch.
+    Port(BridgePortRecord),
 }
 
 /// Reads an object; `None` if its kind is none of ours to read.
@@ -109,6 +121,8 @@ pub fn read(object: &Object) -> Result<Option<Record>, FieldError> {
         }
         kind if *kind == NETWORK_POLICY => Record::Policy(Box::new(policy::read(object)?)),
         kind if *kind == CLUSTER_NETWORK_POLICY => Record::Policy(Box::new(cluster_policy::read(object)?)),
+        kind if *kind == BRIDGE => Record::Bridge(bridging::bridge(object)?),
+        kind if *kind == PORT => Record::Port(bridging::port(object)?),
         _ => return Ok(None),
     };
     Ok(Some(record))
@@ -206,6 +220,8 @@ impl Observed {
             Record::Slice(slice) => cluster.slices.insert(slice),
             Record::ServiceRange(name, ranges) => drop(cluster.service_ranges.insert(name, ranges)),
             Record::Policy(policy) => drop(cluster.policies.insert(policy.name.clone(), Arc::new(*policy))),
+            Record::Bridge(bridge) => drop(cluster.bridges.insert(bridge.name.clone(), bridge)),
+            Record::Port(port) => drop(cluster.ports.insert(port.name.clone(), port)),
         }
     }
 
@@ -226,6 +242,8 @@ impl Observed {
             kind if *kind == UPLINK => remove(&mut cluster.uplinks, UplinkName::new(name)),
             kind if *kind == IP_POOL => remove(&mut cluster.pools, PoolName::new(name)),
             kind if *kind == IP_BLOCK => remove(&mut cluster.blocks, BlockName::new(name)),
+            kind if *kind == BRIDGE => remove(&mut cluster.bridges, BridgeName::new(name)),
+            kind if *kind == PORT => remove(&mut cluster.ports, PortName::new(name)),
             kind if *kind == SERVICE => remove(&mut cluster.services, ServiceName::new(namespace, name)),
             kind if *kind == SERVICE_CIDR => remove(&mut cluster.service_ranges, ServiceRangeName::new(name)),
             kind if *kind == ENDPOINT_SLICE => {

@@ -1,4 +1,4 @@
-//! Our own kinds: `Uplink`, `IpPool`, `IpBlock` of `millrace.dev/v1alpha1`.
+//! Our own kinds: `Uplink`, `IpPool`, `IpBlock` of `millrace.dev/v1alpha1`, and what all our kinds have in common.
 //!
 //! Unknown fields are refused: a misspelt field that is ignored in silence costs its author an afternoon.
 
@@ -85,12 +85,16 @@ struct AssignedSpec {
     stateful_set: Option<String>,
 }
 
-fn spec<'de, Spec: Deserialize<'de>>(object: &'de Object) -> Result<Spec, FieldError> {
+pub(super) fn spec<'de, Spec: Deserialize<'de>>(object: &'de Object) -> Result<Spec, FieldError> {
     object.content.read::<Envelope<Spec>>().map(|envelope| envelope.spec)
 }
 
 /// Reads one field with an error that names it.
-fn field<T, E: std::fmt::Display>(content: &Located, path: &[&str], value: Result<T, E>) -> Result<T, FieldError> {
+pub(super) fn field<T, E: std::fmt::Display>(
+    content: &Located,
+    path: &[&str],
+    value: Result<T, E>,
+) -> Result<T, FieldError> {
     value.map_err(|error| FieldError::at(content, path, error.to_string()))
 }
 

@@ -7,7 +7,7 @@ use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{PortRange, Tunnels, Vni};
 
 use super::ServiceOptions;
-use crate::cluster::{InterfaceName, NodeName, PodName};
+use crate::cluster::{InterfaceName, NodeName, PodName, PortName};
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct LocalView {
     pub host: Option<LocalHost>,
     /// Uplinks in use, by the number of their port.
     pub uplinks: BTreeMap<PortIndex, LocalUplink>,
+    /// Ports of bridges that are plugged in, by their number.
+    pub bridge_ports: BTreeMap<PortIndex, LocalPort>,
     /// How the host's kernel reaches other nodes, by their address.
     pub underlay: BTreeMap<IpAddr, UnderlayPath>,
     /// MTU of pods, if the configuration sets it.
@@ -45,6 +47,7 @@ impl LocalView {
             pods: BTreeMap::new(),
             host: None,
             uplinks: BTreeMap::new(),
+            bridge_ports: BTreeMap::new(),
             underlay: BTreeMap::new(),
             pod_mtu: None,
             vxlan_port: Tunnels::UDP_PORT,
@@ -94,6 +97,15 @@ pub struct LocalHost {
     pub own_addresses: Vec<IpAddr>,
     /// All addresses of the host that are not bound to one link, those of this interface included, sorted.
     pub addresses: Vec<IpAddr>,
+}
+
+/// A port of a bridge that is plugged in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalPort {
+    /// Its object.
+    pub name: PortName,
+    /// Its MTU.
+    pub mtu: u32,
 }
 
 /// An uplink that is in use.

@@ -5,6 +5,7 @@
 //! other is a problem. The plan is in the engine's own terms for single ports, routes and peers, so that `compile/`
 //! has only to put them in place. Cost: one walk over nodes, blocks and attached pods; of Services those that changed.
 
+mod bridges;
 mod host;
 mod local;
 pub mod policy;
@@ -12,7 +13,7 @@ mod routes;
 mod services;
 mod tunnels;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -20,12 +21,13 @@ use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{
-    self, Peer, PodPort, PolicyTable, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep,
+    self, Mirror, Peer, PodPort, PolicyTable, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep,
 };
 
 use self::policy::PolicyPlanner;
+pub use bridges::BridgedPlan;
 pub use host::HostPlan;
-pub use local::{AttachedPod, LocalHost, LocalUplink, LocalView, UnderlayPath};
+pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, UnderlayPath};
 pub use services::{FrontendKey, HealthCheck, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
 
 use crate::cluster::{Cluster, NodeName, UplinkRecord};
@@ -33,7 +35,7 @@ use crate::observe::{IP_POOL, Touched};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
-/// The segment of all pods without a network of their own.
+/// The segment of all pods.
 pub const POD_SEGMENT: SegmentIndex = SegmentIndex(0);
 
 /// Its VXLAN identifier unless the configuration says otherwise: flannel's, so that nodes of either can share a
@@ -55,8 +57,12 @@ pub const MTU_WITHOUT_UPLINK: u32 = 1500;
 pub struct NodePlan {
     /// Its ports.
     pub ports: BTreeMap<PortIndex, tables::Port>,
-    /// Its segments.
+    /// Its routed segments.
     pub segments: BTreeMap<SegmentIndex, SegmentPlan>,
+    /// Its bridged segments.
+    pub bridged: BTreeMap<SegmentIndex, BridgedPlan>,
+    /// Ports whose frames are copied.
+    pub mirrors: Vec<Mirror>,
     /// Its tunnels.
     pub tunnels: TunnelPlan,
     /// What the host's own interface shall have.
@@ -149,30 +155,34 @@ fn plan_with(
     policy: PolicyTable,
     mut problems: Vec<Problem>,
 ) -> Planned {
-    let own = cluster.nodes.get(&local.node);
-    let ends = tunnels::own_ends(own, local, &mut problems);
+    let ends = tunnels::own_ends(cluster, local, &mut problems);
+    let remotes = bridges::remotes(cluster, local);
     let reach = tunnels::reach(cluster, &local.node, &ends, &mut problems);
     overlapping_pools(cluster, &mut problems);
+    let peers = tunnels::peers(local, &ends, &reach, &remotes);
+    let known: BTreeSet<IpAddr> = peers.keys().copied().collect();
+    let bridges = bridges::bridges(cluster, local, &known, &[local.vni], &mut problems);
     let router_addresses = host::router_addresses(cluster, local);
-    let ports = ports(local, &router_addresses, &mut problems);
+    let ports = ports(local, &router_addresses, bridges.ports, &mut problems);
     let segment = SegmentPlan {
         name: "pods".into(),
         vni: local.vni,
         gateway_mac: GATEWAY_MAC,
         gateway_addresses: GATEWAY_ADDRESSES.to_vec(),
-        tunnel_mac: tunnels::own_mac(own, &local.node),
+        tunnel_mac: tunnels::own_mac(cluster.nodes.get(&local.node), &local.node),
         routes: routes::routes(cluster, local, &ports, &reach, &router_addresses, &mut problems),
         router_addresses,
         masquerade_ports: local.masquerade_ports,
     };
     let host = HostPlan::new(cluster, &local.node, &segment.router_addresses);
-    let peers = tunnels::peers(local, &ends, &reach);
     let pod_mtu = pod_mtu(local, &ends, &peers);
     let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
     problems.sort_unstable();
     problems.dedup();
     let segments = BTreeMap::from([(POD_SEGMENT, segment)]);
-    Planned { plan: NodePlan { ports, segments, tunnels, host, pod_mtu, services, policy }, problems }
+    let (bridged, mirrors) = (bridges.segments, bridges.mirrors);
+    let plan = NodePlan { ports, segments, bridged, mirrors, tunnels, host, pod_mtu, services, policy };
+    Planned { plan, problems }
 }
 
 /// The uplinks that this node is to use.
@@ -183,8 +193,12 @@ pub fn wanted_uplinks<'a>(cluster: &'a Cluster, node: &'a NodeName) -> impl Iter
 /// Addresses of other nodes' tunnel ends to which the underlay path must be followed.
 #[must_use]
 pub fn underlay_destinations(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr> {
-    let ends = tunnels::own_ends(cluster.nodes.get(&local.node), local, &mut Vec::new());
-    tunnels::reach(cluster, &local.node, &ends, &mut Vec::new()).destinations()
+    let ends = tunnels::own_ends(cluster, local, &mut Vec::new());
+    let mut destinations = tunnels::reach(cluster, &local.node, &ends, &mut Vec::new()).destinations();
+    destinations.extend(bridges::remotes(cluster, local));
+    destinations.sort_unstable();
+    destinations.dedup();
+    destinations
 }
 
 /// Few pools, so each is held against each.
@@ -201,6 +215,7 @@ fn overlapping_pools(cluster: &Cluster, problems: &mut Vec<Problem>) {
 fn ports(
     local: &LocalView,
     router_addresses: &[IpAddr],
+    bridge_ports: Vec<tables::Port>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<PortIndex, tables::Port> {
     let host = local.host.iter().map(|host| tables::Port {
@@ -222,7 +237,7 @@ fn ports(
         role: PortRole::Pod(PodPort { segment: POD_SEGMENT, mac: pod.mac, addresses: pod.addresses.clone() }),
     });
     let mut ports = BTreeMap::new();
-    for port in host.chain(uplinks).chain(pods) {
+    for port in host.chain(uplinks).chain(pods).chain(bridge_ports) {
         if usize::from(port.index.0) >= limits::PORTS {
             problems.push(Problem::new(format!(
                 "port {} is beyond the {} ports of a switch",

@@ -3,13 +3,15 @@
 //! Two nodes use IPv4 if both have it, else IPv6, so that both sides choose alike: frames are accepted only from the
 //! address that the other side sends from. Nodes of flannel have an end for each family of pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{NextHop, Peer, Vtep};
 
+use super::bridges;
 use super::local::LocalView;
 use crate::cluster::{Cluster, NodeName, NodeRecord, StationMac, TunnelEnd};
 use crate::observe::NODE;
@@ -19,12 +21,16 @@ use crate::store::ObjectKey;
 /// Longest outer packet assumed where neither path nor uplink is known.
 const MTU_UNKNOWN: u32 = 1500;
 
-/// Our own ends: those addresses of this node's object that an uplink has.
-pub(super) fn own_ends(own: Option<&NodeRecord>, local: &LocalView, problems: &mut Vec<Problem>) -> Vec<Vtep> {
-    let Some(own) = own else {
-        let key = ObjectKey::cluster_scoped(NODE, local.node.as_str());
-        problems.push(Problem::new("this node has no object: other nodes cannot know where to send").of(&key));
-        return Vec::new();
+/// Our own ends: those addresses of this node's object that an uplink has. A node with bridges and without an object
+/// has the first address of each family of its uplinks; where no node has an object, it is a switch that stands alone.
+pub(super) fn own_ends(cluster: &Cluster, local: &LocalView, problems: &mut Vec<Problem>) -> Vec<Vtep> {
+    let Some(own) = cluster.nodes.get(&local.node) else {
+        let bridged = bridges::any(cluster, local);
+        if !(bridged && cluster.nodes.is_empty()) {
+            let key = ObjectKey::cluster_scoped(NODE, local.node.as_str());
+            problems.push(Problem::new("this node has no object: other nodes cannot know where to send").of(&key));
+        }
+        return if bridged { uplink_ends(local) } else { Vec::new() };
     };
     let planned = |port: &PortIndex| usize::from(port.0) < limits::PORTS;
     let uplinks = || local.uplinks.iter().filter(|(port, _)| planned(port));
@@ -37,6 +43,16 @@ pub(super) fn own_ends(own: Option<&NodeRecord>, local: &LocalView, problems: &m
         problems.push(Problem::new("none of its internal addresses is on an uplink of this node").of(&key));
     }
     found
+}
+
+fn uplink_ends(local: &LocalView) -> Vec<Vtep> {
+    let all = || {
+        let uplinks = local.uplinks.iter();
+        uplinks.flat_map(|(port, uplink)| uplink.addresses.iter().map(|address| (*port, *address)))
+    };
+    let first = |ipv4: bool| all().find(|(_, address)| address.is_ipv4() == ipv4);
+    let ends = [first(true), first(false)].into_iter().flatten();
+    ends.map(|(port, address)| Vtep { address, port }).collect()
 }
 
 /// MAC address of this node's end; known even before the node's object is.
@@ -99,8 +115,13 @@ pub(super) fn reach<'a>(
 }
 
 /// The peers, with what the host's kernel knows of the way to them.
-pub(super) fn peers(local: &LocalView, own_ends: &[Vtep], reach: &Reach<'_>) -> BTreeMap<IpAddr, Peer> {
-    let peer = |(address, name): (&IpAddr, &&NodeName)| {
+pub(super) fn peers(
+    local: &LocalView,
+    own_ends: &[Vtep],
+    reach: &Reach<'_>,
+    remotes: &BTreeSet<IpAddr>,
+) -> BTreeMap<IpAddr, Peer> {
+    let peer = |address: &IpAddr, name: Arc<str>| {
         let same_family = |end: &&Vtep| end.address.is_ipv4() == address.is_ipv4();
         let own = own_ends.iter().find(same_family)?;
         let path = local.underlay.get(address);
@@ -113,7 +134,7 @@ pub(super) fn peers(local: &LocalView, own_ends: &[Vtep], reach: &Reach<'_>) -> 
         });
         let mtu = path.map(|path| path.mtu).or_else(|| uplink(&own.port).map(|uplink| uplink.mtu));
         let peer = Peer {
-            name: name.as_str().into(),
+            name,
             address: *address,
             source: preferred.unwrap_or(own).address,
             next_hop,
@@ -121,5 +142,7 @@ pub(super) fn peers(local: &LocalView, own_ends: &[Vtep], reach: &Reach<'_>) -> 
         };
         Some((*address, peer))
     };
-    reach.owners.iter().filter_map(peer).collect()
+    let nodes = reach.owners.iter().filter_map(|(address, name)| peer(address, name.as_str().into()));
+    let others = remotes.iter().filter(|address| !reach.owners.contains_key(address));
+    nodes.chain(others.filter_map(|address| peer(address, address.to_string().into()))).collect()
 }

@@ -89,7 +89,27 @@ const FAULTS: &[(&str, &str)] = &[
     ),
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: Uplnk\nmetadata: {name: u}\n",
-        "objects.yaml:2: Uplnk u: kind: millrace.dev/v1alpha1 Uplnk is not known here; known are millrace.dev/v1alpha1 Uplink, millrace.dev/v1alpha1 IpPool, millrace.dev/v1alpha1 IpBlock",
+        "objects.yaml:2: Uplnk u: kind: millrace.dev/v1alpha1 Uplnk is not known here; known are millrace.dev/v1alpha1 Uplink, millrace.dev/v1alpha1 IpPool, millrace.dev/v1alpha1 IpBlock, millrace.dev/v1alpha1 Bridge, millrace.dev/v1alpha1 Port",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Bridge\nmetadata: {name: b}\nspec:\n  vnis:\n  - {vlan: 4095, vni: 7}\n",
+        "objects.yaml:6: Bridge b: spec.vnis: 4095 is no VLAN: 1 to 4094",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Bridge\nmetadata: {name: b}\nspec:\n  vnis:\n  - {vni: 16777216}\n",
+        "objects.yaml:6: Bridge b: spec.vnis: 16777216 is no VNI: it has 24 bits",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Port\nmetadata: {name: p}\nspec:\n  tap: {interface: eth0}\n  trunk: [5]\n",
+        "objects.yaml:6: Port p: spec.trunk: needs a `bridge`",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Port\nmetadata: {name: p}\nspec:\n  bridge: b\n  tap: {interface: eth0}\n  vlan: 5\n  trunk: [5]\n",
+        "objects.yaml:5: Port p: spec: a port has one of `vlan`, `trunk` and `serviceVlan`",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Port\nmetadata: {name: p}\nspec:\n  bridge: b\n  afXdp: {interface: eth1, namespace: guest}\n",
+        "objects.yaml:6: Port p: spec.afXdp.namespace: the namespace is given as a path such as /run/netns/guest",
     ),
     ("- a list\n", "objects.yaml:1: apiVersion: is missing"),
 ];

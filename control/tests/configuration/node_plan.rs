@@ -236,6 +236,15 @@ fn a_node_alone_and_a_node_unknown() {
 }
 
 #[test]
+fn a_switch_that_stands_alone_needs_no_node_object() {
+    let bridge = "---\napiVersion: millrace.dev/v1alpha1\nkind: Bridge\nmetadata: {name: lan}\nspec: {}\n";
+    assert_eq!(problems(&plan(&cluster(bridge), &local(&[], &[]))), Vec::<String>::new());
+    let among_others = cluster(&(bridge.to_owned() + &node("b", &["192.0.2.2"])));
+    let told = problems(&plan(&among_others, &local(&[], &[])));
+    assert_eq!(told, ["Node a: this node has no object: other nodes cannot know where to send"]);
+}
+
+#[test]
 fn ports_beyond_the_limit_are_refused() {
     let planned = plan(&Cluster::default(), &local(&[attached(2000, "far", &["10.1.0.1"])], &[]));
     assert!(problems(&planned).contains(&"port default/far is beyond the 1024 ports of a switch".to_owned()));

@@ -97,7 +97,7 @@ impl MemoryQueue {
         partial_checksum: false,
         chained: false,
         joins: false,
-        frame_bytes: 1514,
+        frame_bytes: 1518,
     };
 
     /// Accepts at most `frames` that the far end has not taken: a slow receiver.

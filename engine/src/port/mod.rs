@@ -29,7 +29,8 @@ pub struct Capabilities {
     pub chained: bool,
     /// Wants consecutive TCP segments joined: the receiver profits from GSO units and can be told of them.
     pub joins: bool,
-    /// Longest frame it takes when the packet is no GSO unit, Ethernet header included.
+    /// Longest frame it takes when the packet is no GSO unit: Ethernet header included, and on a wire one VLAN tag, which
+    /// is no part of an MTU (IEEE 802.3 section 3.2.7).
     pub frame_bytes: usize,
 }
 

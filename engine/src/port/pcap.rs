@@ -96,7 +96,7 @@ impl PcapQueue {
             partial_checksum: false,
             chained: true,
             joins: false,
-            frame_bytes: mtu + 14,
+            frame_bytes: mtu + 18,
         }
     }
 

@@ -5,7 +5,9 @@
 //! vlan 10 udp 10.1.0.5:40000 > 10.1.0.6:53 length 4
 //! vxlan vni 7 192.0.2.1 > 192.0.2.2 | tcp ack [2001:db8::5]:40000 > [2001:db8::6]:80 length 100
 //! icmp fragmentation needed mtu 1450 10.1.0.1 > 10.1.0.5 | udp 10.1.0.5:40000 > 10.2.0.7:80
+//! vlan s100.20p5 class 46.ect0 udp 10.1.0.5:40000 > 10.1.0.6:53
 //! ```
+//! A service tag has an `s`, a priority stands behind `p`; `class` is DSCP and ECN, left out when both are zero.
 //! `length` is the layer-4 payload's, and left out when there is none. What is volatile (MAC addresses of IP
 //! packets, sequence numbers, TTL, checksums) does not appear.
 
@@ -15,6 +17,7 @@ use etherparse::{ArpPacketSlice, LaxSlicedPacket, NetSlice, SlicedPacket, TcpSli
 
 use super::decode::{Ip, VXLAN_PORTS};
 use crate::packet::Mac;
+use crate::packet::parse::ethertype;
 
 /// Says what a frame is.
 #[must_use]
@@ -23,14 +26,39 @@ pub fn describe(frame: &[u8]) -> String {
         Ok(packet) => packet,
         Err(error) => return format!("malformed: {error}"),
     };
-    let tags: Vec<String> = packet.vlan_ids().iter().map(|id| id.value().to_string()).collect();
-    let prefix = if tags.is_empty() { String::new() } else { format!("vlan {} ", tags.join(".")) };
+    let (tags, network_offset) = tags_text(frame);
+    let class = packet.net.as_ref().map_or_else(String::new, |net| class_text(net, &frame[network_offset..]));
     let body = match &packet.net {
         Some(NetSlice::Arp(arp)) => describe_arp(arp),
         Some(net) => Ip::read(net).map_or_else(String::new, |ip| describe_ip(&ip)),
         None => describe_ethernet(frame, &packet),
     };
-    prefix + &body
+    tags + &class + &body
+}
+
+/// The tags and the bytes before the network header. A service tag is marked by an `s`, a priority stands behind `p`.
+fn tags_text(frame: &[u8]) -> (String, usize) {
+    let (mut at, mut texts) = (12, Vec::new());
+    while matches!(word(frame, at), ethertype::VLAN | ethertype::QINQ) {
+        let service = if word(frame, at) == ethertype::QINQ { "s" } else { "" };
+        let control = word(frame, at + 2);
+        let priority = if control >> 13 == 0 { String::new() } else { format!("p{}", control >> 13) };
+        texts.push(format!("{service}{}{priority}", control & 0x0fff));
+        at += 4;
+    }
+    let text = if texts.is_empty() { String::new() } else { format!("vlan {} ", texts.join(".")) };
+    (text, (at + 2).min(frame.len()))
+}
+
+/// DSCP and ECN, if either says something.
+fn class_text(net: &NetSlice<'_>, header: &[u8]) -> String {
+    let class = match net {
+        NetSlice::Ipv4(_) => word(header, 0) as u8,
+        NetSlice::Ipv6(_) => (word(header, 0) >> 4) as u8,
+        NetSlice::Arp(_) => 0,
+    };
+    let ecn = ["not-ect", "ect1", "ect0", "ce"][usize::from(class & 3)];
+    if class == 0 { String::new() } else { format!("class {}.{ecn} ", class >> 2) }
 }
 
 fn describe_ethernet(frame: &[u8], packet: &SlicedPacket<'_>) -> String {

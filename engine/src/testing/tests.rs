@@ -31,7 +31,7 @@ fn one_line_says_what_a_frame_is() {
         ("tcp data", "tcp psh ack 10.1.0.5:40000 > 10.2.0.7:80 length 1398"),
         ("tcp odd data", "tcp ack 10.1.0.5:40000 > 10.2.0.7:80 length 3"),
         ("udp", "udp 10.1.0.5:5000 > 10.2.0.7:53 length 8"),
-        ("qinq udp", "vlan 100.10 udp 10.1.0.5:40000 > 10.2.0.7:80 length 4"),
+        ("qinq udp", "vlan s100.10 udp 10.1.0.5:40000 > 10.2.0.7:80 length 4"),
         ("sctp", "sctp 10.1.0.5:3868 > 10.2.0.7:3868 length 4"),
         ("first fragment", "udp 10.1.0.5:40000 > 10.2.0.7:80 length 1472 fragment 0 more"),
         ("last fragment", "udp 10.1.0.5 > 10.2.0.7 length 48 fragment 2960"),

@@ -127,7 +127,7 @@ fn ipv6_header_and_its_setters() {
     assert_eq!(ipv6::payload_length(header), Some(8));
     let read = headers(&frame);
     assert_eq!((read.ttl, read.traffic_class), (1, 0x5a));
-    assert_line(&frame, "udp [2001:db8::1]:40000 > [2001:db8::5]:80");
+    assert_line(&frame, "class 22.ect0 udp [2001:db8::1]:40000 > [2001:db8::5]:80");
     let labelled = written(|target| ipv6::write_ipv6(target, &ipv6::Ipv6 { flow_label: 0xfff_ffff, ..described }));
     assert_eq!(labelled[..4], [0x62, 0xef, 0xff, 0xff]);
 }
@@ -156,7 +156,7 @@ fn tags_go_on_and_come_off() {
         vlan::push(&mut target, ethertype::QINQ, vlan::control(100, 5)).expect("room");
         let read = headers(&target);
         assert_eq!((read.ethertype, vlan::id(read.vlan[0]), vlan::priority(read.vlan[0])), (ethertype::IPV4, 100, 5));
-        assert!(describe(&target).starts_with("vlan 100"));
+        assert!(describe(&target).starts_with("vlan s100p5"));
         assert_eq!(vlan::pop(&mut target), Some(vlan::control(100, 5)));
         assert_eq!(target[vlan::TAG_BYTES..], bytes);
     }
@@ -216,9 +216,9 @@ fn ipv4_errors_quote_the_packet() {
             let about = headers(frame);
             written(|target| icmp::write_error_frame(target, error, frame, &about, GATEWAY, [10, 1, 0, 1]))
         };
-        let line = format!("{words} 10.1.0.1 > 10.1.0.5 | udp 10.1.0.5:40000 > 10.1.0.1:80");
+        let line = format!("class 48.not-ect {words} 10.1.0.1 > 10.1.0.5 | udp 10.1.0.5:40000 > 10.1.0.1:80");
         let long = build(&about);
-        assert_line(&long, &format!("vlan 100.3 {line}"));
+        assert_line(&long, &format!("vlan s100.3 {line}"));
         assert_eq!(long.len(), 22 + 576);
         // Of a padded frame the packet is quoted, not the padding.
         let short = build(&small);

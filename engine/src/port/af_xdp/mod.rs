@@ -199,7 +199,7 @@ impl AfXdpQueue {
             (true, false) => COPY_SEGMENTS,
             (true, true) => ZERO_COPY_SEGMENTS,
         };
-        let frame_bytes = (mtu + ETHERNET_BYTES).min(segments * BUFFER_BYTES);
+        let frame_bytes = (mtu + ETHERNET_BYTES + TAG_BYTES).min(segments * BUFFER_BYTES);
         let mut opened = Self::without_socket(options, umem);
         opened.socket = Some(socket);
         (opened.ifindex, opened.frame_bytes) = (ifindex, frame_bytes);

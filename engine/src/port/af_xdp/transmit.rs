@@ -8,7 +8,7 @@
 
 use std::os::fd::AsFd;
 
-use super::{AfXdpQueue, COPY_SEGMENTS, ETHERNET_BYTES, TAG_BYTES, ZERO_COPY_SEGMENTS, sys};
+use super::{AfXdpQueue, COPY_SEGMENTS, ETHERNET_BYTES, ZERO_COPY_SEGMENTS, sys};
 use crate::counters::WorkerCounters;
 use crate::drop_reason::DropReason;
 use crate::limits::HEAD_FRAME_BYTES;
@@ -57,9 +57,8 @@ impl AfXdpQueue {
     /// How `packet` can go into the ring; the same answer each time it is asked for a packet.
     #[inline]
     fn form(&self, memory: &FrameMemory, packet: &Packet) -> Form {
-        let longest = self.frame_bytes + TAG_BYTES;
         let plain = packet.checksum() == Checksum::Complete && packet.gso().is_none();
-        if !plain || packet.length() > longest || packet.head_length() < ETHERNET_BYTES {
+        if !plain || packet.length() > self.frame_bytes || packet.head_length() < ETHERNET_BYTES {
             return Form::Refused(DropReason::PortRefused);
         }
         if !packet.is_chained() {
