@@ -93,6 +93,7 @@ events! {
     ServiceAffinity "service.affinity" "Of these, those whose client had the endpoint before.";
     ServiceRetried "service.retried" "Of these, those whose first endpoint never answered.";
     ServiceAffinityFull "service.affinity_full" "Clients with session affinity that were not remembered for lack of room.";
+    HandedBack "host.handed_back" "Frames of an uplink that turned out to be the host's and were given to its kernel.";
     MacLearned "bridge.learned" "MAC addresses learned.";
     MacMoved "bridge.moved" "MAC addresses seen on another port than before.";
     MacHeld "bridge.held" "Moves refused because a MAC address moved too often.";

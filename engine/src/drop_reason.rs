@@ -53,7 +53,7 @@ drop_reasons! {
     VxlanChecksum "vxlan_checksum" "The outer UDP checksum is present and wrong, or absent over IPv6." "Look for a faulty link; over IPv6 the peer must send a checksum.";
     EcnNotCapable "ecn_not_capable" "The tunnel met congestion, but the inner packet cannot carry the mark (RFC 6040 section 4.2)." "Harmless now and then; if it grows, the underlay is congested.";
     SctpFragment "sctp_fragment" "The ports of a fragmented SCTP packet were to be translated, but its CRC covers all fragments." "Lower the path MTU of the SCTP endpoint, so that it sends no fragments.";
-    NotForUs "not_for_us" "The frame reached an uplink but is neither for a tunnel nor for anything this switch serves." "Harmless; the XDP program passes such frames to the host's kernel before they get here.";
+    NotForUs "not_for_us" "The frame reached an uplink but is neither for a tunnel nor for anything this switch serves." "Harmless where other stations' or group frames are seen; else see `show status` for why the host has no port to get it by.";
     PortUnknown "port_unknown" "The port is attached but the published tables do not know it yet." "Transient while a pod is being added; if it lasts, see `millrace show status`.";
     PortDown "port_down" "The packet's output port has no queue on this node." "`millrace show ports`: the pod may be terminating.";
     SourceMacSpoofed "source_mac_spoofed" "The pod sent from a MAC address that is not its own." "Pods may not change their MAC; macvlan inside a pod is not supported.";

@@ -14,7 +14,7 @@ mod root_tests;
 #[path = "support/namespaces.rs"]
 mod namespaces;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Packet, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
-    AfXdpOptions, AfXdpQueue, AttachPreference, Steering, SteeringError, Umem, VxlanRules, set_transmit_checksum,
+    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, SharedRules, SteeredPorts, Steering, SteeringError,
+    SteeringRules, Umem, VxlanRules, set_transmit_checksum,
 };
 use namespaces::{End, Namespace, add_address, add_neighbour, make_veth, set_up};
 
@@ -91,6 +92,8 @@ struct Ends {
     memory: FrameMemory,
     queue: AfXdpQueue,
     kernel: Vec<UdpSocket>,
+    /// Lengths of frames that came together with the one last told.
+    steered: VecDeque<usize>,
 }
 
 impl Ends {
@@ -105,7 +108,7 @@ impl Ends {
             socket
         };
         let kernel = [VXLAN, OTHER].map(|port| bind("::", port)).into();
-        let mut ends = Self { memory, queue, kernel };
+        let mut ends = Self { memory, queue, kernel, steered: VecDeque::new() };
         assert_eq!(ends.next(Duration::ZERO), None);
         ends
     }
@@ -116,11 +119,12 @@ impl Ends {
         let mut vector: Vec<Packet> = Vec::with_capacity(64);
         let mut buffer = [0; 65536];
         loop {
-            if self.queue.receive(&mut self.memory, &mut vector) > 0 {
-                assert_eq!(vector.len(), 1);
-                let packet = vector.pop().expect("packet");
-                let length = packet.length();
+            self.queue.receive(&mut self.memory, &mut vector);
+            for packet in vector.drain(..) {
+                self.steered.push_back(packet.length());
                 self.memory.release(packet);
+            }
+            if let Some(length) = self.steered.pop_front() {
                 return Some(('x', length));
             }
             for socket in &self.kernel {
@@ -148,7 +152,7 @@ fn only_vxlan_from_known_peers_to_our_tunnel_address_is_steered() {
     let network = Network::new();
     for preference in [AttachPreference::Native, AttachPreference::Generic] {
         network.switch.run(|| {
-            let mut steering = Steering::vxlan("a0", rules(), preference).expect("steering");
+            let mut steering = Steering::by_rules("a0", rules(), preference).expect("steering");
             let mut ends = Ends::open(&mut steering);
             let mut check = |name: &str, source, target, port, length, options, expected| {
                 network.send(source, target, port, length, options);
@@ -175,34 +179,88 @@ fn only_vxlan_from_known_peers_to_our_tunnel_address_is_steered() {
     }
 }
 
+/// Which of the two gets how many frames of one datagram or message.
+fn frames(ends: &mut Ends) -> Vec<char> {
+    let first = ends.next(Duration::from_secs(2));
+    let more = std::iter::from_fn(|| ends.next(Duration::from_millis(20)));
+    first.into_iter().chain(more).map(|(who, _)| who).collect()
+}
+
+fn what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back() {
+    let network = Network::new();
+    let destination = |address| Destination { address: ip(address), protocol: 17, port: OTHER };
+    let shared = SharedRules {
+        own: HashSet::from(["192.0.2.2", "2001:db8::2"].map(ip)),
+        destinations: HashSet::from(["192.0.2.3", "2001:db8::3"].map(destination)),
+        ranges: vec![SteeredPorts { protocol: 17, first: OTHER - 1, last: OTHER }],
+        ranged: HashSet::from(["192.0.2.2", "2001:db8::2"].map(ip)),
+    };
+    let with = |change: &dyn Fn(&mut SharedRules)| {
+        let mut shared = shared.clone();
+        change(&mut shared);
+        SteeringRules { vxlan: rules(), shared: Some(shared) }
+    };
+    let everything = with(&|_| {});
+    let no_port = with(&|shared| shared.ranges.iter_mut().for_each(|range| range.last = range.first));
+    let another_protocol = with(&|shared| shared.ranges.iter_mut().for_each(|range| range.protocol = 6));
+    let no_destination = with(&|shared| shared.destinations.clear());
+    network.switch.run(|| {
+        let mut steering =
+            Steering::by_rules("a0", SteeringRules::default(), AttachPreference::Native).expect("steering");
+        let mut ends = Ends::open(&mut steering);
+        for (source, own, other) in
+            [("192.0.2.9", "192.0.2.2", "192.0.2.3"), ("2001:db8::9", "2001:db8::2", "2001:db8::3")]
+        {
+            let mut check = |name: &str, rules: &SteeringRules, target, port, length, expected: &str| {
+                steering.set_rules(rules).expect("rules");
+                network.send(source, target, port, length, false);
+                assert_eq!(frames(&mut ends).iter().collect::<String>(), expected, "{name} from {source}");
+            };
+            check("fragments", &everything, own, 1, 4000, "xxx");
+            check("fragments, nobody to hand back to", &rules().into(), own, OTHER, 4000, "k");
+            check("a port of the range", &everything, own, OTHER, 100, "x");
+            check("a port beyond the range", &no_port, own, OTHER, 100, "k");
+            check("a range of another protocol", &another_protocol, own, OTHER, 100, "k");
+            check("a destination", &no_port, other, OTHER, 100, "x");
+            check("fragments to a destination", &no_port, other, 1, 4000, "xxx");
+            check("another port of that address", &everything, other, VXLAN, 100, "k");
+            check("no destination", &no_destination, other, OTHER, 100, "k");
+            check("fragments to an address of nobody", &no_destination, other, OTHER, 4000, "k");
+            check("VXLAN of no peer", &everything, own, VXLAN, 100, "k");
+        }
+        ends.queue.close(&mut ends.memory);
+        assert_eq!(ends.memory.free_heads(), HEADS);
+    });
+}
+
 fn steering_follows_its_rules_and_ends_with_its_socket() {
     let network = Network::new();
     network.switch.run(|| {
-        let mut steering = Steering::vxlan("a0", VxlanRules::default(), AttachPreference::Native).expect("steering");
+        let mut steering =
+            Steering::by_rules("a0", SteeringRules::default(), AttachPreference::Native).expect("steering");
         let mut ends = Ends::open(&mut steering);
         let goes = |ends: &mut Ends, name: &str, source, port, expected| {
             network.send(source, "192.0.2.2", port, 100, false);
             assert_eq!(ends.next(Duration::from_secs(2)).map(|(who, _)| who), Some(expected), "{name}");
         };
         goes(&mut ends, "no rules", "192.0.2.1", VXLAN, 'k');
-        steering.set_rules(&rules()).expect("rules");
-        assert_eq!(steering.rules(), &rules());
+        steering.set_rules(&rules().into()).expect("rules");
+        assert_eq!(steering.rules(), &rules().into());
         goes(&mut ends, "rules", "192.0.2.1", VXLAN, 'x');
         steering.set_peers(HashSet::from(["192.0.2.9"].map(ip))).expect("peers");
         goes(&mut ends, "peer removed", "192.0.2.1", VXLAN, 'k');
         goes(&mut ends, "peer added", "192.0.2.9", VXLAN, 'x');
-        steering.set_rules(&VxlanRules { port: OTHER, ..rules() }).expect("port");
+        steering.set_rules(&VxlanRules { port: OTHER, ..rules() }.into()).expect("port");
         goes(&mut ends, "old port", "192.0.2.1", VXLAN, 'k');
         goes(&mut ends, "new port", "192.0.2.1", OTHER, 'x');
-        let many = (0..65).map(|number| IpAddr::from([10, 0, 0, number])).collect();
-        let error = steering.set_rules(&VxlanRules { local: many, ..rules() }).expect_err("too many");
-        assert!(matches!(error, SteeringError::TooMany { count: 65, limit: 64, .. }), "{error}");
+        let number = |number: u32| IpAddr::from((0x0a00_0000 + number).to_be_bytes());
+        let many = (0..16_385).map(number).collect();
+        let error = steering.set_rules(&VxlanRules { local: many, ..rules() }.into()).expect_err("too many");
+        assert!(matches!(error, SteeringError::TooMany { count: 16_385, limit: 16_384, .. }), "{error}");
         goes(&mut ends, "after a refusal", "192.0.2.1", OTHER, 'x');
-        let many: HashSet<IpAddr> =
-            (0..16_384u32).map(|number| IpAddr::from((0x0a00_0000 + number).to_be_bytes())).collect();
-        steering.set_peers(many).expect("a large cluster");
+        steering.set_peers((0..16_384).map(number).collect()).expect("a large cluster");
         goes(&mut ends, "none of many peers", "192.0.2.1", OTHER, 'k');
-        steering.set_rules(&rules()).expect("rules");
+        steering.set_rules(&rules().into()).expect("rules");
 
         steering.remove_socket(0).expect("remove");
         steering.remove_socket(0).expect("remove what is not there");
@@ -227,7 +285,7 @@ fn hold_the_queue_until_killed() {
     if std::env::var_os(HOLD).is_none() {
         return;
     }
-    let mut steering = Steering::vxlan("a0", rules(), AttachPreference::Native).expect("steering");
+    let mut steering = Steering::by_rules("a0", rules(), AttachPreference::Native).expect("steering");
     let mut ends = Ends::open(&mut steering);
     println!("\nholding");
     ends.next(Duration::from_secs(30));
@@ -250,7 +308,7 @@ fn a_killed_process_leaves_the_interface_to_the_kernel() {
         assert!(holding, "the child opened the queue");
         assert!(occupied.is_some_and(|error| error.contains("another XDP program is attached (native)")));
         // A successor has the queue and the program within the second for which opening tries.
-        let mut steering = Steering::vxlan("a0", rules(), AttachPreference::Native).expect("steering");
+        let mut steering = Steering::by_rules("a0", rules(), AttachPreference::Native).expect("steering");
         let mut ends = Ends::open(&mut steering);
         network.send("192.0.2.1", "192.0.2.2", VXLAN, 100, false);
         assert_eq!(ends.next(Duration::from_secs(2)), Some(('x', 142)));
@@ -261,6 +319,7 @@ fn a_killed_process_leaves_the_interface_to_the_kernel() {
 root_tests! {
     every run [
         only_vxlan_from_known_peers_to_our_tunnel_address_is_steered,
+        what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back,
         steering_follows_its_rules_and_ends_with_its_socket,
         a_killed_process_leaves_the_interface_to_the_kernel,
     ],

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! client sends PACKET             at a pod, the host (`host-a`) or a member port of a bridged segment
-//! underlay sends a PACKET         at the uplink of node a
+//! underlay sends a PACKET         at the uplink of node a; outside of tunnels it is sent `to uplink-a`
 //! time passes 10 s                on every node's clock
 //! ```
 //! and any line of `given`, as a change. What happens is told as
@@ -32,6 +32,9 @@ use super::given::{self, Given, Presence, number};
 use super::packet_text::{Link, frame_of};
 use crate::cluster::{ClusterNode, UPLINK, uplink_mac};
 use crate::memory_store::MemoryStore;
+
+/// Source of what the underlay sends.
+const UNDERLAY_STATION: Mac = Mac([2, 0, 0, 0, 0, 0xee]);
 
 /// Frames that leave switches in one step, at most: a scenario beyond it is a loop between nodes.
 const FRAMES: usize = 10_000;
@@ -106,7 +109,7 @@ impl World {
         let (node, port, link, packet) = if who == "underlay" {
             let (name, packet) = packet.split_once(' ').ok_or("the underlay sends a node a packet")?;
             let own = StationMac::of_node(&NodeName::new(name).map_err(|error| error.to_string())?).mac();
-            let link = Link { source: Mac([2, 0, 0, 0, 0, 0xee]), destination: own };
+            let link = Link { source: UNDERLAY_STATION, destination: own };
             (self.node(name)?, UPLINK, link, packet)
         } else {
             let end = self.ends.get(who).ok_or(format!("{who} is neither a pod nor a port"))?;
@@ -115,6 +118,9 @@ impl World {
         };
         let station = |name: &str| match name {
             "gateway" => Some(GATEWAY_MAC),
+            name if let Some(node) = name.strip_prefix("uplink-") => {
+                self.nodes.iter().find(|known| known.name == node).map(|node| node.uplink_mac)
+            }
             name => self.ends.get(name).map(|end| end.mac),
         };
         let frame = frame_of(packet, link, station)?;
@@ -319,7 +325,8 @@ fn checked(frame: &WireFrame, sound: bool) -> Result<(), String> {
     checksums_valid(&frame.bytes).map_err(|error| format!("{}: {error}", describe(&frame.bytes)))
 }
 
-/// What a pod or member gets, in words; a pod's frames must come from the gateway to the pod.
+/// What a pod or member gets, in words; a pod's frames must come from the gateway to the pod, those of the host may also be
+/// ones that the underlay sent.
 fn delivered(frame: &WireFrame, end: &End) -> Result<String, String> {
     let mut text = describe(&frame.bytes);
     if let Some(gso) = frame.gso {
@@ -329,7 +336,7 @@ fn delivered(frame: &WireFrame, end: &End) -> Result<String, String> {
         return Ok(text);
     }
     let macs = (Mac::read(&frame.bytes), Mac::read(frame.bytes.get(6..).unwrap_or_default()));
-    if macs != (end.mac, GATEWAY_MAC) {
+    if macs.0 != end.mac || ![GATEWAY_MAC, UNDERLAY_STATION].contains(&macs.1) {
         return Err(format!("{text}: sent from {} to {}, the pod is {}", macs.1, macs.0, end.mac));
     }
     let ttl = match frame.bytes.get(12..14) {

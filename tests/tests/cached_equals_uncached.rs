@@ -146,7 +146,7 @@ impl World {
             let name = format!("member-{member}").into();
             tables.ports.insert(Port { index: PortIndex(*member), name, mtu: 1500, role });
         }
-        let role = PortRole::Uplink(UplinkPort { mac: uplink_mac(UPLINK) });
+        let role = PortRole::Uplink(UplinkPort { mac: uplink_mac(UPLINK), hand_back: None });
         tables.ports.insert(Port { index: PortIndex(UPLINK), name: "uplink".into(), mtu: 1500, role });
         let members = self.members.iter().map(|member| Member::new(PortIndex(*member), None)).collect();
         let bridged = BridgedSegment { members, remotes: self.remotes.clone(), ..BridgedSegment::default() };

@@ -107,7 +107,7 @@ fn object(reason: &Reason) -> String {
     match reason {
         Reason::Admitted(name, _) | Reason::Leaves(name) | Reason::Routed(_, name) => name.to_string(),
         Reason::AdmittedFrom(name, ..) | Reason::Encapsulated(_, name) => format!("node {name}"),
-        Reason::Station(_, name) => name.to_string(),
+        Reason::Station(_, name) | Reason::HandedBack(_, name) => name.to_string(),
         Reason::Picked(picked) => picked.service.to_string(),
         Reason::Answered(_) | Reason::Flooded(_) | Reason::Opens | Reason::Known(_) | Reason::Related(_) => {
             String::new()
@@ -128,6 +128,7 @@ fn verdict(tables: &Snapshot, verdict: &Verdict) -> (String, Option<DropReason>)
         }
         Verdict::Flood(_, copies) => (format!("flood to {}", copies.len()), None),
         Verdict::Reply(_) => ("answered by the gateway".to_owned(), None),
+        Verdict::HandBack(_) => ("back to the host's kernel".to_owned(), None),
         Verdict::Drop(reason) | Verdict::Reject(reason, _) => (format!("drop {reason}"), Some(*reason)),
     }
 }

@@ -135,7 +135,7 @@ impl Follower {
                 Err(error) => problems.push(format!("the way to {destination} is unknown: {error}")),
             }
         }
-        self.uplinks.steer(paths.keys().copied(), standing.plan.as_deref());
+        self.uplinks.steer(paths.keys().copied(), &uplinks, standing.plan.as_ref());
         self.tell(Seen { uplinks, bridge_ports, paths });
         self.shared.uplinks_looked_at(problems);
     }

@@ -10,13 +10,16 @@ use std::sync::Arc;
 
 use millrace_engine::packet::PortIndex;
 use millrace_engine::port::PortQueue;
-use millrace_engine::port::af_xdp::{AfXdpOptions, AfXdpQueue, AttachPreference, Steering, VxlanRules};
+use millrace_engine::port::af_xdp::{
+    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, SharedRules, Steering, SteeringRules, VxlanRules,
+};
+use millrace_engine::tables::PortRole;
 
 use super::pods::FIRST_POD_PORT;
 use super::shared::Shared;
 use crate::cluster::{Cluster, InterfaceName};
 use crate::kernel::{Link, Netlink};
-use crate::plan::{self, LocalUplink, NodePlan};
+use crate::plan::{self, LocalUplink, NodePlan, Steered};
 
 struct Uplink {
     port: PortIndex,
@@ -30,11 +33,13 @@ pub(super) struct Uplinks {
     taken: BTreeMap<InterfaceName, Uplink>,
     refused: BTreeMap<InterfaceName, String>,
     steering_problem: Option<String>,
+    /// The plan that was asked last for what of Services is steered, and its answer.
+    steered: Option<(Arc<NodePlan>, HashSet<Destination>)>,
 }
 
 impl Uplinks {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, taken: BTreeMap::new(), refused: BTreeMap::new(), steering_problem: None }
+        Self { shared, taken: BTreeMap::new(), refused: BTreeMap::new(), steering_problem: None, steered: None }
     }
 
     /// Takes and gives back interfaces as the objects say; returns those in use.
@@ -98,7 +103,7 @@ impl Uplinks {
                 umems.len()
             ));
         }
-        let mut steering = Steering::vxlan(name.as_str(), VxlanRules::default(), AttachPreference::default())
+        let mut steering = Steering::by_rules(name.as_str(), SteeringRules::default(), AttachPreference::default())
             .map_err(|error| error.to_string())?;
         let mut boxed: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
         for (number, umem) in umems.iter().enumerate().take(queues) {
@@ -132,15 +137,33 @@ impl Uplinks {
         self.taken.values().find(|uplink| uplink.link == link).map(|uplink| uplink.port)
     }
 
-    /// Tells the steering programs whose VXLAN is ours.
-    pub(super) fn steer(&mut self, peers: impl Iterator<Item = IpAddr>, plan: Option<&NodePlan>) {
+    /// Tells the steering programs what is ours: the tunnels of `peers`, and with a port of the host also what the plan
+    /// says of Services, and fragments and ICMP to the addresses of the uplinks.
+    pub(super) fn steer(
+        &mut self,
+        peers: impl Iterator<Item = IpAddr>,
+        uplinks: &BTreeMap<PortIndex, LocalUplink>,
+        plan: Option<&Arc<NodePlan>>,
+    ) {
         let Some(plan) = plan else { return };
+        if self.steered.as_ref().is_none_or(|(known, _)| !Arc::ptr_eq(known, plan)) {
+            self.steered = Some((Arc::clone(plan), destinations(plan)));
+        }
+        let destinations = self.steered.iter().flat_map(|(_, destinations)| destinations.iter().copied());
         let local = plan.tunnels.local.iter().map(|end| end.address).collect();
-        let rules = VxlanRules { port: plan.tunnels.udp_port, local, peers: peers.collect() };
+        let vxlan = VxlanRules { port: plan.tunnels.udp_port, local, peers: peers.collect() };
+        let shared = SharedRules {
+            own: uplinks.values().flat_map(|uplink| uplink.addresses.iter().copied()).collect(),
+            destinations: destinations.collect(),
+            ..SharedRules::default()
+        };
+        let tunnels_only = SteeringRules { vxlan, shared: None };
+        let all = SteeringRules { shared: Some(shared), ..tunnels_only.clone() };
         self.steering_problem = None;
         for uplink in self.taken.values_mut() {
-            if *uplink.steering.rules() != rules
-                && let Err(error) = uplink.steering.set_rules(&rules)
+            let rules = if hands_back(plan, uplink.port) { &all } else { &tunnels_only };
+            if uplink.steering.rules() != rules
+                && let Err(error) = uplink.steering.set_rules(rules)
             {
                 self.steering_problem = Some(error.to_string());
             }
@@ -151,6 +174,19 @@ impl Uplinks {
     pub(super) fn problems(&self) -> Vec<String> {
         self.refused.values().chain(&self.steering_problem).cloned().collect()
     }
+}
+
+/// What of Services is steered.
+fn destinations(plan: &NodePlan) -> HashSet<Destination> {
+    let destination = |Steered { address, protocol, port }| Destination { address, protocol, port };
+    plan.services.steered().into_iter().map(destination).collect()
+}
+
+/// Whether the workers know where the host takes back what reached this uplink and is not ours. Without, they would drop
+/// it.
+fn hands_back(plan: &NodePlan, port: PortIndex) -> bool {
+    let role = plan.ports.get(&port).map(|port| &port.role);
+    matches!(role, Some(PortRole::Uplink(uplink)) if uplink.hand_back.is_some())
 }
 
 fn is_link_local(address: IpAddr) -> bool {

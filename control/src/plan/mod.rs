@@ -21,7 +21,7 @@ use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{
-    self, Mirror, Peer, PodPort, PolicyTable, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep,
+    self, HandBack, Mirror, Peer, PodPort, PolicyTable, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep,
 };
 
 use self::policy::PolicyPlanner;
@@ -224,11 +224,12 @@ fn ports(
         mtu: host.mtu,
         role: PortRole::Host(host::role(host, router_addresses)),
     });
+    let hand_back = local.host.as_ref().map(|host| HandBack { port: host.port, mac: host.mac });
     let uplinks = local.uplinks.iter().map(|(index, uplink)| tables::Port {
         index: *index,
         name: uplink.interface.as_str().into(),
         mtu: uplink.mtu,
-        role: PortRole::Uplink(UplinkPort { mac: uplink.mac }),
+        role: PortRole::Uplink(UplinkPort { mac: uplink.mac, hand_back }),
     });
     let pods = local.pods.iter().map(|(index, pod)| tables::Port {
         index: *index,

@@ -5,6 +5,7 @@
 //! Tests run one after another unless `--test-threads` says otherwise, since some measure time.
 
 mod agent_process;
+mod boundary;
 mod cluster;
 mod directory;
 mod faults;
@@ -31,7 +32,7 @@ use root_tests::RootTest;
 /// A test by its name.
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 21] = [
+const TESTS: [Test; 22] = [
     ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),
     ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),
     ("status_says_whether_a_pod_could_be_plugged_in", verbs::status_says_whether_a_pod_could_be_plugged_in),
@@ -43,6 +44,7 @@ const TESTS: [Test; 21] = [
     ("a_kernel_in_flannels_layout_is_a_peer", flannel::a_kernel_in_flannels_layout_is_a_peer),
     ("the_host_reaches_pods_and_pods_reach_it", host::the_host_reaches_pods_and_pods_reach_it),
     ("the_hosts_port_outlives_its_agent", host::the_hosts_port_outlives_its_agent),
+    ("the_hosts_own_traffic_goes_on_beside_pods", boundary::the_hosts_own_traffic_goes_on_beside_pods),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),

@@ -2,18 +2,20 @@
 //!
 //! First, because nothing else may look at a packet before its tenant is known and its source is believed. A pod
 //! sends from its own MAC and addresses only, and so does the host; what comes out of a tunnel must come from the node
-//! that its inner source address is routed to.
+//! that its inner source address is routed to. What reached an uplink for the host alone goes back to its kernel from here.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::ControlFlow;
 
-use super::Walk;
 use super::decision::{Reason, Stage, Verdict};
+use super::{Arrival, Walk};
 use crate::drop_reason::DropReason;
 use crate::packet::parse::flag;
 use crate::packet::wire::vlan;
 use crate::packet::{Headers, Mac, Network};
-use crate::tables::{BridgedPort, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, TagProtocol};
+use crate::tables::{
+    BridgedPort, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, TagProtocol, UplinkPort,
+};
 
 /// Finds the packet's segment or ends the walk.
 pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment> {
@@ -24,6 +26,7 @@ pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment
         PortRole::Pod(pod) => admit_member(walk, port, pod.segment, pod.mac, &pod.addresses),
         PortRole::Host(host) => admit_member(walk, port, host.segment, host.mac, &host.addresses),
         PortRole::Bridged(bridged) => admit_bridged(walk, port, bridged),
+        PortRole::Uplink(uplink) if walk.arrival.tunnel.is_none() => hand_back(walk, port, uplink),
         PortRole::Uplink(_) => admit_tunnelled(walk),
         PortRole::Mirror => walk.drop(Stage::Admit, DropReason::MirrorPort),
     }
@@ -104,6 +107,33 @@ fn membership(headers: &Headers, bridged: &BridgedPort) -> Option<(SegmentIndex,
         (TagProtocol::Service, false) => bridged.untagged.map(|index| (index, 0)),
         (TagProtocol::Customer, true) => None,
     }
+}
+
+/// What reached an uplink outside of any tunnel is the host's, where it has a port to get it by. The steering program
+/// cannot tell whose a fragment or an ICMP message is, so it takes all of them.
+fn hand_back<T>(walk: &mut Walk<'_>, port: &Port, uplink: &UplinkPort) -> ControlFlow<Verdict, T> {
+    let target = uplink.hand_back.filter(|_| is_for_one_host(walk.arrival, uplink.mac));
+    let host = target.and_then(|target| walk.tables.ports.get(target.port).map(|host| (target, host)));
+    let Some((target, host)) = host else {
+        return walk.drop(Stage::Admit, DropReason::NotForUs);
+    };
+    walk.dependencies.egress = target.port;
+    walk.note(Stage::Admit, Reason::HandedBack(port.name.clone(), host.name.clone()));
+    ControlFlow::Break(Verdict::HandBack(target))
+}
+
+/// Whether the packet was sent to this station and to an address of one host. Frames that another station was to get,
+/// and groups, stay the uplink's: the kernel would take a frame whose MAC address is changed for its own.
+fn is_for_one_host(arrival: &Arrival<'_>, mac: Mac) -> bool {
+    let headers = arrival.headers;
+    let is_single = match headers.destination_address() {
+        IpAddr::V4(address) => !address.is_multicast() && !address.is_broadcast() && !address.is_unspecified(),
+        IpAddr::V6(address) => !address.is_multicast() && !address.is_unspecified(),
+    };
+    matches!(headers.network, Network::Ipv4 | Network::Ipv6)
+        && headers.vlan_tags == 0
+        && is_single
+        && arrival.destination_mac() == mac
 }
 
 fn admit_tunnelled<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment> {

@@ -17,7 +17,7 @@ use crate::packet::{Mac, PortIndex};
 use crate::state::{ConnectionReference, Direction, FragmentKey, Fragmented, NewConnection};
 pub use crate::tables::Location;
 use crate::tables::policy::{self, Denial, RuleList};
-use crate::tables::{Change, FloodClass, SegmentIndex, Vni};
+use crate::tables::{Change, FloodClass, HandBack, SegmentIndex, Vni};
 
 /// The outcome of one walk through the slow path.
 #[derive(Clone, Debug)]
@@ -47,6 +47,8 @@ pub enum Verdict {
     Flood(FloodClass, Vec<Forward>),
     /// It is answered out of the port it came by.
     Reply(Reply),
+    /// It goes back to the host's kernel as it came, but for its destination MAC address.
+    HandBack(HandBack),
     /// It is dropped.
     Drop(DropReason),
     /// It is dropped and its sender told by an ICMP error.
@@ -218,6 +220,8 @@ pub enum Reason {
     AdmittedFrom(Arc<str>, Vni, Arc<str>),
     /// Answered.
     Answered(Reply),
+    /// Came by this uplink, is not ours, and goes to the host by this port.
+    HandedBack(Arc<str>, Arc<str>),
     /// The station lives behind this port or node.
     Station(Mac, Arc<str>),
     /// The station is unknown, or the frame is for a group: to this many others.
@@ -262,6 +266,7 @@ impl fmt::Display for Reason {
             Reason::Answered(Reply::Arp(mac)) => write!(formatter, "arp answered: gateway is {mac}"),
             Reason::Answered(Reply::NeighbourAdvertisement(mac)) => write!(formatter, "nd answered: gateway is {mac}"),
             Reason::Answered(Reply::Echo) => formatter.write_str("echo answered by the gateway"),
+            Reason::HandedBack(uplink, host) => write!(formatter, "{uplink}, not ours: back to the host by {host}"),
             Reason::Station(mac, place) => write!(formatter, "{mac} is at {place}"),
             Reason::Flooded(copies) => write!(formatter, "flood to {copies}"),
             Reason::Opens => formatter.write_str("new"),

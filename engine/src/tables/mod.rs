@@ -21,7 +21,7 @@ pub use bridging::{
 };
 pub use change::{Change, ChangeSet};
 pub use policy::PolicyTable;
-pub use ports::{HostPort, PodPort, Port, PortRole, PortTable, UplinkPort};
+pub use ports::{HandBack, HostPort, PodPort, Port, PortRole, PortTable, UplinkPort};
 pub use publish::{Publisher, Subscription};
 pub use segments::{
     PortRange, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Vni, address_bits,

@@ -62,6 +62,17 @@ pub struct HostPort {
 pub struct UplinkPort {
     /// The interface's MAC address.
     pub mac: Mac,
+    /// Who gets what arrives outside of any tunnel and is not ours; `None` drops it.
+    pub hand_back: Option<HandBack>,
+}
+
+/// The host's own port, as the place where an uplink's frames go back to the host's kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandBack {
+    /// The port.
+    pub port: PortIndex,
+    /// MAC address of the host's interface: what the frame is addressed to from then on.
+    pub mac: Mac,
 }
 
 /// All ports, by number. A change copies one pointer for each port.

@@ -246,7 +246,7 @@ pub fn pods_snapshot(pods: &[TestPod], uplink: u16, tunnel_mac: Mac, peers: &[Te
         index: PortIndex(uplink),
         name: "uplink".into(),
         mtu: 1500,
-        role: PortRole::Uplink(UplinkPort { mac: uplink_mac(uplink) }),
+        role: PortRole::Uplink(UplinkPort { mac: uplink_mac(uplink), hand_back: None }),
     });
     for peer in peers {
         add_peer(&mut snapshot, &mut routed, uplink, peer);

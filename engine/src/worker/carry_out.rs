@@ -14,7 +14,7 @@ use crate::state::{
     Advanced, CachePlace, ConnectionReference, Direction, Learned, LearningRules, NewConnection, Opened, Removed,
 };
 use crate::tables::policy::Denial;
-use crate::tables::{Change, FloodClass, PortRole, SegmentIndex, SegmentKind};
+use crate::tables::{Change, FloodClass, HandBack, PortRole, SegmentIndex, SegmentKind};
 use crate::transmit::{Fate, Layout};
 
 /// The connection a packet belongs to, and its direction.
@@ -63,6 +63,7 @@ impl Worker {
             }
             Verdict::Flood(class, copies) => self.flood(number, &frame, *class, copies, packet),
             Verdict::Reply(reply) => self.reply(&frame, *reply, packet),
+            Verdict::HandBack(target) => self.hand_back(*target, packet),
             Verdict::Drop(reason) => outlet!(self).drop(packet, *reason),
             Verdict::Reject(reason, rejection) => self.reject(&frame, *reason, *rejection, packet),
         }
@@ -146,6 +147,17 @@ impl Worker {
         let mut layout = Layout::default();
         let fate = Fate::of_edit(&self.memory, &mut packet, &subject, &compiled, translation, egress, &mut layout);
         self.transmit.settle(&mut outlet!(self), packet, fate, &layout);
+    }
+
+    /// Gives a frame of an uplink to the host's kernel: what the kernel would have got, but for the interface it comes by
+    /// and the MAC address, which is that interface's.
+    fn hand_back(&mut self, target: HandBack, mut packet: Packet) {
+        match self.memory.head_mut(&mut packet).first_chunk_mut::<6>() {
+            Some(destination) => *destination = target.mac.0,
+            None => return outlet!(self).drop(packet, DropReason::EthernetTruncated),
+        }
+        self.counters.event(Event::HandedBack).add(1);
+        self.transmit.settle(&mut outlet!(self), packet, Fate::Leaves(target.port), &Layout::default());
     }
 
     fn flood(&mut self, number: usize, frame: &FrameReading, class: FloodClass, copies: &[Forward], packet: Packet) {

@@ -1,4 +1,5 @@
-//! What a received packet is: parsed, and if it came through a tunnel, unwrapped and its peer known.
+//! What a received packet is: parsed, and if it came through a tunnel, unwrapped and its peer known. What reached an
+//! uplink outside of any tunnel is read as it stands, for admission to say whose it is.
 //!
 //! The hot half of admission. The peer and VNI of a tunnelled frame are looked up in the tables once and remembered
 //! in a small direct-mapped memo, which a publish empties; each such pair has a number that is part of the flow key,
@@ -203,7 +204,9 @@ impl IngressTable {
             && outer.vlan_tags == 0
             && tables.tunnels.is_local(outer.destination_address());
         if !for_tunnel {
-            return Err(DropReason::NotForUs);
+            verify_offload(packet, 0, &outer)?;
+            *frame = FrameReading { headers: outer, ingress: u32::from(packet.ingress.0), ..FrameReading::EMPTY };
+            return Ok(());
         }
         let (vni, inner_offset) = parse::parse_vxlan(head, &outer)?;
         let vni = Vni::new(vni).ok_or(DropReason::VxlanFlags)?;

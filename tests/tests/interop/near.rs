@@ -70,7 +70,7 @@ impl Near {
         let handle = wires.sides[side].handle();
         let taken = handle.enter(|| {
             let everything = Steering::everything(WIRE, AttachPreference::default()).expect("steering");
-            let vxlan = Steering::vxlan(UNDERLAY, rules, AttachPreference::default()).expect("steering");
+            let vxlan = Steering::by_rules(UNDERLAY, rules, AttachPreference::default()).expect("steering");
             [(everything, WIRE, wire), (vxlan, UNDERLAY, UPLINK)]
                 .map(|(steering, name, port)| open(steering, name, port, &umem))
         });

@@ -35,7 +35,10 @@ use socket::{Request, Socket};
 use umem::LentFrames;
 
 pub use socket::{Attempt, RingSizes};
-pub use steering::{AttachMode, AttachPreference, Steering, SteeringError, VxlanRules};
+pub use steering::{
+    AttachMode, AttachPreference, Destination, SharedRules, SteeredPorts, Steering, SteeringError, SteeringRules,
+    VxlanRules,
+};
 pub use sys::{receive_queues, set_transmit_checksum};
 pub use umem::Umem;
 

@@ -2,10 +2,17 @@
 //
 // Which frames of an interface reach user space; all others go on to the host's kernel untouched.
 //
-// Redirected: VXLAN (UDP to the configured port) over IPv4 or IPv6 to one of this node's tunnel addresses from the
-// outer address of a known node. Fragments, tagged frames, IPv6 with extension headers and whatever else cannot be
-// told for certain pass. Where no socket is bound to the receiving queue the redirect itself falls back to passing,
-// so a node whose agent is dead keeps its own network.
+// Redirected:
+// - VXLAN (UDP to the configured port) over IPv4 or IPv6 to one of this node's tunnel addresses from the outer address
+//   of a known node;
+// - with HAND_BACK, which says that user space gives the kernel what turns out not to be its own: TCP, UDP and SCTP to
+//   a known destination (address, protocol, port) or to a port range of an own address; all fragments to own addresses,
+//   since later ones carry no port; and ICMP to them, since an error says only inside whose it is. Neighbour discovery
+//   stays with the kernel.
+//
+// Tagged frames, IPv6 with other extension headers than a leading fragment header, link-local addresses (never in
+// `addresses`) and whatever else cannot be told for certain pass. Where no socket is bound to the receiving queue the
+// redirect itself falls back to passing, so a node whose agent is dead keeps its own network.
 //
 // The program is checked in compiled (steering.bpf.o, made by rebuild-steering.sh), so that a build needs no clang.
 // Only headers up to UDP are read; they are in the first buffer of a multi-buffer frame (section "xdp.frags").
@@ -25,6 +32,24 @@ typedef unsigned long long u64;
 enum { MAP_HASH = 1, MAP_ARRAY = 2, MAP_XSKMAP = 17 };
 enum { MAP_NO_PREALLOCATION = 1 };
 enum { XDP_PASS = 2 };
+enum { ICMP = 1, TCP = 6, UDP = 17, FRAGMENT_HEADER = 44, ICMPV6 = 58, SCTP = 132 };
+enum { ROUTER_SOLICITATION = 133, REDIRECT = 137 };
+
+// Bits of `configuration.flags`.
+enum {
+    EVERYTHING = 1,   // redirect every frame
+    HAND_BACK = 2,    // the host's port is there to take back what is not ours
+    DESTINATIONS = 4, // `destinations` has entries
+};
+
+// Bits of a value in `addresses`.
+enum {
+    TUNNEL_END = 1, // VXLAN to it is ours
+    OWN = 2,        // fragments and ICMP to it are taken
+    RANGES = 4,     // the port ranges are ours at this address
+};
+
+#define PORT_RANGES 4
 
 struct xdp_md {
     u32 data;
@@ -44,11 +69,28 @@ struct address {
     u8 bytes[16];
 };
 
-// Same layout as `Configuration` in steering.rs.
-struct configuration {
-    u16 vxlan_port; // network byte order; 0 steers nothing
-    u8 everything;  // 1: redirect every frame
+// One destination. Same layout as `DestinationKey` in steering.rs.
+struct destination {
+    struct address address;
+    u8 protocol;
     u8 reserved;
+    u16 port; // network byte order
+};
+
+// Ports `first` to `last`; nothing if `protocol` is 0.
+struct range {
+    u8 protocol;
+    u8 reserved;
+    u16 first; // host byte order, as `last`
+    u16 last;
+};
+
+// Same layout as `configuration` in steering.rs.
+struct configuration {
+    u16 vxlan_port; // network byte order; 0 for no tunnels
+    u8 flags;
+    u8 reserved;
+    struct range ranges[PORT_RANGES];
 };
 
 struct {
@@ -60,10 +102,19 @@ struct {
 
 struct {
     MAP_UINT(type, MAP_HASH);
-    MAP_UINT(max_entries, 64);
+    MAP_UINT(max_entries, 16384);
+    MAP_UINT(map_flags, MAP_NO_PREALLOCATION);
     MAP_TYPE(key, struct address);
     MAP_TYPE(value, u8);
-} local_addresses SECTION(".maps");
+} addresses SECTION(".maps");
+
+struct {
+    MAP_UINT(type, MAP_HASH);
+    MAP_UINT(max_entries, 131072);
+    MAP_UINT(map_flags, MAP_NO_PREALLOCATION);
+    MAP_TYPE(key, struct destination);
+    MAP_TYPE(value, u8);
+} destinations SECTION(".maps");
 
 struct {
     MAP_UINT(type, MAP_HASH);
@@ -90,49 +141,110 @@ INLINE void copy(u8 *to, const u8 *from, int count)
         to[index] = from[index];
 }
 
-// Offset of the UDP header of an unfragmented IPv4 packet; 0 if it is anything else.
-INLINE u32 ipv4_udp(const u8 *header, const u8 *end, struct address *source, struct address *target)
+// What the program reads of a packet.
+struct packet {
+    struct address source;
+    struct address target;
+    u8 protocol;
+    u8 fragment;         // 1: of any kind
+    const u8 *transport; // first byte behind the IP header
+};
+
+INLINE int read_ipv4(const u8 *header, const u8 *end, struct packet *packet)
 {
     if (header + 20 > end || (header[0] >> 4) != 4)
         return 0;
     u32 length = (header[0] & 15) * 4;
-    u16 fragment = (u16)(header[6] << 8 | header[7]);
-    if (length < 20 || header[9] != 17 || (fragment & 0x3fff))
+    if (length < 20)
         return 0;
-    source->family = target->family = 4;
-    copy(source->bytes, header + 12, 4);
-    copy(target->bytes, header + 16, 4);
-    return length;
+    packet->source.family = packet->target.family = 4;
+    copy(packet->source.bytes, header + 12, 4);
+    copy(packet->target.bytes, header + 16, 4);
+    packet->protocol = header[9];
+    packet->fragment = ((u16)(header[6] << 8 | header[7]) & 0x3fff) != 0;
+    packet->transport = header + length;
+    return 1;
 }
 
-// Offset of the UDP header of an IPv6 packet without extension headers; 0 if it is anything else.
-INLINE u32 ipv6_udp(const u8 *header, const u8 *end, struct address *source, struct address *target)
+INLINE int read_ipv6(const u8 *header, const u8 *end, struct packet *packet)
 {
-    if (header + 40 > end || (header[0] >> 4) != 6 || header[6] != 17)
+    if (header + 40 > end || (header[0] >> 4) != 6)
         return 0;
-    source->family = target->family = 6;
-    copy(source->bytes, header + 8, 16);
-    copy(target->bytes, header + 24, 16);
-    return 40;
+    packet->source.family = packet->target.family = 6;
+    copy(packet->source.bytes, header + 8, 16);
+    copy(packet->target.bytes, header + 24, 16);
+    packet->protocol = header[6];
+    packet->fragment = header[6] == FRAGMENT_HEADER;
+    packet->transport = header + 40;
+    return 1;
 }
 
-INLINE int is_ours(const u8 *frame, const u8 *end, u16 vxlan_port)
+INLINE int read_packet(const u8 *frame, const u8 *end, struct packet *packet)
 {
-    struct address source = {}, target = {};
-    if (!vxlan_port || frame + 14 > end)
+    if (frame + 14 > end)
         return 0;
-    u32 length = 0;
     u16 type = *(const u16 *)(frame + 12);
     if (type == network_order(0x0800))
-        length = ipv4_udp(frame + 14, end, &source, &target);
-    else if (type == network_order(0x86dd))
-        length = ipv6_udp(frame + 14, end, &source, &target);
-    if (!length)
+        return read_ipv4(frame + 14, end, packet);
+    if (type == network_order(0x86dd))
+        return read_ipv6(frame + 14, end, packet);
+    return 0;
+}
+
+INLINE int in_ranges(const struct configuration *rules, u8 protocol, u16 port)
+{
+#pragma unroll
+    for (int index = 0; index < PORT_RANGES; index++) {
+        const struct range *range = &rules->ranges[index];
+        if (range->protocol && range->protocol == protocol && range->first <= port && port <= range->last)
+            return 1;
+    }
+    return 0;
+}
+
+// What has ports. They stand at the same place in all three protocols.
+INLINE int is_our_port(const struct configuration *rules, const u8 *end, const struct packet *packet, u8 kind)
+{
+    if (packet->transport + 8 > end)
         return 0;
-    const u8 *udp = frame + 14 + length;
-    if (udp + 8 > end || *(const u16 *)(udp + 2) != vxlan_port)
+    u16 port = *(const u16 *)(packet->transport + 2);
+    if (packet->protocol == UDP && port == rules->vxlan_port && (kind & TUNNEL_END))
+        return map_lookup(&known_peers, &packet->source) != 0;
+    if (!(rules->flags & HAND_BACK))
         return 0;
-    return map_lookup(&local_addresses, &target) && map_lookup(&known_peers, &source);
+    if ((kind & RANGES) && in_ranges(rules, packet->protocol, network_order(port)))
+        return 1;
+    if (!(rules->flags & DESTINATIONS))
+        return 0;
+    struct destination destination = { .address = packet->target, .protocol = packet->protocol, .port = port };
+    return map_lookup(&destinations, &destination) != 0;
+}
+
+INLINE int is_ours(const u8 *frame, const u8 *end, const struct configuration *rules)
+{
+    struct packet packet = {};
+    if (!read_packet(frame, end, &packet))
+        return 0;
+    const u8 *kind = map_lookup(&addresses, &packet.target);
+    if (!kind)
+        return 0;
+    u8 handed_back = (rules->flags & HAND_BACK) && (*kind & OWN);
+    if (packet.fragment)
+        return handed_back;
+    switch (packet.protocol) {
+    case TCP:
+    case UDP:
+    case SCTP:
+        return is_our_port(rules, end, &packet, *kind);
+    case ICMP:
+        return handed_back && packet.target.family == 4;
+    case ICMPV6:
+        if (!handed_back || packet.target.family == 4 || packet.transport + 1 > end)
+            return 0;
+        return packet.transport[0] < ROUTER_SOLICITATION || packet.transport[0] > REDIRECT;
+    default:
+        return 0;
+    }
 }
 
 SECTION("xdp.frags")
@@ -144,7 +256,7 @@ int millrace_steering(struct xdp_md *context)
     const struct configuration *rules = map_lookup(&configuration, &zero);
     if (!rules)
         return XDP_PASS;
-    if (!rules->everything && !is_ours(frame, end, rules->vxlan_port))
+    if (!(rules->flags & EVERYTHING) && !is_ours(frame, end, rules))
         return XDP_PASS;
     return redirect_map(&xsks_map, context->rx_queue_index, XDP_PASS);
 }

@@ -6,9 +6,10 @@
 //! whose tunnel traffic goes nowhere. A kernel that has no XDP links (before 5.9) is refused. The link and with it the
 //! program end when this value is dropped or the process dies.
 
+mod rules;
+
 use std::collections::HashSet;
 use std::fmt;
-use std::hash::Hash;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,15 +21,13 @@ use aya::programs::Xdp;
 use thiserror::Error;
 
 use super::sys;
+use rules::{AddressKey, Configuration, Contents, DestinationKey, configuration};
+pub use rules::{Destination, SharedRules, SteeredPorts, SteeringRules, VxlanRules};
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!("steering.bpf.o");
 
 const BUSY_RETRY_TIME: Duration = Duration::from_secs(1);
 const BUSY_RETRY_PAUSE: Duration = Duration::from_millis(20);
-
-/// Entries of the program's maps; the same numbers stand in steering.bpf.c.
-const LOCAL_ADDRESSES: usize = 64;
-const KNOWN_PEERS: usize = 16_384;
 
 /// Where the program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,17 +67,6 @@ impl AttachPreference {
             AttachPreference::Generic => &[AttachMode::Generic],
         }
     }
-}
-
-/// What of VXLAN is ours.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VxlanRules {
-    /// UDP port; zero steers nothing.
-    pub port: u16,
-    /// This node's tunnel addresses; at most 64.
-    pub local: HashSet<IpAddr>,
-    /// The other nodes' tunnel addresses; at most 16,384.
-    pub peers: HashSet<IpAddr>,
 }
 
 /// Why steering could not be set up or changed.
@@ -121,7 +109,7 @@ pub enum SteeringError {
         /// Each mode with what the kernel said.
         tried: String,
     },
-    /// More addresses than the program's tables hold.
+    /// More than the program's tables hold.
     #[error("steering {interface}: {count} {what}, and at most {limit} are possible")]
     TooMany {
         /// The interface's name.
@@ -146,38 +134,17 @@ pub enum SteeringError {
     },
 }
 
-/// `struct address` of steering.bpf.c: family 4 or 6 in host order, then the address.
-type AddressKey = [u8; 20];
-
-fn address_key(address: IpAddr) -> AddressKey {
-    let mut key = [0; 20];
-    match address {
-        IpAddr::V4(address) => {
-            key[..4].copy_from_slice(&4u32.to_ne_bytes());
-            key[4..8].copy_from_slice(&address.octets());
-        }
-        IpAddr::V6(address) => {
-            key[..4].copy_from_slice(&6u32.to_ne_bytes());
-            key[4..].copy_from_slice(&address.octets());
-        }
-    }
-    key
-}
-
-/// `struct configuration` of steering.bpf.c.
-fn configuration(port: u16, everything: bool) -> [u8; 4] {
-    let [high, low] = port.to_be_bytes();
-    [high, low, u8::from(everything), 0]
-}
-
 /// The steering program of one interface; detached when dropped.
 pub struct Steering {
     interface: String,
     mode: AttachMode,
-    rules: VxlanRules,
+    rules: SteeringRules,
+    /// What the maps hold, also after a change that failed half way.
+    present: Contents,
     everything: bool,
-    configuration: Array<MapData, [u8; 4]>,
-    local: HashMap<MapData, AddressKey, u8>,
+    configuration: Array<MapData, Configuration>,
+    addresses: HashMap<MapData, AddressKey, u8>,
+    destinations: HashMap<MapData, DestinationKey, u8>,
     peers: HashMap<MapData, AddressKey, u8>,
     sockets: XskMap<MapData>,
     link: OwnedFd,
@@ -185,13 +152,17 @@ pub struct Steering {
 }
 
 impl Steering {
-    /// Steers VXLAN as `rules` say; everything else passes to the kernel. Blocks for up to a second while another
-    /// program is on the interface.
+    /// Steers what `rules` say; everything else passes to the kernel. Blocks for up to a second while another program
+    /// is on the interface.
     ///
     /// # Errors
     /// [`SteeringError`], naming the interface.
-    pub fn vxlan(interface: &str, rules: VxlanRules, preference: AttachPreference) -> Result<Self, SteeringError> {
-        Self::attach(interface, rules, false, preference)
+    pub fn by_rules(
+        interface: &str,
+        rules: impl Into<SteeringRules>,
+        preference: AttachPreference,
+    ) -> Result<Self, SteeringError> {
+        Self::attach(interface, &rules.into(), false, preference)
     }
 
     /// Steers every frame: for ports that belong to the switch alone.
@@ -199,12 +170,12 @@ impl Steering {
     /// # Errors
     /// [`SteeringError`], naming the interface.
     pub fn everything(interface: &str, preference: AttachPreference) -> Result<Self, SteeringError> {
-        Self::attach(interface, VxlanRules::default(), true, preference)
+        Self::attach(interface, &SteeringRules::default(), true, preference)
     }
 
     fn attach(
         interface: &str,
-        rules: VxlanRules,
+        rules: &SteeringRules,
         everything: bool,
         preference: AttachPreference,
     ) -> Result<Self, SteeringError> {
@@ -227,24 +198,27 @@ impl Steering {
         };
         let wrong = |error: MapError| failed(error.into());
         let mut configuration_map = Array::try_from(map("configuration")?).map_err(wrong)?;
-        let local = HashMap::try_from(map("local_addresses")?).map_err(wrong)?;
+        let addresses = HashMap::try_from(map("addresses")?).map_err(wrong)?;
+        let destinations = HashMap::try_from(map("destinations")?).map_err(wrong)?;
         let peers = HashMap::try_from(map("known_peers")?).map_err(wrong)?;
         let sockets = XskMap::try_from(map("xsks_map")?).map_err(wrong)?;
-        configuration_map.set(0, configuration(0, everything), 0).map_err(wrong)?;
+        configuration_map.set(0, configuration(&SteeringRules::default(), everything), 0).map_err(wrong)?;
         let (link, mode) = make_link(interface, descriptor.as_fd(), ifindex, preference)?;
         let mut steering = Self {
             interface: interface.to_owned(),
             mode,
-            rules: VxlanRules::default(),
+            rules: SteeringRules::default(),
+            present: Contents::default(),
             everything,
             configuration: configuration_map,
-            local,
+            addresses,
+            destinations,
             peers,
             sockets,
             link,
             _program: program,
         };
-        steering.set_rules(&rules)?;
+        steering.set_rules(rules)?;
         Ok(steering)
     }
 
@@ -256,7 +230,7 @@ impl Steering {
 
     /// What is steered at this moment.
     #[must_use]
-    pub fn rules(&self) -> &VxlanRules {
+    pub fn rules(&self) -> &SteeringRules {
         &self.rules
     }
 
@@ -301,18 +275,25 @@ impl Steering {
     /// # Errors
     /// [`SteeringError::TooMany`], and nothing changed; [`SteeringError::Map`], after which the same call may be
     /// repeated.
-    pub fn set_rules(&mut self, rules: &VxlanRules) -> Result<(), SteeringError> {
-        self.check_size("local tunnel addresses", rules.local.len(), LOCAL_ADDRESSES)?;
-        self.check_size("tunnel peers", rules.peers.len(), KNOWN_PEERS)?;
-        let changed_local = self.map_error("local tunnel addresses");
-        replace(&mut self.local, &mut self.rules.local, &rules.local).map_err(changed_local)?;
-        let changed_peers = self.map_error("tunnel peers");
-        replace(&mut self.peers, &mut self.rules.peers, &rules.peers).map_err(changed_peers)?;
-        if self.rules.port != rules.port {
-            let changed_port = self.map_error("the VXLAN port");
-            self.configuration.set(0, configuration(rules.port, self.everything), 0).map_err(changed_port)?;
-            self.rules.port = rules.port;
+    pub fn set_rules(&mut self, rules: &SteeringRules) -> Result<(), SteeringError> {
+        let wanted = Contents::of(rules);
+        let ranges = rules.shared.as_ref().map_or(0, |shared| shared.ranges.len());
+        self.check_size("addresses", wanted.addresses.len(), rules::ADDRESSES)?;
+        self.check_size("destinations", wanted.destinations.len(), rules::DESTINATIONS)?;
+        self.check_size("tunnel peers", wanted.peers.len(), rules::KNOWN_PEERS)?;
+        self.check_size("port ranges", ranges, rules::PORT_RANGES)?;
+        let failed = self.map_error("addresses");
+        replace(&mut self.addresses, &mut self.present.addresses, &wanted.addresses).map_err(failed)?;
+        let failed = self.map_error("destinations");
+        replace(&mut self.destinations, &mut self.present.destinations, &wanted.destinations).map_err(failed)?;
+        let failed = self.map_error("tunnel peers");
+        replace(&mut self.peers, &mut self.present.peers, &wanted.peers).map_err(failed)?;
+        let bytes = configuration(rules, self.everything);
+        if configuration(&self.rules, self.everything) != bytes {
+            let failed = self.map_error("the configuration");
+            self.configuration.set(0, bytes, 0).map_err(failed)?;
         }
+        self.rules = rules.clone();
         Ok(())
     }
 
@@ -321,7 +302,8 @@ impl Steering {
     /// # Errors
     /// As [`Self::set_rules`].
     pub fn set_peers(&mut self, peers: HashSet<IpAddr>) -> Result<(), SteeringError> {
-        let rules = VxlanRules { peers, ..self.rules.clone() };
+        let mut rules = self.rules.clone();
+        rules.vxlan.peers = peers;
         self.set_rules(&rules)
     }
 
@@ -335,24 +317,23 @@ impl Steering {
 
 /// Brings `map` from `present` to `wanted`, keeping `present` true after each step. Removals come first, since the
 /// map may be too full for both sets.
-fn replace(
-    map: &mut HashMap<MapData, AddressKey, u8>,
-    present: &mut HashSet<IpAddr>,
-    wanted: &HashSet<IpAddr>,
+fn replace<const BYTES: usize>(
+    map: &mut HashMap<MapData, [u8; BYTES], u8>,
+    present: &mut std::collections::HashMap<[u8; BYTES], u8>,
+    wanted: &std::collections::HashMap<[u8; BYTES], u8>,
 ) -> Result<(), MapError> {
-    for address in difference(present, wanted) {
-        map.remove(&address_key(address))?;
-        present.remove(&address);
+    let gone: Vec<[u8; BYTES]> = present.keys().filter(|key| !wanted.contains_key(*key)).copied().collect();
+    for key in gone {
+        map.remove(&key)?;
+        present.remove(&key);
     }
-    for address in difference(wanted, present) {
-        map.insert(address_key(address), 1, 0)?;
-        present.insert(address);
+    for (key, value) in wanted {
+        if present.get(key) != Some(value) {
+            map.insert(key, value, 0)?;
+            present.insert(*key, *value);
+        }
     }
     Ok(())
-}
-
-fn difference<T: Copy + Eq + Hash>(left: &HashSet<T>, right: &HashSet<T>) -> Vec<T> {
-    left.difference(right).copied().collect()
 }
 
 /// Attaches in the first mode of `preference` that works, waiting a moment for an earlier program to go.
@@ -400,20 +381,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_match_the_program() {
-        let four = address_key(IpAddr::from([192, 0, 2, 1]));
-        assert_eq!(four[..8], [&4u32.to_ne_bytes()[..], &[192, 0, 2, 1][..]].concat());
-        assert!(four[8..].iter().all(|byte| *byte == 0));
-        let six = address_key(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]));
-        assert_eq!(six[..8], [&6u32.to_ne_bytes()[..], &[0x20, 0x01, 0x0d, 0xb8][..]].concat());
-        assert_eq!(configuration(8472, false), [0x21, 0x18, 0, 0]);
-        assert_eq!(configuration(0, true), [0, 0, 1, 0]);
-    }
-
-    #[test]
     fn the_object_is_whole() {
         let object = String::from_utf8_lossy(PROGRAM);
-        for name in ["configuration", "local_addresses", "known_peers", "xsks_map", "xdp.frags", "Apache-2.0"] {
+        for name in ["configuration", "addresses", "destinations", "known_peers", "xsks_map", "xdp.frags", "Apache-2.0"]
+        {
             assert!(object.contains(name), "{name}");
         }
     }
