@@ -1,16 +1,17 @@
-//! The other end, whatever it is: guests in VLAN 1 (`f1`), in VLAN 10 (`f10`) and at a trunk (`ft`).
+//! The other end, whatever it is: guests in VLAN 1 (`f1`), in VLAN 10 (`f10`), at a trunk (`ft`) and at a port of service
+//! VLAN 40 (`fq`).
 
 use std::time::Duration;
 
+use millrace_control::kernel::{LinkChange, Netlink};
 use millrace_engine::counters::WorkerCounters;
 use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, PortIndex};
 use millrace_engine::port::PortQueue;
+use millrace_engine::port::namespace::NamespaceHandle;
 use millrace_engine::port::tap::{TapDevice, TapQueue};
 
-use crate::wires::Wires;
-
 /// Names of the guests.
-pub(crate) const GUESTS: [&str; 3] = ["f1", "f10", "ft"];
+pub(crate) const GUESTS: [&str; 4] = ["f1", "f10", "ft", "fq"];
 
 /// A switch with guests.
 pub(crate) trait Far {
@@ -22,13 +23,21 @@ pub(crate) trait Far {
     fn has_vlans(&self) -> bool {
         true
     }
+    /// Whether it puts service tags around frames (IEEE 802.1ad).
+    fn has_service_tags(&self) -> bool {
+        true
+    }
+    /// Whether what leaves a tunnel takes ECT(1) over from the outer header, as RFC 6040 has it and RFC 3168 had not.
+    fn hands_ect1_over(&self) -> bool {
+        true
+    }
     /// Longest time that a frame may take.
     fn patience(&self) -> Duration {
         Duration::from_secs(3)
     }
 }
 
-/// Guests of a switch of the kernel or of Open vSwitch: TAPs, plugged into it, whose other end the test holds.
+/// TAPs that are plugged into a switch of the kernel or of Open vSwitch, and whose other end the test holds.
 pub(crate) struct TapGuests {
     memory: FrameMemory,
     counters: WorkerCounters,
@@ -37,11 +46,12 @@ pub(crate) struct TapGuests {
 }
 
 impl TapGuests {
-    /// Makes the TAPs on the other side of the wires, all up.
-    pub(crate) fn create(wires: &Wires, names: &[&'static str]) -> Self {
+    /// Makes the TAPs in a namespace, all up.
+    pub(crate) fn create(namespace: &NamespaceHandle, names: &[&'static str]) -> Self {
         let make = |(number, name): (usize, &&str)| {
-            let device = TapDevice::create_in_namespace(wires.sides[1].handle(), name, 1).expect("TAP");
-            wires.run_far(&format!("ip link set {name} up")).expect("up");
+            let device = TapDevice::create_in_namespace(namespace, name, 1).expect("TAP");
+            let mut netlink = Netlink::open_in(namespace).expect("netlink");
+            netlink.change_link(name, &LinkChange::up()).expect("up");
             device.into_queues(PortIndex(number as u16)).remove(0)
         };
         let queues = names.iter().enumerate().map(make).collect();

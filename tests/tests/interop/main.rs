@@ -1,17 +1,19 @@
 //! One list of layer-2 and VXLAN scenarios, with three switches at the other end: a Linux bridge with the kernel's VXLAN
-//! devices, Open vSwitch in user space, and another Millrace.
+//! devices, Open vSwitch in user space, and another Millrace; over an underlay of IPv4 and over one of IPv6.
 //!
 //! ```text
-//!  guests n1 n10 nt - Millrace --wire (VLANs 1 untagged, 10, 20)--- other end - guests f1 f10 ft
-//!   (memory ports)            `--up0  (VNIs 1, 4095, 16777215)--'
+//!  guests n1 n10 nt nq - Millrace --wire (VLANs 1 untagged, 10, 20)------------- other end - guests f1 f10 ft fq
+//!   (memory ports)         |    `---swire (service VLAN 40)--------------------'   |
+//!                          `----up0 -------------- hub -------------------- up0 ---'   VNIs 1, 4095, 16777215, 5020
+//!                                       probe -----' `----up0 - a third Millrace - guest t33            VNI 5020
 //! ```
-//! Both switches' ends of the two wires are veth pairs between namespaces of this test; Millrace takes its ends by
-//! AF_XDP. A frame must arrive byte for byte where the list says, and nowhere else. The table is printed:
-//! `cargo test -p millrace-tests --test interop -- --nocapture`.
+//! Both switches' ends of the wires are veth pairs between namespaces of this test; Millrace takes its ends by
+//! AF_XDP. A frame must arrive byte for byte where the list says, and nowhere else; what tunnels carry is looked at on
+//! the hub. The table is printed: `cargo test -p millrace-tests --test interop -- --nocapture`.
 //!
 //! Needs root. Open vSwitch is started in a directory of its own and stopped again; where it is not installed its
-//! column says so (`apt-get install openvswitch-switch`). A kernel whose bridge was built without VLANs is not asked
-//! about them.
+//! columns say so (`apt-get install openvswitch-switch`). A kernel whose bridge was built without VLANs is not asked
+//! about them, and no bridge of the kernel about service tags.
 
 mod far;
 mod linux;
@@ -22,14 +24,14 @@ mod openvswitch;
 #[macro_use]
 mod root_tests;
 mod scenarios;
+mod tunnels;
 mod wires;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use far::Far;
-use near::Near;
 use scenarios::Needs;
-use wires::Wires;
+use wires::{Underlay, Wires};
 
 /// Makes the other end on its side of the wires; says why it cannot.
 type Make = fn(&Wires) -> Result<Box<dyn Far>, String>;
@@ -41,54 +43,82 @@ const FAR_ENDS: [(&str, Make); 3] =
 enum Outcome {
     Held,
     Failed(String),
-    /// The other end has no VLANs.
-    WithoutVlans,
+    /// The other end has not what the line is about.
+    Lacking,
+}
+
+/// All lines with one other end over one underlay; why it was not run, if it could not.
+struct Column {
+    name: &'static str,
+    underlay: Underlay,
+    outcomes: Result<Vec<Outcome>, String>,
 }
 
 fn the_same_scenarios_hold_with_every_other_end() {
-    let columns = FAR_ENDS.map(|(name, make)| (name, column(name, make)));
-    let mut failed = Vec::new();
-    println!("\n{:<48} {:<14} {:<14} {:<14}", "scenario", FAR_ENDS[0].0, FAR_ENDS[1].0, FAR_ENDS[2].0);
-    for (row, scenario) in scenarios::ALL.iter().enumerate() {
-        let cells = columns.each_ref().map(|(_, column)| word(column, row));
-        println!("{:<48} {:<14} {:<14} {:<14}", scenario.name, cells[0], cells[1], cells[2]);
-        for (name, column) in &columns {
-            if let Ok(outcomes) = column
-                && let Outcome::Failed(why) = &outcomes[row]
-            {
-                failed.push(format!("{} with {name}: {why}", scenario.name));
-            }
-        }
+    let ways =
+        [Underlay::Ipv4, Underlay::Ipv6].into_iter().flat_map(|way| FAR_ENDS.map(|(name, make)| (name, way, make)));
+    let columns: Vec<Column> = ways.map(|(name, underlay, make)| column(name, underlay, make)).collect();
+    let row = |first: &str, cells: &[String]| {
+        let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:<13}")).collect();
+        println!("{first:<46} {}", cells.join(" "));
+    };
+    println!();
+    row("scenario", &columns.iter().map(|column| column.name.to_owned()).collect::<Vec<_>>());
+    row("underlay", &columns.iter().map(|column| format!("{:?}", column.underlay)).collect::<Vec<_>>());
+    for (number, scenario) in scenarios::ALL.iter().enumerate() {
+        row(scenario.name, &columns.iter().map(|column| word(column, number).to_owned()).collect::<Vec<_>>());
     }
-    for (name, column) in &columns {
-        match column {
+    let mut failed = Vec::new();
+    for Column { name, underlay, outcomes } in &columns {
+        match outcomes {
             Err(why) => println!("{name}: NOT RUN: {why}"),
-            Ok(outcomes) if outcomes.iter().any(|outcome| matches!(outcome, Outcome::WithoutVlans)) => {
-                println!("{name}: VLANs NOT RUN: this kernel's bridge has none (CONFIG_BRIDGE_VLAN_FILTERING)");
+            Ok(outcomes) => {
+                for (scenario, outcome) in scenarios::ALL.iter().zip(outcomes) {
+                    if let Outcome::Failed(why) = outcome {
+                        failed.push(format!("{} with {name} over {underlay:?}: {why}", scenario.name));
+                    }
+                }
+                if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Lacking)) {
+                    println!("{name} over {underlay:?}: lines NOT RUN that are about {}", lacking(outcomes));
+                }
             }
-            Ok(_) => {}
         }
     }
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
 }
 
-fn word(column: &Result<Vec<Outcome>, String>, row: usize) -> &'static str {
-    match column.as_ref().map(|outcomes| &outcomes[row]) {
+fn lacking(outcomes: &[Outcome]) -> String {
+    let lines = scenarios::ALL.iter().zip(outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Lacking));
+    let mut words: Vec<&str> = lines.map(|(scenario, _)| scenario.needs.lacking()).collect();
+    words.dedup();
+    words.join(" and ")
+}
+
+fn word(column: &Column, row: usize) -> &'static str {
+    match column.outcomes.as_ref().map(|outcomes| &outcomes[row]) {
         Ok(Outcome::Held) => "ok",
         Ok(Outcome::Failed(_)) => "FAILED",
-        Ok(Outcome::WithoutVlans) | Err(_) => "not run",
+        Ok(Outcome::Lacking) | Err(_) => "not run",
     }
 }
 
-/// All scenarios with one other end; why it was not run, if it cannot.
-fn column(name: &str, make: Make) -> Result<Vec<Outcome>, String> {
-    let wires = Wires::create();
+fn column(name: &'static str, underlay: Underlay, make: Make) -> Column {
+    Column { name, underlay, outcomes: outcomes(name, underlay, make) }
+}
+
+fn outcomes(name: &str, underlay: Underlay, make: Make) -> Result<Vec<Outcome>, String> {
+    let wires = Wires::create(underlay);
     let far = make(&wires)?;
-    let mut pair = scenarios::Pair { near: Near::create(&wires), far };
+    let mut pair = scenarios::Pair::create(&wires, far);
     pair.settle();
     let run = |scenario: &scenarios::Scenario| {
-        if scenario.needs == Needs::Vlans && !pair.far.has_vlans() {
-            return Outcome::WithoutVlans;
+        let lacks = match scenario.needs {
+            Needs::Nothing => false,
+            Needs::Vlans => !pair.far.has_vlans(),
+            Needs::ServiceTags => !pair.far.has_service_tags(),
+        };
+        if lacks {
+            return Outcome::Lacking;
         }
         match catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut pair))) {
             Ok(Ok(())) => Outcome::Held,

@@ -1,4 +1,4 @@
-//! Our end: a Millrace made of objects, its guests on memory ports, its two wires by AF_XDP.
+//! Our end and the third: a Millrace made of objects, its guests on memory ports, its wires by AF_XDP.
 
 use std::net::IpAddr;
 
@@ -16,13 +16,13 @@ use millrace_tests::cluster::{ClusterNode, UPLINK};
 use millrace_tests::memory_store::MemoryStore;
 use serde_json::{Value, json};
 
-use crate::wires::{TUNNELLED, UNDERLAY, VXLAN_PORT, WIRE, Wires, end, underlay_mac};
+use crate::wires::{SERVICE_WIRE, SHARED, TUNNELLED, UNDERLAY, VXLAN_PORT, WIRE, Wires, underlay_mac};
 
-/// A switch with guests in VLAN 1, in VLAN 10, and at a trunk of all VLANs but 1.
+/// A switch with guests.
 pub(crate) struct Near {
     node: ClusterNode,
     guests: Vec<(&'static str, u16)>,
-    _steering: [Steering; 2],
+    _steering: Vec<Steering>,
     _store: MemoryStore,
 }
 
@@ -30,58 +30,90 @@ fn object(kind: &str, name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "millrace.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
+/// A port of the bridge, with these fields.
+fn port(name: &str, fields: &Value) -> Value {
+    let mut spec = json!({"bridge": "lan", "tap": {"interface": name}});
+    if let (Some(spec), Some(fields)) = (spec.as_object_mut(), fields.as_object()) {
+        spec.extend(fields.clone());
+    }
+    object("Port", name, &spec)
+}
+
+fn bridge(wires: &Wires, side: usize, segments: &[(u16, u32)]) -> Value {
+    let vnis: Vec<Value> = segments.iter().map(|(vlan, vni)| json!({"vlan": vlan, "vni": vni})).collect();
+    let remotes: Vec<IpAddr> = others(side).map(|other| wires.end(other)).collect();
+    object("Bridge", "lan", &json!({"vnis": vnis, "remotes": remotes}))
+}
+
+fn others(side: usize) -> impl Iterator<Item = usize> {
+    (0..3).filter(move |other| *other != side)
+}
+
 impl Near {
     /// On our side of the wires.
     pub(crate) fn create(wires: &Wires) -> Self {
-        Self::on_side(wires, 0, ["n1", "n10", "nt"])
+        Self::on_side(wires, 0, ["n1", "n10", "nt", "nq"])
     }
 
-    /// On either side, with guests of these names.
-    pub(crate) fn on_side(wires: &Wires, side: usize, names: [&'static str; 3]) -> Self {
-        wires.address(side);
-        let store = MemoryStore::default();
-        let vnis: Vec<Value> = TUNNELLED.iter().map(|(vlan, vni)| json!({"vlan": vlan, "vni": vni})).collect();
-        let trunk: Vec<u16> = [10, 20].into_iter().chain(TUNNELLED.iter().map(|(vlan, _)| *vlan)).collect();
-        let tap = |name: &str| json!({"interface": name});
+    /// On either side of the wires: guests in VLAN 1, in VLAN 10, at a trunk of all VLANs but 1, and in service VLAN 40.
+    pub(crate) fn on_side(wires: &Wires, side: usize, names: [&'static str; 4]) -> Self {
+        let segments: Vec<(u16, u32)> = TUNNELLED.into_iter().chain([SHARED]).collect();
+        let trunk: Vec<u16> = [10, 20].into_iter().chain(segments.iter().map(|(vlan, _)| *vlan)).collect();
         let objects = [
-            object("Bridge", "lan", &json!({"vnis": vnis, "remotes": [end(1 - side)]})),
-            object("Port", WIRE, &json!({"bridge": "lan", "tap": tap(WIRE), "trunk": [10, 20], "nativeVlan": 1})),
-            object("Port", names[0], &json!({"bridge": "lan", "tap": tap(names[0])})),
-            object("Port", names[1], &json!({"bridge": "lan", "tap": tap(names[1]), "vlan": 10})),
-            object("Port", names[2], &json!({"bridge": "lan", "tap": tap(names[2]), "trunk": trunk})),
+            bridge(wires, side, &segments),
+            port(WIRE, &json!({"trunk": [10, 20], "nativeVlan": 1})),
+            port(SERVICE_WIRE, &json!({"trunk": [40], "tagProtocol": "802.1ad"})),
+            port(names[0], &json!({})),
+            port(names[1], &json!({"vlan": 10})),
+            port(names[2], &json!({"trunk": trunk})),
+            port(names[3], &json!({"serviceVlan": 40})),
         ];
+        Self::made_of(wires, side, &objects, &[WIRE, SERVICE_WIRE], &names)
+    }
+
+    /// The third end: a guest `t33` in the segment that all three sides share, no wires.
+    pub(crate) fn third(wires: &Wires) -> Self {
+        let objects = [bridge(wires, 2, &[SHARED]), port("t33", &json!({"vlan": SHARED.0}))];
+        Self::made_of(wires, 2, &objects, &[], &["t33"])
+    }
+
+    fn made_of(wires: &Wires, side: usize, objects: &[Value], taken: &[&str], guests: &[&'static str]) -> Self {
+        wires.address(side, UNDERLAY);
+        let store = MemoryStore::default();
         objects.iter().for_each(|object| drop(store.create(object).expect("created")));
-        let own: [IpAddr; 1] = [end(side)];
+        let own: [IpAddr; 1] = [wires.end(side)];
         // VNI 1 is the pods' unless the agent's configuration says otherwise.
         let name = NodeName::new("standalone").expect("a name");
         let local = LocalView { vni: Vni::new(77).expect("24 bits"), ..LocalView::new(name) };
         let mut node = ClusterNode::configured(side as u8 + 1, local, &own, 1, &store);
-        node.tell_underlay([(end(1 - side), underlay_mac(1 - side))]);
-        let wire = node.plug_bridge_port_in(WIRE);
-        let guests = names.map(|name| (name, node.plug_bridge_port_in(name))).to_vec();
+        node.tell_underlay(others(side).map(|other| (wires.end(other), underlay_mac(other))));
+        let wire_ports: Vec<u16> = taken.iter().map(|name| node.plug_bridge_port_in(name)).collect();
+        let guests = guests.iter().map(|name| (*name, node.plug_bridge_port_in(name))).collect();
         let settled = node.follow(usize::MAX);
         assert!(settled.error.is_none() && settled.problems.is_empty(), "{settled:?}");
         let rules = VxlanRules {
             port: VXLAN_PORT,
-            local: [end(side)].into_iter().collect(),
-            peers: [end(1 - side)].into_iter().collect(),
+            local: own.into_iter().collect(),
+            peers: others(side).map(|other| wires.end(other)).collect(),
         };
         let umem = node.switch().switch.umem(0).cloned().expect("a worker");
-        let handle = wires.sides[side].handle();
-        let taken = handle.enter(|| {
-            let everything = Steering::everything(WIRE, AttachPreference::default()).expect("steering");
+        let opened = wires.sides[side].handle().enter(|| {
             let vxlan = Steering::by_rules(UNDERLAY, rules, AttachPreference::default()).expect("steering");
-            [(everything, WIRE, wire), (vxlan, UNDERLAY, UPLINK)]
-                .map(|(steering, name, port)| open(steering, name, port, &umem))
+            let everything = taken.iter().zip(wire_ports).map(|(name, port)| {
+                let steering = Steering::everything(name, AttachPreference::default()).expect("steering");
+                open(steering, name, port, &umem)
+            });
+            let mut opened: Vec<_> = everything.collect();
+            opened.push(open(vxlan, UNDERLAY, UPLINK, &umem));
+            opened
         });
         let mut steering = Vec::new();
-        for (program, port, queue) in taken.expect("entered") {
+        for (program, port, queue) in opened.expect("entered") {
             node.switch().detach(port);
             node.switch().switch.attach(PortIndex(port), vec![Some(queue)]).expect("attached");
             steering.push(program);
         }
-        let _steering = steering.try_into().unwrap_or_else(|_| unreachable!("two wires"));
-        Self { node, guests, _steering, _store: store }
+        Self { node, guests, _steering: steering, _store: store }
     }
 
     /// Sends a frame from a guest. False if there is no such guest here.

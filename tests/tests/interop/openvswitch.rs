@@ -2,6 +2,7 @@
 //! no kernel module. The tunnels' end is the internal port of a bridge that holds the underlay's wire, as its user-space
 //! tunnels want it.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::far::{Far, GUESTS, TapGuests};
-use crate::wires::{ENDS, TUNNELLED, UNDERLAY, VXLAN_PORT, WIRE, Wires, run, underlay_mac};
+use crate::wires::{SERVICE_WIRE, SHARED, TUNNELLED, UNDERLAY, VXLAN_PORT, WIRE, Wires, run, underlay_mac};
 
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,6 +29,10 @@ impl Far for OpenVSwitch {
 
     fn receive(&mut self) -> Vec<(&'static str, Vec<u8>)> {
         self.guests.receive()
+    }
+
+    fn hands_ect1_over(&self) -> bool {
+        false
     }
 }
 
@@ -66,7 +71,7 @@ pub(crate) fn make(wires: &Wires) -> Result<Box<dyn Far>, String> {
     let (database, socket) = (directory.join("conf.db"), directory.join("db.sock"));
     let create = program("ovsdb-tool", &directory).arg("create").arg(&database).arg(SCHEMA).output();
     run(create, "ovsdb-tool create")?;
-    let guests = TapGuests::create(wires, &GUESTS);
+    let guests = TapGuests::create(wires.sides[1].handle(), &GUESTS);
     let mut switch = OpenVSwitch { guests, daemons: Vec::new(), directory: directory.clone() };
     let log = |name: &str| std::fs::File::create(directory.join(name)).map_err(|error| error.to_string());
     let mut server = program("ovsdb-server", &directory);
@@ -95,24 +100,33 @@ fn configure(wires: &Wires, directory: &Path, socket: &Path) -> Result<(), Strin
         command.arg(format!("--db=unix:{}", socket.display())).arg("--timeout=20").args(line.split_whitespace());
         run(command.output(), line)
     };
-    let (mac, [remote, local]) = (underlay_mac(1), ENDS);
+    let (mac, [near, own, third]) = (underlay_mac(1), [0, 1, 2].map(|side| wires.end(side)));
     set("--no-wait init")?;
+    // Two tags are looked at, since one of them is the service's.
+    set("--no-wait set open_vswitch . other_config:vlan-limit=2")?;
     // The wire's MAC address is the internal port's, too: frames for the tunnel are sent there.
     set(&format!("add-br under -- set bridge under datapath_type=netdev other-config:hwaddr=\"{mac}\""))?;
     set(&format!("add-port under {UNDERLAY}"))?;
-    wires.run_far(&format!("ip address add {local}/24 dev under"))?;
     wires.run_far("ip link set under up")?;
+    wires.address(1, "under");
     set("add-br lan -- set bridge lan datapath_type=netdev other-config:mac-table-size=1024")?;
     set(&format!("add-port lan {WIRE} trunks=10,20 tag=1 vlan_mode=native-untagged"))?;
+    set(&format!("add-port lan {SERVICE_WIRE} trunks=40"))?;
     set("add-port lan f1 tag=1")?;
     set("add-port lan f10 tag=10")?;
-    let vlans: Vec<String> = TUNNELLED.iter().map(|(vlan, _)| vlan.to_string()).collect();
+    set("add-port lan fq tag=40 vlan_mode=dot1q-tunnel other-config:qinq-ethtype=802.1ad")?;
+    let vlans: Vec<String> = TUNNELLED.iter().chain([&SHARED]).map(|(vlan, _)| vlan.to_string()).collect();
     set(&format!("add-port lan ft trunks=10,20,{}", vlans.join(",")))?;
-    for (vlan, vni) in TUNNELLED {
+    let tunnel = |name: &str, (vlan, vni): (u16, u32), remote: IpAddr, protected: bool| {
         set(&format!(
-            "add-port lan vx{vlan} tag={vlan} -- set interface vx{vlan} type=vxlan options:remote_ip={remote} \
-             options:local_ip={local} options:key={vni} options:dst_port={VXLAN_PORT}"
-        ))?;
+            "add-port lan {name} tag={vlan} protected={protected} -- set interface {name} type=vxlan \
+             options:remote_ip=\"{remote}\" options:local_ip=\"{own}\" options:key={vni} options:dst_port={VXLAN_PORT}"
+        ))
+    };
+    for segment in TUNNELLED {
+        tunnel(&format!("vx{}", segment.0), segment, near, false)?;
     }
-    Ok(())
+    // What comes out of one tunnel does not go into another: protected ports do not meet.
+    tunnel("vxnear", SHARED, near, true)?;
+    tunnel("vxthird", SHARED, third, true)
 }

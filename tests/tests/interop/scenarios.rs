@@ -1,21 +1,28 @@
 //! The list: what is sent where, and where it must arrive.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use millrace_engine::packet::Mac;
 use millrace_engine::testing::{FrameBuilder, describe, frame};
 
-use crate::far::Far;
+use crate::far::{Far, TapGuests};
 use crate::near::Near;
-use crate::wires::TUNNELLED;
+use crate::tunnels;
+use crate::wires::{PROBE, SHARED, TUNNELLED, Underlay, Wires};
 
 /// How long nothing more may come before that is believed.
 const QUIET: Duration = Duration::from_millis(60);
 
-/// Our end and the other one.
+/// Our end, the other one, the third, and what is seen between them.
 pub(crate) struct Pair {
     pub(crate) near: Near,
     pub(crate) far: Box<dyn Far>,
+    third: Near,
+    probe: TapGuests,
+    pub(crate) underlay: Underlay,
+    /// Tunnel ends of the three.
+    pub(crate) ends: [IpAddr; 3],
 }
 
 /// A line of the list.
@@ -33,6 +40,19 @@ pub(crate) enum Needs {
     Nothing,
     /// VLANs on the wire.
     Vlans,
+    /// Service tags on the wire.
+    ServiceTags,
+}
+
+impl Needs {
+    /// What an end that is not asked lacks.
+    pub(crate) const fn lacking(self) -> &'static str {
+        match self {
+            Needs::Nothing => "nothing",
+            Needs::Vlans => "VLANs (its kernel was built without CONFIG_BRIDGE_VLAN_FILTERING)",
+            Needs::ServiceTags => "service tags",
+        }
+    }
 }
 
 const fn plain(name: &'static str, run: fn(&mut Pair) -> Result<(), String>) -> Scenario {
@@ -44,7 +64,7 @@ const fn vlans(name: &'static str, run: fn(&mut Pair) -> Result<(), String>) -> 
 }
 
 /// All lines, in the order they are run; stations learned by one stay known to the next.
-pub(crate) const ALL: [Scenario; 20] = [
+pub(crate) const ALL: [Scenario; 24] = [
     plain("untagged, in the native VLAN", untagged),
     plain("untagged broadcast and multicast", untagged_floods),
     vlans("access VLAN, tagged on the wire", access),
@@ -55,43 +75,74 @@ pub(crate) const ALL: [Scenario; 20] = [
     vlans("priority of a tag", priority),
     vlans("a station moves from there to here", moves_here),
     vlans("a station moves from here to there", moves_there),
-    plain("VXLAN, VNI 1, IPv4 and IPv6 inside", |pair| tunnel(pair, 0)),
-    plain("VXLAN, VNI 4095, IPv4 and IPv6 inside", |pair| tunnel(pair, 1)),
-    plain("VXLAN, VNI 16777215, IPv4 and IPv6 inside", |pair| tunnel(pair, 2)),
-    plain("VXLAN, broadcast and unknown unicast", tunnel_flood),
-    plain("VXLAN, ARP", tunnel_arp),
-    plain("1500 bytes on the wire", |pair| large(pair, ["n1", "f1"], [1, 2], None, 1472)),
-    vlans("1500 bytes behind a tag", |pair| large(pair, ["nt", "ft"], [21, 22], Some(20), 1472)),
-    plain("1450 bytes in the tunnel", |pair| large(pair, ["nt", "ft"], [60, 61], Some(TUNNELLED[0].0), 1422)),
-    plain("DSCP and ECN through the tunnel", marks),
     vlans("no frame of one VLAN in another", separation),
+    plain("1500 bytes on the wire", |pair| large(pair, ["n1", "f1"], [1, 2], None, 1500)),
+    vlans("1500 bytes behind a tag", |pair| large(pair, ["nt", "ft"], [21, 22], Some(20), 1500)),
+    Scenario { name: "QinQ: customers' frames in a service VLAN", needs: Needs::ServiceTags, run: service },
+    plain("VXLAN, VNI 1, IPv4 and IPv6 inside", |pair| tunnels::both_ways(pair, 0)),
+    plain("VXLAN, VNI 4095, IPv4 and IPv6 inside", |pair| tunnels::both_ways(pair, 1)),
+    plain("VXLAN, VNI 16777215, IPv4 and IPv6 inside", |pair| tunnels::both_ways(pair, 2)),
+    plain("VXLAN, broadcast and unknown unicast", tunnels::flood),
+    plain("VXLAN, ARP and multicast", tunnels::arp_and_multicast),
+    plain("VXLAN, the longest packet that fits", tunnels::longest),
+    plain("VXLAN to two ends, a copy for each", tunnels::replicated),
+    plain("DSCP and ECN come out as they went in", tunnels::marks),
+    plain("ECN of the outer header, going in", tunnels::marks_outside),
+    plain("ECN of both headers, coming out", tunnels::marks_inside),
 ];
 
 impl Pair {
-    fn send(&mut self, guest: &str, bytes: &[u8]) {
-        if !self.near.send(guest, bytes) {
-            self.far.send(guest, bytes);
+    /// Ours and the third, beside the other end that is there.
+    pub(crate) fn create(wires: &Wires, far: Box<dyn Far>) -> Self {
+        let mut probe = None;
+        wires.middle_with(|middle| probe = Some(TapGuests::create(middle, &[PROBE])));
+        Self {
+            near: Near::create(wires),
+            far,
+            third: Near::third(wires),
+            probe: probe.expect("made"),
+            underlay: wires.underlay,
+            ends: [0, 1, 2].map(|side| wires.end(side)),
         }
+    }
+
+    fn send(&mut self, guest: &str, bytes: &[u8]) {
+        match guest {
+            PROBE => self.probe.send(PROBE, bytes),
+            _ if self.near.send(guest, bytes) || self.third.send(guest, bytes) => {}
+            _ => self.far.send(guest, bytes),
+        }
+    }
+
+    /// What went over the hub under this identifier since it was last asked, in words.
+    pub(crate) fn tunnelled(&mut self, vni: u32) -> Vec<String> {
+        let word = format!("vxlan vni {vni} ");
+        let vectors = std::iter::from_fn(|| Some(self.probe.receive()).filter(|vector| !vector.is_empty()));
+        vectors.flatten().map(|(_, bytes)| describe(&bytes)).filter(|line| line.contains(&word)).collect()
     }
 
     fn receive(&mut self) -> Vec<(&'static str, Vec<u8>)> {
         let mut all = self.near.receive();
         all.extend(self.far.receive());
+        all.extend(self.third.receive());
         // What the kernel's or the other switch's own ports say is none of the test's.
         all.retain(|(_, bytes)| bytes.get(6..9) == Some(&[2, 0, 0x5e]));
         all
     }
 
-    /// Lets everything come to rest: links, and what daemons still have to do.
+    /// Lets everything come to rest: links, next hops of tunnels, and what daemons still have to do.
     pub(crate) fn settle(&mut self) {
         let end = Instant::now() + self.far.patience();
-        let probe = from(0xfe, 0xff).to(Mac::BROADCAST, "10.9.0.255").udp().build();
-        // The other end forwards once its ports are up; how long that takes it does not say.
-        while Instant::now() < end {
-            self.send("f1", &probe);
-            std::thread::sleep(QUIET);
-            if self.receive().iter().any(|(guest, _)| *guest == "n1") {
-                break;
+        let probe = from(0xfe, 0xff).to(Mac::BROADCAST, "10.9.0.255").udp();
+        let probes = [("f1", "n1", probe.clone().build()), ("ft", "t33", probe.vlan(SHARED.0).build())];
+        // The other end forwards once its ports are up and it knows who is who; how long that takes it does not say.
+        for (sender, receiver, bytes) in probes {
+            while Instant::now() < end {
+                self.send(sender, &bytes);
+                std::thread::sleep(QUIET);
+                if self.receive().iter().any(|(guest, _)| *guest == receiver) {
+                    break;
+                }
             }
         }
         std::thread::sleep(QUIET);
@@ -99,7 +150,12 @@ impl Pair {
     }
 
     /// Sends a frame; exactly the listed guests must get exactly these bytes.
-    fn exchange(&mut self, guest: &str, bytes: &[u8], expected: &[(&'static str, Vec<u8>)]) -> Result<(), String> {
+    pub(crate) fn exchange(
+        &mut self,
+        guest: &str,
+        bytes: &[u8],
+        expected: &[(&'static str, Vec<u8>)],
+    ) -> Result<(), String> {
         self.send(guest, bytes);
         let (mut got, mut wanted) = (Vec::new(), expected.to_vec());
         wanted.sort();
@@ -130,23 +186,23 @@ impl Pair {
 }
 
 /// MAC address of station `number`.
-fn mac(number: u8) -> Mac {
+pub(crate) fn mac(number: u8) -> Mac {
     Mac([2, 0, 0x5e, 0, 0, number])
 }
 
 /// A frame from one station to another, IPv4.
-fn from(source: u8, destination: u8) -> FrameBuilder {
+pub(crate) fn from(source: u8, destination: u8) -> FrameBuilder {
     let address = |number: u8| format!("10.9.0.{number}");
     frame().from(mac(source), address(source).as_str()).to(mac(destination), address(destination).as_str())
 }
 
 /// The same over IPv6.
-fn from_v6(source: u8, destination: u8) -> FrameBuilder {
+pub(crate) fn from_v6(source: u8, destination: u8) -> FrameBuilder {
     let address = |number: u8| format!("fd00::{number:x}");
     frame().from(mac(source), address(source).as_str()).to(mac(destination), address(destination).as_str())
 }
 
-fn bytes(builder: FrameBuilder) -> Vec<u8> {
+pub(crate) fn bytes(builder: FrameBuilder) -> Vec<u8> {
     builder.udp().payload_of(100).build()
 }
 
@@ -244,64 +300,23 @@ fn moves_there(pair: &mut Pair) -> Result<(), String> {
     pair.exchange("n10", &bytes(from(11, 50)), &[("ft", bytes(from(11, 50).vlan(10)))])
 }
 
-fn tunnel(pair: &mut Pair, number: u8) -> Result<(), String> {
-    let (vlan, _) = TUNNELLED[usize::from(number)];
-    let (one, other) = (60 + 2 * number, 61 + 2 * number);
-    for make in [from as fn(u8, u8) -> FrameBuilder, from_v6] {
-        let (there, back) = (bytes(make(one, other).vlan(vlan)), bytes(make(other, one).vlan(vlan)));
-        pair.exchange("nt", &there, &[("ft", there.clone())])?;
-        pair.exchange("ft", &back, &[("nt", back.clone())])?;
-        pair.exchange("nt", &there, &[("ft", there.clone())])?;
-    }
-    Ok(())
-}
-
-fn tunnel_flood(pair: &mut Pair) -> Result<(), String> {
-    let (vlan, _) = TUNNELLED[2];
-    let all = bytes(from(64, 0).to(Mac::BROADCAST, "10.9.0.255").vlan(vlan));
-    pair.exchange("nt", &all, &[("ft", all.clone())])?;
-    let nobody = bytes(from(65, 98).vlan(vlan));
-    pair.exchange("ft", &nobody, &[("nt", nobody.clone())])
-}
-
-fn tunnel_arp(pair: &mut Pair) -> Result<(), String> {
-    let ask = |number: u8| {
-        let built = from(number, 0).to(Mac::BROADCAST, "10.9.0.61").arp_request("10.9.0.61");
-        built.vlan(TUNNELLED[0].0).build()
-    };
-    pair.exchange("nt", &ask(60), &[("ft", ask(60))])?;
-    pair.exchange("ft", &ask(61), &[("nt", ask(61))])
-}
-
-fn large(
+/// A packet of this many bytes, there and back.
+pub(crate) fn large(
     pair: &mut Pair,
     guests: [&'static str; 2],
     stations: [u8; 2],
     vlan: Option<u16>,
-    payload: usize,
+    length: usize,
 ) -> Result<(), String> {
     let ([near, far], [one, other]) = (guests, stations);
     let sized = |source: u8, destination: u8| {
         let built = from(source, destination);
-        vlan.map_or(built.clone(), |vlan| built.vlan(vlan)).udp().payload_of(payload).build()
+        vlan.map_or(built.clone(), |vlan| built.vlan(vlan)).udp().payload_of(length - 28).build()
     };
     let (there, back) = (sized(one, other), sized(other, one));
     pair.exchange(near, &there, &[(far, there.clone())])?;
     pair.exchange(far, &back, &[(near, back.clone())])?;
     pair.exchange(near, &there, &[(far, there.clone())])
-}
-
-fn marks(pair: &mut Pair) -> Result<(), String> {
-    let vlan = TUNNELLED[1].0;
-    for class in [46 << 2, 10 << 2 | 1, 10 << 2 | 2, 46 << 2 | 3] {
-        for make in [from as fn(u8, u8) -> FrameBuilder, from_v6] {
-            let there = bytes(make(62, 63).vlan(vlan).traffic_class(class));
-            pair.exchange("nt", &there, &[("ft", there.clone())])?;
-            let back = bytes(make(63, 62).vlan(vlan).traffic_class(class));
-            pair.exchange("ft", &back, &[("nt", back.clone())])?;
-        }
-    }
-    Ok(())
 }
 
 fn separation(pair: &mut Pair) -> Result<(), String> {
@@ -313,4 +328,15 @@ fn separation(pair: &mut Pair) -> Result<(), String> {
     let wrong = bytes(from(1, 12));
     pair.exchange("n1", &wrong, &[("f1", wrong.clone())])?;
     pair.exchange("nt", &bytes(from(21, 12).vlan(77)), &[])
+}
+
+fn service(pair: &mut Pair) -> Result<(), String> {
+    let plain = |source, destination| bytes(from(source, destination));
+    let tagged = |source, destination| bytes(from(source, destination).vlan(7));
+    for make in [&plain as &dyn Fn(u8, u8) -> Vec<u8>, &tagged] {
+        pair.exchange("nq", &make(71, 72), &[("fq", make(71, 72))])?;
+        pair.exchange("fq", &make(72, 71), &[("nq", make(72, 71))])?;
+        pair.exchange("nq", &make(71, 72), &[("fq", make(71, 72))])?;
+    }
+    Ok(())
 }
