@@ -4,6 +4,7 @@
 
 mod answers;
 mod caller;
+mod deployed;
 mod errors;
 mod misbehaving_agents;
 mod random_input;

@@ -20,6 +20,9 @@ pub(super) struct DemoOptions {
     /// How to print the result
     #[arg(short = 'o', long = "output", value_enum, default_value_t)]
     format: Format,
+    /// Workers of each node's agent
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    workers: u8,
     /// Seconds of each measurement
     #[arg(long, value_name = "SECONDS", default_value = "2", hide = true, value_parser = parse_seconds)]
     seconds: Duration,
@@ -35,7 +38,11 @@ pub(super) fn run(options: &DemoOptions) -> anyhow::Result<()> {
         let count = demo::remove()?;
         return print_text(&format!("{count} removed\n"));
     }
-    let outcome = demo::run(&demo::Options { keep: options.keep, duration: options.seconds })?;
+    let outcome = demo::run(&demo::Options {
+        keep: options.keep,
+        duration: options.seconds,
+        workers: usize::from(options.workers),
+    })?;
     match options.format {
         Format::Table => print_text(&outcome.to_text())?,
         Format::Json => print_text(&outcome.to_json()?)?,

@@ -34,16 +34,16 @@ pub(super) struct AgentProcess {
 }
 
 impl AgentProcess {
-    /// Starts it with files named after the node in `directory`; the worker runs on `core`.
+    /// Starts it with files named after the node in `directory`; its workers run on these processors.
     pub(super) fn start(
         node: &str,
         directory: &Path,
         namespace: &NamespaceHandle,
-        core: usize,
+        cpus: &[usize],
     ) -> anyhow::Result<AgentProcess> {
         let file = |suffix: &str| directory.join(format!("{node}.{suffix}"));
         let (configuration, socket, log) = (file("toml"), file("sock"), file("log"));
-        fs::write(&configuration, text_of_configuration(node, directory, core))?;
+        fs::write(&configuration, text_of_configuration(node, directory, cpus))?;
         let output = File::create(&log)?;
         let mut command = Command::new(std::env::current_exe().context("cannot find the program's own file")?);
         command.arg("agent").arg("--config").arg(&configuration);
@@ -128,14 +128,15 @@ fn describe(status: &StatusReport) -> String {
     format!("generation {}, {} ports, problems: {problems:?}", status.generation, status.ports)
 }
 
-fn text_of_configuration(node: &str, directory: &Path, core: usize) -> String {
+fn text_of_configuration(node: &str, directory: &Path, cpus: &[usize]) -> String {
     let directory = directory.display();
     format!(
         "node = \"{node}\"\n\
          objects_directory = \"{directory}/objects\"\n\
          state_directory = \"{directory}/{node}.state\"\n\
          socket = \"{directory}/{node}.sock\"\n\
-         workers = 1\n\
-         worker_cpus = [{core}]\n"
+         workers = {}\n\
+         worker_cpus = {cpus:?}\n",
+        cpus.len()
     )
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use millrace_engine::port::af_xdp::set_transmit_checksum;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
@@ -33,7 +33,7 @@ pub(super) struct Cluster {
 
 impl Cluster {
     /// Builds it all; what was built is gone again after an error.
-    pub(super) fn build(interruption: &Interruption) -> anyhow::Result<Cluster> {
+    pub(super) fn build(workers: usize, interruption: &Interruption) -> anyhow::Result<Cluster> {
         let directory = RunDirectory::create()?;
         let mut cluster = Cluster { nodes: Vec::new(), pods: Vec::new(), directory };
         say("building two nodes, joined by a veth pair");
@@ -43,13 +43,19 @@ impl Cluster {
         let namespaces = NODES.map(|node| cluster.directory.namespace(node.name));
         let [first, second] = namespaces;
         let namespaces = [first?, second?];
-        join_nodes(&namespaces)?;
+        join_nodes(&namespaces, workers)?;
         interruption.check()?;
         say("starting an agent on each node");
         let cores = cores()?;
+        ensure!(
+            workers <= cores.len(),
+            "{workers} workers need as many processors, this process may use {}",
+            cores.len()
+        );
         for (number, (plan, namespace)) in NODES.iter().zip(namespaces).enumerate() {
-            let core = cores.get(number % cores.len()).copied().unwrap_or(0);
-            let agent = AgentProcess::start(plan.name, cluster.directory.path(), namespace.handle(), core)?;
+            // Nodes begin at different cores: with one worker each, and two cores, they do not disturb each other.
+            let cpus: Vec<_> = cores.iter().copied().cycle().skip(number % cores.len()).take(workers).collect();
+            let agent = AgentProcess::start(plan.name, cluster.directory.path(), namespace.handle(), &cpus)?;
             cluster.nodes.push(Node { name: plan.name, agent, namespace });
         }
         for node in &mut cluster.nodes {
@@ -121,10 +127,12 @@ impl Cluster {
     }
 }
 
-/// The underlay: one veth pair with an address of each family at both ends.
-fn join_nodes(namespaces: &[Namespace; 2]) -> anyhow::Result<()> {
+/// The underlay: one veth pair with an address of each family at both ends, and a queue for each worker.
+fn join_nodes(namespaces: &[Namespace; 2], queues: usize) -> anyhow::Result<()> {
     let [first, second] = namespaces;
-    Netlink::open_in(first.handle())?.create_veth((UPLINK, None), (UPLINK, Some(second.handle())))?;
+    let queues = u32::try_from(queues).context("too many workers")?;
+    let ends = ((UPLINK, None), (UPLINK, Some(second.handle())));
+    Netlink::open_in(first.handle())?.create_veth_with_queues(ends.0, ends.1, queues)?;
     for (NodePlan { ipv4, ipv6, .. }, namespace) in NODES.iter().zip(namespaces) {
         let mut netlink = Netlink::open_in(namespace.handle())?;
         netlink.change_link("lo", &LinkChange::up())?;

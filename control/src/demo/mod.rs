@@ -21,6 +21,7 @@ mod run_directory;
 mod services;
 mod table;
 pub mod traffic;
+mod work;
 
 use std::io::Write;
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub struct Options {
     pub keep: bool,
     /// How long each stream and each series of transactions lasts.
     pub duration: Duration,
+    /// Workers of each agent, from 1 to 16; as many queues does the link between the nodes have.
+    pub workers: usize,
 }
 
 /// What came of it.
@@ -67,7 +70,7 @@ pub fn run(options: &Options) -> anyhow::Result<Outcome> {
     for name in run_directory::remove_abandoned(false)? {
         say(&format!("removed what an earlier run left as {name}"));
     }
-    let cluster = Cluster::build(&interruption)?;
+    let cluster = Cluster::build(options.workers, &interruption)?;
     let mut report = observe(&cluster, options, &interruption)?;
     let kept = if options.keep {
         Some(cluster.keep()?)
@@ -119,6 +122,7 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
     let nodes = counters::read(cluster)?;
     Ok(Report {
         held: false,
+        workers: options.workers,
         checks: Vec::new(),
         reachability,
         services,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::cluster::{Cluster, cores};
+use super::counters;
 use super::interruption::Interruption;
 use super::reachability::Way;
 use super::reference::Reference;
@@ -15,6 +16,7 @@ use super::say;
 use super::traffic::Family;
 use super::traffic::request_response::{TransactionTimes, request_response};
 use super::traffic::stream::{StreamResult, stream};
+use super::work::{self, NodeWork};
 
 /// Most times a missed measurement is repeated, the first included.
 pub(super) const ATTEMPTS: usize = 3;
@@ -34,6 +36,8 @@ pub(super) struct Throughput {
     pub(super) ratio: f64,
     pub(super) across_nodes: StreamResult,
     pub(super) across_nodes_ipv6: StreamResult,
+    /// What both nodes' workers did during `across_nodes`.
+    pub(super) across_nodes_work: Vec<NodeWork>,
     /// The larger of both families.
     pub(super) retransmitted_share: f64,
 }
@@ -61,7 +65,9 @@ impl Throughput {
         let same_node = run(1, Family::Ipv4)?;
         let core = cores()?.first().copied().unwrap_or(0);
         let reference = Reference::build(core)?.measure(duration, interruption)?;
+        let before = counters::read(cluster)?;
         let across_nodes = run(2, Family::Ipv4)?;
+        let across_nodes_work = work::between(&before, &counters::read(cluster)?);
         let across_nodes_ipv6 = run(2, Family::Ipv6)?;
         let measured = Throughput {
             same_node,
@@ -69,6 +75,7 @@ impl Throughput {
             ratio: same_node.gigabits_per_second / reference.gigabits_per_second.max(1e-9),
             across_nodes,
             across_nodes_ipv6,
+            across_nodes_work,
             retransmitted_share: across_nodes.retransmitted_share().max(across_nodes_ipv6.retransmitted_share()),
         };
         say(&format!(

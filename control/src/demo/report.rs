@@ -13,6 +13,8 @@ use super::services::{CONNECTIONS, Services};
 pub(super) struct Report {
     /// Whether every check held.
     pub(super) held: bool,
+    /// Workers of each agent.
+    pub(super) workers: usize,
     pub(super) checks: Vec<Check>,
     pub(super) reachability: Vec<Row>,
     /// `None` where pods do not even reach each other.

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, Table};
+use millrace_engine::cycles::Work;
 
 use super::counters::NodeCounters;
 use super::reachability::{Row, Way};
 use super::report::{CheckKind, Report};
 use super::traffic::Family;
 use super::traffic::stream::StreamResult;
+use super::work::NodeWork;
 
 /// Everything, one table below the other.
 pub(super) fn text(report: &Report) -> String {
@@ -17,6 +19,7 @@ pub(super) fn text(report: &Report) -> String {
         reachability(report),
         services(report),
         speed(report),
+        work(report),
         counters(report),
         events(report),
         drops(report),
@@ -99,6 +102,23 @@ fn speed(report: &Report) -> String {
         rows.push(vec![left(format!("idle agent of node {}", idle.node)), right(share), left("")]);
     }
     render(&["Speed", "", ""], rows.into_iter())
+}
+
+/// Where the workers' time went in the stream across nodes.
+fn work(report: &Report) -> String {
+    let Some(nodes) = report.fastest().map(|best| &best.across_nodes_work) else { return String::new() };
+    let per_node = |name: String, of: &dyn Fn(&NodeWork) -> f64| {
+        std::iter::once(left(name)).chain(nodes.iter().map(|node| right(format!("{:.0}", of(node))))).collect()
+    };
+    let kinds = Work::ALL.map(|work| {
+        let of = |node: &NodeWork| node.cycles_per_segment.get(work.name()).copied().unwrap_or(0.0);
+        per_node(work.name().to_owned(), &of)
+    });
+    let rows = kinds.into_iter().chain([per_node("together".to_owned(), &NodeWork::total)]);
+    let heads: Vec<_> = nodes.iter().map(|node| format!("Node {}", node.node)).collect();
+    let first = format!("Cycles a segment, stream across nodes, {} worker(s) each", report.workers);
+    let heads: Vec<_> = std::iter::once(first.as_str()).chain(heads.iter().map(String::as_str)).collect();
+    render(&heads, rows)
 }
 
 fn stream_row(name: &str, result: &StreamResult) -> Vec<Cell> {
