@@ -20,6 +20,7 @@ pub mod ipam;
 pub mod kernel;
 pub mod observe;
 pub mod plan;
+pub mod policy_preview;
 pub mod problem;
 pub mod publish;
 pub mod reconcile;

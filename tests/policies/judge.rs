@@ -6,18 +6,20 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use millrace_control::api::model::PolicyReachReport;
 use millrace_control::cluster::{InterfaceName, NodeName, StationMac};
 use millrace_control::compile::compile;
 use millrace_control::observe::Observed;
-use millrace_control::plan::{AttachedPod, GATEWAY_MAC, LocalUplink, LocalView, Planner, UnderlayPath};
+use millrace_control::plan::{AttachedPod, GATEWAY_MAC, LocalUplink, LocalView, POD_SEGMENT, Planner, UnderlayPath};
+use millrace_control::policy_preview::reach::{Question, reach};
 use millrace_control::store::{Event, Located, Object, ObjectKey};
-use millrace_engine::clock::{Clock, ManualClock};
+use millrace_engine::clock::{Clock, ManualClock, Time};
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::flow_cache::HashKey;
 use millrace_engine::packet::parse::parse;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::slow_path::{Arrival, Decision, Tunnelled, Verdict, decide};
-use millrace_engine::state::State;
+use millrace_engine::slow_path::{Arrival, Decision, Stage, Tunnelled, Verdict, decide, judge_connection};
+use millrace_engine::state::{ConnectionFlags, ConnectionState, NewConnection, Opened, State, Tuple};
 use millrace_engine::tables::{RouteTarget, SegmentKind, Snapshot};
 use millrace_engine::testing::{SYN, frame};
 use serde_json::Value;
@@ -149,6 +151,11 @@ impl Judge {
     /// If the flow cannot be made a packet.
     #[must_use]
     pub fn decide(&self, flow: Flow) -> Decision {
+        self.decide_packet(flow).1
+    }
+
+    /// The same, and the packet's tuple.
+    fn decide_packet(&self, flow: Flow) -> (Tuple, Decision) {
         let sender = self.local.pods.iter().find(|(_, pod)| pod.addresses.contains(&flow.source));
         let (port, tunnel, source, destination) = match sender {
             Some((port, pod)) => (*port, None, pod.mac, GATEWAY_MAC),
@@ -168,7 +175,50 @@ impl Judge {
         let bytes = built.build();
         let headers = parse(&bytes, bytes.len()).expect("a packet");
         let arrival = Arrival { port, tunnel, frame: &bytes, headers: &headers, gso: None };
-        decide(&self.tables, &self.state, &arrival, Clock::Manual(ManualClock::new()).now())
+        let decision = decide(&self.tables, &self.state, &arrival, Clock::Manual(ManualClock::new()).now());
+        (Tuple::of(&headers, POD_SEGMENT), decision)
+    }
+
+    /// What is said of the flow once it is a connection, without a packet, in the words of a trail.
+    ///
+    /// # Panics
+    /// If the table of connections has no room.
+    #[must_use]
+    pub fn said_of_connection(&self, flow: Flow) -> Vec<String> {
+        let (original, _) = self.decide_packet(flow);
+        let new = NewConnection {
+            original,
+            reply: original.mirrored(),
+            state: ConnectionState::Established,
+            flags: ConnectionFlags::NONE,
+            service: 0,
+            endpoint: 0,
+            replaces: None,
+        };
+        let connections = &self.state.connections;
+        let Opened::New(reference, _) = connections.open(&new, Time::ZERO) else { panic!("no room") };
+        let connection = connections.get(reference).expect("it was just opened");
+        let said = judge_connection(&self.tables, &connection).iter().map(ToString::to_string).collect();
+        connections.remove(reference);
+        said
+    }
+
+    /// What the stage says of the flow's first packet.
+    #[must_use]
+    pub fn said_of_packet(&self, flow: Flow) -> Vec<String> {
+        let decision = self.decide(flow);
+        let steps = decision.trail.steps().iter().filter(|step| step.stage == Stage::Policy);
+        steps.map(|step| step.reason.to_string()).collect()
+    }
+
+    /// Who may reach whom, as `millrace policy reach` has it.
+    ///
+    /// # Panics
+    /// If it cannot be told.
+    #[must_use]
+    pub fn reach(&self) -> PolicyReachReport {
+        let question = Question { limit: usize::MAX, ..Question::default() };
+        reach(self.observed.cluster(), &self.local, &question).expect("told")
     }
 
     /// The tunnel that packets from an address come by.

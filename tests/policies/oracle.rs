@@ -29,9 +29,21 @@ fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
 /// # Errors
 /// Which end denies it.
 pub fn allowed(objects: &[Value], flow: Flow) -> Result<(), String> {
+    allowed_where(objects, flow, |pod| text(pod, "spec.nodeName") == NODE)
+}
+
+/// Whether both ends' nodes let the packet through, whichever nodes they are.
+///
+/// # Errors
+/// Which end denies it.
+pub fn allowed_everywhere(objects: &[Value], flow: Flow) -> Result<(), String> {
+    allowed_where(objects, flow, |_| true)
+}
+
+fn allowed_where(objects: &[Value], flow: Flow, judges: impl Fn(&Value) -> bool) -> Result<(), String> {
     let source = pod_with(objects, flow.source);
     let destination = pod_with(objects, flow.destination);
-    let is_here = |pod: Option<&Value>| pod.is_some_and(|pod| text(pod, "spec.nodeName") == NODE);
+    let is_here = |pod: Option<&Value>| pod.is_some_and(&judges);
     if flow.source == flow.destination {
         return Ok(());
     }

@@ -1,6 +1,9 @@
 //! Random clusters: the engine's verdict, through its own slow path, is the oracle's; and what a planner that followed
 //! every change has is what one has that sees the cluster for the first time.
 //!
+//! What is said of a flow's connection without a packet (`policy diff`) is what the stage says of its packet, and
+//! `policy reach` has of each pair of pods what the oracle has.
+//!
 //! `MILLRACE_POLICY_CLUSTERS` says how many clusters (2,000 without it); `MILLRACE_SEED` runs one. A mismatch prints
 //! the seed and the smallest set of objects that still shows it.
 
@@ -15,6 +18,8 @@ use serde_json::Value;
 
 const FLOWS: usize = 24;
 const CHANGES: usize = 3;
+/// Of so many clusters one is asked who reaches whom.
+const REACHED_EACH: u64 = 16;
 
 fn clusters() -> u64 {
     std::env::var("MILLRACE_POLICY_CLUSTERS").map_or(2_000, |text| text.parse().expect("a number"))
@@ -33,7 +38,69 @@ fn is_here(objects: &[Value], address: IpAddr) -> bool {
 /// What is wrong with one flow, if anything.
 fn mismatch(judge: &Judge, objects: &[Value], flow: Flow) -> Option<String> {
     let (expected, found) = (oracle::allowed(objects, flow), judge.allowed(flow));
-    (expected.is_ok() != found.is_ok()).then(|| format!("{flow}: the oracle says {expected:?}, the engine {found:?}"))
+    if expected.is_ok() != found.is_ok() {
+        return Some(format!("{flow}: the oracle says {expected:?}, the engine {found:?}"));
+    }
+    let (packet, connection) = (judge.said_of_packet(flow), judge.said_of_connection(flow));
+    (packet != connection)
+        .then(|| format!("{flow}: of the packet is said {packet:?}, of its connection {connection:?}"))
+}
+
+/// Ports and protocols that are asked of each pair of pods; 0 is ICMP.
+const ASKED: [(&str, u16); 8] = [
+    ("TCP", 80),
+    ("TCP", 81),
+    ("UDP", 443),
+    ("SCTP", 8080),
+    ("TCP", 65_535),
+    ("UDP", 1),
+    ("SCTP", 30_000),
+    ("ICMP", 0),
+];
+
+/// Whether the words of `policy reach` have this port.
+fn has_port(words: &[String], protocol: &str, port: u16) -> bool {
+    words.iter().any(|word| match word.split_once('/') {
+        None => word == "all" || word.eq_ignore_ascii_case(protocol),
+        Some((name, ports)) => {
+            let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+            let within = |port: u16| {
+                first.parse().is_ok_and(|first: u16| first <= port) && last.parse().is_ok_and(|last: u16| port <= last)
+            };
+            name.eq_ignore_ascii_case(protocol) && (ports == "all" || within(port))
+        }
+    })
+}
+
+/// `policy reach` has of each pair of pods what the oracle has.
+fn check_reach(judge: &Judge, objects: &[Value], seed: u64) {
+    let report = judge.reach();
+    let pods = objects.iter().filter(|object| object["kind"] == "Pod" && object["spec"]["hostNetwork"] != true);
+    let pods = pods.filter(|pod| !matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
+    let pods: Vec<(String, Vec<IpAddr>)> = pods
+        .map(|pod| {
+            let text = |value: &Value| value.as_str().expect("a text").to_owned();
+            let name = format!("{}/{}", text(&pod["metadata"]["namespace"]), text(&pod["metadata"]["name"]));
+            let listed = pod["status"]["podIPs"].as_array().expect("a list");
+            (name, listed.iter().map(|entry| text(&entry["ip"]).parse().expect("an address")).collect())
+        })
+        .collect();
+    for (from, sources) in &pods {
+        for (to, targets) in pods.iter().filter(|(to, _)| to != from) {
+            let same_family = |source: &IpAddr| targets.iter().find(|target| target.is_ipv4() == source.is_ipv4());
+            for (source, destination) in sources.iter().filter_map(|source| Some((*source, *same_family(source)?))) {
+                let family = if source.is_ipv4() { "ipv4" } else { "ipv6" };
+                let of_pair = report.reach.iter().filter(|reach| reach.source == *from && reach.target == *to);
+                let mut of_family = of_pair.filter(|reach| reach.family == "both" || reach.family == family);
+                let words = of_family.next().map(|reach| reach.ports.as_slice()).unwrap_or_default();
+                for (protocol, port) in ASKED {
+                    let flow = Flow { source, destination, protocol, port };
+                    let told = oracle::allowed_everywhere(objects, flow).is_ok();
+                    assert_eq!(has_port(words, protocol, port), told, "seed {seed}: {from} to {to}: {flow}: {words:?}");
+                }
+            }
+        }
+    }
 }
 
 fn fails(objects: &[Value], flow: Flow) -> bool {
@@ -111,6 +178,9 @@ fn the_engine_says_what_the_oracle_says() {
         assert!(judge.settle(true), "seed {seed}: a planner that followed differs from one that sees all at once");
         let more = check_flows(&judge, &cluster, random, seed);
         verdicts = [verdicts[0] + more[0], verdicts[1] + more[1]];
+        if seed % REACHED_EACH == 0 {
+            check_reach(&judge, &cluster.objects, seed);
+        }
         for _ in 0..if seed % 4 == 0 { CHANGES } else { 0 } {
             let (old, new) = cluster.change(random);
             match &new {

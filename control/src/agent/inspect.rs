@@ -5,6 +5,7 @@
 
 mod addresses;
 mod connections;
+mod policy_preview;
 mod stations;
 
 use std::collections::BTreeMap;
@@ -26,8 +27,9 @@ use super::shared::Shared;
 use super::{policies, trace};
 use crate::api::model::{
     ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
-    IpamReport, NeighbourReport, PoliciesReport, PortCyclesReport, PortReport, QueueReport, RouteReport,
-    RouteTargetReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    IpamReport, NeighbourReport, PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
+    PolicyReachReport, PortCyclesReport, PortReport, QueueReport, RouteReport, RouteTargetReport, ServiceReport,
+    StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -201,6 +203,15 @@ impl Inspect for Inspector {
 
     fn policies(&self, pod: Option<&str>) -> Result<PoliciesReport, InspectFailure> {
         policies::policies(&self.tables(), pod)
+    }
+
+    fn policy_diff(&self, request: &PolicyDiffRequest) -> Result<PolicyDiffReport, InspectFailure> {
+        let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
+        policy_preview::diff(&self.shared, &self.tables(), &state.connections, request)
+    }
+
+    fn policy_reach(&self, query: &PolicyReachQuery) -> Result<PolicyReachReport, InspectFailure> {
+        policy_preview::reach(&self.shared, &self.tables(), query)
     }
 
     fn drops(&self) -> Result<Vec<DropReport>, InspectFailure> {

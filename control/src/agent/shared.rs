@@ -152,7 +152,7 @@ impl Shared {
     /// All problems, as the API tells them.
     pub(super) fn problems(&self) -> Vec<model::Problem> {
         let standing = self.standing();
-        let mut problems: Vec<model::Problem> = standing.problems.iter().map(told).collect();
+        let mut problems: Vec<model::Problem> = standing.problems.iter().map(Into::into).collect();
         let plain = |message: &String| model::Problem { message: message.clone(), ..model::Problem::default() };
         problems.extend(standing.refused.iter().map(plain));
         problems.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().map(plain));
@@ -185,15 +185,5 @@ impl Shared {
             std::thread::sleep(Duration::from_micros(100));
         }
         false
-    }
-}
-
-fn told(problem: &Problem) -> model::Problem {
-    let field = problem.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
-    model::Problem {
-        file: problem.file.as_deref().unwrap_or_default().to_owned(),
-        line: problem.line.map(u64::from),
-        object: problem.object.as_ref().map(ToString::to_string),
-        message: format!("{field}{}", problem.message),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use millrace_cni::agent_client::{AgentClient, Answer, ClientError};
 use serde::de::DeserializeOwned;
 
-use super::model::{ErrorReport, TraceReport, TraceRequest};
+use super::model::{ErrorReport, PolicyDiffReport, PolicyDiffRequest, TraceReport, TraceRequest};
 
 /// Longest answer read: a million flows.
 const ANSWER_BYTES: u64 = 512 << 20;
@@ -63,6 +63,15 @@ impl Client {
     /// As [`show`](Self::show).
     pub fn document<Report: DeserializeOwned>(&self, path: &str) -> Result<Report, ApiError> {
         decode(self.agent.get(path))
+    }
+
+    /// Asks which connections would get another verdict.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show); objects that are not valid are refused.
+    pub fn policy_diff(&self, request: &PolicyDiffRequest) -> Result<PolicyDiffReport, ApiError> {
+        let body = serde_json::to_vec(request).map_err(ApiError::Decode)?;
+        decode(self.agent.post("/v1/policy/diff", &body))
     }
 
     /// Follows an imagined packet.

@@ -8,6 +8,8 @@
 //! | GET `/v1/show/connections?limit=N&pod=NS/NAME&state=S` | [`model::ConnectionsReport`] for a [`model::ConnectionsQuery`] |
 //! | GET `/v1/show/fdb`, `/v1/show/ipam`, `/v1/check/ipam` | [`model::StationReport`]s, [`model::IpamReport`], [`model::IpamCheckReport`] |
 //! | GET `/v1/show/policies?pod=NAMESPACE/POD` | [`model::PoliciesReport`] |
+//! | POST `/v1/policy/diff` | [`model::PolicyDiffReport`] for a [`model::PolicyDiffRequest`] |
+//! | GET `/v1/policy/reach?from=WHO&to=WHO&limit=N` | [`model::PolicyReachReport`] for a [`model::PolicyReachQuery`] |
 //! | POST `/v1/trace` | [`model::TraceReport`] for a [`model::TraceRequest`] |
 //!
 //! [`socket`] owns the socket file, [`server`] the routes and the bounds, [`client`] is what the command line uses.
@@ -21,8 +23,8 @@ pub mod socket;
 
 use model::{
     ConnectionsQuery, ConnectionsReport, DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport,
-    PoliciesReport, PortReport, RouteReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest,
-    WorkerReport,
+    PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery, PolicyReachReport, PortReport, RouteReport,
+    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 
 /// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
@@ -98,6 +100,18 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`InspectFailure`].
     fn policies(&self, pod: Option<&str>) -> Result<PoliciesReport, InspectFailure>;
+
+    /// Connections whose verdict would change with other objects.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn policy_diff(&self, request: &PolicyDiffRequest) -> Result<PolicyDiffReport, InspectFailure>;
+
+    /// Who may reach whom.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn policy_reach(&self, query: &PolicyReachQuery) -> Result<PolicyReachReport, InspectFailure>;
 
     /// Node, tables and problems.
     ///

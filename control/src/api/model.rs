@@ -5,13 +5,20 @@
 
 mod fdb;
 mod ipam;
+mod policy;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::problem;
+
 pub use fdb::StationReport;
 pub use ipam::{AddressReport, AssignedReport, BlockReport, FindingReport, IpamCheckReport, IpamReport, PoolReport};
+pub use policy::{
+    FlowChangeReport, FlowEndReport, FlowVerdictReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
+    PolicyReachReport, ReachReport, UnusedRuleReport,
+};
 
 /// Something wrong that an operator should mend; the agent runs on without it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,6 +33,18 @@ pub struct Problem {
     pub object: Option<String>,
     /// What is wrong, in a sentence.
     pub message: String,
+}
+
+impl From<&problem::Problem> for Problem {
+    fn from(problem: &problem::Problem) -> Self {
+        let field = problem.field.as_ref().map_or_else(String::new, |field| format!("{field}: "));
+        Self {
+            file: problem.file.as_deref().unwrap_or_default().to_owned(),
+            line: problem.line.map(u64::from),
+            object: problem.object.as_ref().map(ToString::to_string),
+            message: format!("{field}{}", problem.message),
+        }
+    }
 }
 
 /// `show status`.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::connections::BoundedListener;
-use super::model::{ConnectionsQuery, ErrorReport, TraceRequest};
+use super::model::{ConnectionsQuery, ErrorReport, PolicyDiffRequest, PolicyReachQuery, TraceRequest};
 use super::socket::Socket;
 use super::{Inspect, InspectFailure};
 use crate::cni_server::{CniFailure, CniServer};
@@ -38,7 +38,7 @@ pub struct Limits {
     pub connections: usize,
     /// CNI calls at work at a time: each has a blocking thread.
     pub cni_calls: usize,
-    /// Flows and connections told when no limit is asked for.
+    /// Flows, connections and pairs of pods told when no limit is asked for.
     pub flows: usize,
     /// Time for requests at work to finish once the agent stops.
     pub grace: Duration,
@@ -116,6 +116,8 @@ fn router(api: Api) -> Router {
         .route("/v1/show/flows", get(show_flows))
         .route("/v1/show/connections", get(show_connections))
         .route("/v1/show/policies", get(show_policies))
+        .route("/v1/policy/diff", post(policy_diff))
+        .route("/v1/policy/reach", get(policy_reach))
         .route("/v1/trace", post(trace))
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path; this agent may be older than the caller"))
         .layer(DefaultBodyLimit::max(api.limits.body_bytes))
@@ -215,6 +217,21 @@ struct PoliciesQuery {
 
 async fn show_policies(State(api): State<Api>, Query(query): Query<PoliciesQuery>) -> Response {
     tell(api, move |inspect| inspect.policies(query.pod.as_deref())).await
+}
+
+async fn policy_diff(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    match decode::<PolicyDiffRequest>(body) {
+        Ok(request) => {
+            let request = PolicyDiffRequest { limit: request.limit.or(Some(api.limits.flows)), ..request };
+            tell(api, move |inspect| inspect.policy_diff(&request)).await
+        }
+        Err(message) => error(StatusCode::BAD_REQUEST, message),
+    }
+}
+
+async fn policy_reach(State(api): State<Api>, Query(query): Query<PolicyReachQuery>) -> Response {
+    let query = PolicyReachQuery { limit: query.limit.or(Some(api.limits.flows)), ..query };
+    tell(api, move |inspect| inspect.policy_reach(&query)).await
 }
 
 async fn trace(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {

@@ -23,7 +23,7 @@ enum What {
 /// Something was found; what, is printed.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} found, see above")]
-pub(super) struct Found(String);
+pub(super) struct Found(pub(super) String);
 
 pub(super) fn run(options: &CheckOptions) -> anyhow::Result<()> {
     let What::Ipam = options.what;

@@ -9,7 +9,7 @@
 //! | 2 | the command line is wrong |
 //! | 3 | no agent is reachable on the socket |
 //! | 4 | `demo`: everything works, but a goal of speed was missed on this machine at this time |
-//! | 5 | `check`: something is not as it should be; standard output says what |
+//! | 5 | `check`: something is not as it should be; `policy diff --exit-code`: a verdict would change; standard output says what |
 //!
 //! Results go to standard output, as a table or with `-o json` as the very document of the API; everything else
 //! goes to standard error.
@@ -17,6 +17,7 @@
 mod agent;
 mod check;
 mod demo;
+mod policy;
 mod replay;
 mod show;
 mod table;
@@ -45,7 +46,7 @@ const FOUND: u8 = 5;
 #[command(
     name = "millrace",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no agent reachable, 4 demo missed a goal of speed, 5 check found something."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no agent reachable, 4 demo missed a goal of speed, 5 check or policy diff --exit-code found something."
 )]
 struct CommandLine {
     #[command(subcommand)]
@@ -60,6 +61,8 @@ enum Command {
     Check(check::CheckOptions),
     /// Build a two-node cluster on this machine, check and measure it, and take it away again
     Demo(demo::DemoOptions),
+    /// Ask what policies would do, and what they let through
+    Policy(policy::PolicyOptions),
     /// Send captures through the engine and the objects, offline and without root
     Replay(replay::ReplayArguments),
     /// Show what the agent of this node knows and counts
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Agent(options) => agent::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Policy(options) => policy::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Show(options) => show::run(&options),
         Command::Trace(options) => trace::run(&options),

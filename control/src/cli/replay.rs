@@ -38,7 +38,7 @@ pub(super) struct ReplayArguments {
     format: Format,
 }
 
-fn input(text: &str) -> Result<(String, PathBuf), String> {
+pub(super) fn input(text: &str) -> Result<(String, PathBuf), String> {
     let (port, file) = text.split_once('=').ok_or("it is not PORT=FILE")?;
     if port.is_empty() || file.is_empty() {
         return Err("it is not PORT=FILE".to_owned());

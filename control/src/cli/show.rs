@@ -93,7 +93,7 @@ pub(super) fn run(options: &ShowOptions) -> anyhow::Result<()> {
 }
 
 /// A value as a query may carry it (RFC 3986 section 2.1).
-fn percent_encoded(value: &str) -> String {
+pub(super) fn percent_encoded(value: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
     let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     value.bytes().map(encode).collect()

@@ -1,6 +1,7 @@
 //! The documents of the API as text for people: pure functions, full words, units that suit the size.
 
 mod addresses;
+mod policies;
 mod stations;
 
 use std::fmt::Write as _;
@@ -11,11 +12,12 @@ use comfy_table::{Cell, CellAlignment};
 use millrace_engine::cycles::Work;
 
 use crate::api::model::{
-    ConnectionsReport, DropReport, FlowsReport, FrontendReport, NeighbourReport, PoliciesReport, PortReport, Problem,
-    QueueReport, RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
+    ConnectionsReport, DropReport, FlowsReport, FrontendReport, NeighbourReport, PortReport, Problem, QueueReport,
+    RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
 };
 
 pub(super) use addresses::{ipam, ipam_check};
+pub(super) use policies::{policies, policy_diff, policy_reach};
 pub(super) use stations::stations;
 
 /// `show ports`.
@@ -245,39 +247,6 @@ pub(super) fn drops(list: &[DropReport]) -> String {
         vec![left(&drop.reason), right(number(drop.frames)), left(words)]
     });
     render(&heads, rows, "Nothing was dropped.")
-}
-
-/// `show policies`.
-pub(super) fn policies(report: &PoliciesReport) -> String {
-    let mut text = String::new();
-    if let Some(pod) = &report.pod {
-        for (name, value) in [("Pod", &pod.pod), ("Ingress", &pod.ingress), ("Egress", &pod.egress)] {
-            let _ = writeln!(text, "{name:<9}{value}");
-        }
-    }
-    let heads = ["Policy", "Direction", "Pods", "Denied", "Rule", "Action", "Peers", "Ports", "Used"];
-    let rows = report.policies.iter().flat_map(|policy| {
-        let head = [
-            left(format!("{}\n{}", policy.policy, policy.tier)),
-            left(&policy.direction),
-            right(policy.pods.to_string()),
-            right(number(policy.denied_packets)),
-        ];
-        let rules = policy.rules.iter().map(|rule| {
-            let name = if rule.name.is_empty() { String::new() } else { format!(" {}", rule.name) };
-            let number_and_name = format!("{}{name}", rule.number);
-            let (peers, ports) = (rule.peers.join("\n"), rule.ports.join("\n"));
-            vec![left(number_and_name), left(&rule.action), left(peers), left(ports), right(number(rule.used))]
-        });
-        let mut rules: Vec<Vec<Cell>> = rules.collect();
-        if rules.is_empty() {
-            rules.push(vec![left("none"), left(""), left(""), left(""), left("")]);
-        }
-        let blank = || [left(""), left(""), left(""), left("")];
-        let heads = std::iter::once(head).chain(std::iter::repeat_with(blank));
-        heads.zip(rules).map(|(head, rule)| head.into_iter().chain(rule).collect::<Vec<Cell>>()).collect::<Vec<_>>()
-    });
-    text + &render(&heads, rows, "No policy selects a pod of this node.")
 }
 
 /// `show status`.

@@ -140,6 +140,12 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// What was observed of a cluster that is known whole.
+    #[must_use]
+    pub fn knowing(cluster: Cluster) -> Self {
+        Self { cluster, synced: true, ..Self::default() }
+    }
+
     /// Takes one event in.
     pub fn take(&mut self, event: Event) {
         match event {
@@ -154,6 +160,12 @@ impl Observed {
     #[must_use]
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
+    }
+
+    /// The cluster, when nothing more is to be observed.
+    #[must_use]
+    pub fn into_cluster(self) -> Cluster {
+        self.cluster
     }
 
     /// What was applied or deleted since the last time this was asked.

@@ -6,9 +6,12 @@
 //! but the objects, the captures and the options has a part in the result, and the number of simulated workers changes
 //! no byte of it. Hash keys come from a fixed seed.
 //!
+//! [`policies`] asks of captured flows what `millrace policy` asks of live ones.
+//!
 //! Cost: captures lie in memory whole (`limits::CAPTURE_BYTES` each); each frame is decided twice, once for its trail.
 
 mod node;
+pub mod policies;
 mod report;
 
 use std::collections::BTreeMap;
@@ -29,6 +32,7 @@ pub use node::ReplayNodeError;
 pub use report::{PacketReport, SentReport, Summary};
 
 use crate::cluster::NodeName;
+use crate::policy_preview::ProposalError;
 
 /// What moves the clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,6 +84,12 @@ pub enum ReplayError {
     /// A port is named twice.
     #[error("port {0:?} has two captures; merge them first (mergecap)")]
     PortTwice(String),
+    /// What is proposed is not valid.
+    #[error(transparent)]
+    Proposal(#[from] ProposalError),
+    /// The question about policies cannot be answered.
+    #[error("{0}")]
+    Question(String),
     /// What leaves cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
@@ -105,6 +115,32 @@ pub enum ReplayError {
 /// # Errors
 /// See [`ReplayError`]; what was told before is right.
 pub fn replay(options: &ReplayOptions, mut tell: impl FnMut(&PacketReport)) -> Result<Summary, ReplayError> {
+    let (mut recordings, mut begun) = (None, None);
+    let mut summary = Summary::default();
+    each_frame(options, |node, arrival| {
+        let Some(arrival) = arrival else {
+            recordings = options.out.as_deref().map(|out| record_to(out, node)).transpose()?;
+            summary = Summary { problems: node.problems(), generation: node.generation(), ..Summary::default() };
+            return Ok(());
+        };
+        let origin = *begun.get_or_insert(arrival.time);
+        let report = pass(node, arrival, recordings.as_ref(), origin)?;
+        summary.count(&report);
+        tell(&report);
+        Ok(())
+    })?;
+    for (path, recording) in recordings.into_iter().flatten().map(|(_, recording)| recording) {
+        recording.finish().map_err(|source| ReplayError::Write { path, source })?;
+    }
+    Ok(summary)
+}
+
+/// Builds the node and calls `each`: once with no frame when the node stands, then with each frame in order, the clock
+/// moved to its time.
+fn each_frame(
+    options: &ReplayOptions,
+    mut each: impl FnMut(&mut ReplayNode, Option<&Arrival<'_>>) -> Result<(), ReplayError>,
+) -> Result<(), ReplayError> {
     let mut captures: BTreeMap<String, Capture> = BTreeMap::new();
     for (port, path) in &options.inputs {
         if captures.insert(port.clone(), Capture::open(path)?).is_some() {
@@ -121,24 +157,19 @@ pub fn replay(options: &ReplayOptions, mut tell: impl FnMut(&PacketReport)) -> R
         })?;
         ports.push((port, name, capture));
     }
-    let arrivals = merge(&ports);
+    let mut arrivals = merge(&ports);
     let origin = arrivals.first().map_or(0, |arrival| arrival.time);
-    let recordings = options.out.as_deref().map(|out| record_to(out, &node)).transpose()?;
-    let mut summary = Summary { problems: node.problems(), generation: node.generation(), ..Summary::default() };
-    for (number, arrival) in (1..).zip(&arrivals) {
-        let elapsed = match options.clock {
+    each(&mut node, None)?;
+    for (number, arrival) in (1..).zip(&mut arrivals) {
+        arrival.number = number;
+        arrival.elapsed = match options.clock {
             ReplayClock::Capture => arrival.time - origin,
             ReplayClock::Step(step) => u64::try_from(step.as_nanos()).unwrap_or(u64::MAX).saturating_mul(number - 1),
         };
-        node.set_time(Time::from_nanoseconds(elapsed));
-        let report = pass(&mut node, number, elapsed, arrival, recordings.as_ref(), origin)?;
-        summary.count(&report);
-        tell(&report);
+        node.set_time(Time::from_nanoseconds(arrival.elapsed));
+        each(&mut node, Some(arrival))?;
     }
-    for (path, recording) in recordings.into_iter().flatten().map(|(_, recording)| recording) {
-        recording.finish().map_err(|source| ReplayError::Write { path, source })?;
-    }
-    Ok(summary)
+    Ok(())
 }
 
 /// A frame that arrives.
@@ -147,6 +178,10 @@ struct Arrival<'a> {
     name: &'a str,
     /// Nanoseconds since 1970, never less than of the arrival before.
     time: u64,
+    /// Its number, from 1.
+    number: u64,
+    /// Nanoseconds since the first, by the replay's clock.
+    elapsed: u64,
     bytes: &'a [u8],
 }
 
@@ -158,7 +193,7 @@ fn merge<'a>(ports: &[(PortIndex, &'a str, &'a Capture)]) -> Vec<Arrival<'a>> {
         let mut latest = 0;
         for frame in capture.frames() {
             latest = frame.time.max(latest);
-            arrivals.push(Arrival { port: *port, name, time: latest, bytes: frame.bytes });
+            arrivals.push(Arrival { port: *port, name, time: latest, number: 0, elapsed: 0, bytes: frame.bytes });
         }
     }
     // Stable: within a port the order stays.
@@ -183,12 +218,11 @@ fn record_to(out: &Path, node: &ReplayNode) -> Result<Recordings, ReplayError> {
 /// Sends one frame through and says what became of it.
 fn pass(
     node: &mut ReplayNode,
-    number: u64,
-    elapsed: u64,
     arrival: &Arrival<'_>,
     recordings: Option<&Recordings>,
     origin: u64,
 ) -> Result<PacketReport, ReplayError> {
+    let (number, elapsed) = (arrival.number, arrival.elapsed);
     let trail = node.explain(arrival.port, arrival.bytes);
     let before = node.drops();
     node.inject(arrival.port, WireFrame::plain(arrival.bytes.to_vec()));

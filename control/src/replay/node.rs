@@ -17,21 +17,25 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_engine::clock::{Clock, ManualClock, Time};
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::flow_cache::FlowCacheLayout;
 use millrace_engine::packet::parse::parse;
-use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Mac, PortIndex};
+use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Headers, Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, MemoryWire, WireFrame};
 use millrace_engine::port::pcap::Capture;
 use millrace_engine::port::{Capabilities, PortQueue};
+use millrace_engine::slow_path::Decision;
+use millrace_engine::state::{Connection, ConnectionReference};
 use millrace_engine::switch::{Switch, SwitchOptions};
+use millrace_engine::tables::Snapshot;
 use millrace_engine::worker;
 
 use crate::agent::SharedSwitch;
-use crate::cluster::{InterfaceName, NodeName, PodName};
+use crate::cluster::{Cluster, InterfaceName, NodeName, PodName};
 use crate::compile::CompileError;
 use crate::observe::KINDS;
 use crate::plan::{self, AttachedPod, LocalUplink, LocalView, UnderlayPath, wanted_uplinks};
@@ -90,6 +94,9 @@ pub(super) struct ReplayNode {
     problems: Vec<Problem>,
     /// Frames for packets that are only explained.
     imagined: FrameMemory,
+    /// The objects, and what is plugged in.
+    pub(super) cluster: Cluster,
+    pub(super) local: LocalView,
 }
 
 impl ReplayNode {
@@ -115,7 +122,8 @@ impl ReplayNode {
         let local = LocalView::new(name.clone());
         let mut reconciler = Reconciler::publishing_to(local, Box::new(switch.clone()));
         take_objects(&mut reconciler, objects)?;
-        let mut node = Self { switch, clock, ports: BTreeMap::new(), problems: Vec::new(), imagined };
+        let (cluster, local) = (reconciler.cluster().clone(), reconciler.local().clone());
+        let mut node = Self { switch, clock, ports: BTreeMap::new(), problems: Vec::new(), imagined, cluster, local };
         node.plug_uplinks(&mut reconciler, captures)?;
         // The pods' MTU follows from the uplinks.
         reconciler.settle(Instant::now());
@@ -125,6 +133,7 @@ impl ReplayNode {
             return Err(ReplayNodeError::Compile(error));
         }
         node.problems = settled.problems.to_vec();
+        node.local = reconciler.local().clone();
         node.settle();
         Ok(node)
     }
@@ -230,18 +239,39 @@ impl ReplayNode {
         self.settle();
     }
 
+    /// The tables in force.
+    pub(super) fn tables(&self) -> Arc<Snapshot> {
+        self.switch.with(|switch| switch.tables())
+    }
+
+    /// The connection of this name.
+    pub(super) fn connection(&self, reference: ConnectionReference) -> Option<Connection> {
+        self.switch.with(|switch| switch.state().connections.get(reference))
+    }
+
     /// What each stage says of a frame that comes in by `port` now, as one line.
     pub(super) fn explain(&mut self, port: PortIndex, frame: &[u8]) -> String {
-        let Some(mut packet) = self.imagined.packet_from(frame) else { return "longer than any packet".to_owned() };
-        packet.ingress = port;
-        let (tables, state) = self.switch.with(|switch| (switch.tables(), switch.state().clone()));
-        let now = Clock::Manual(self.clock.clone()).now();
-        let explained = worker::explain(&tables, &state, &self.imagined, &packet, now);
-        self.imagined.release(packet);
-        match explained {
-            Ok(decision) => decision.trail.to_string(),
-            Err(reason) => format!("read drop {reason}"),
+        match self.decide(&self.tables(), port, frame) {
+            None => "longer than any packet".to_owned(),
+            Some(Ok((_, decision))) => decision.trail.to_string(),
+            Some(Err(reason)) => format!("read drop {reason}"),
         }
+    }
+
+    /// What would be decided now, by these tables, of a frame that comes in by `port`; nothing is changed by it.
+    pub(super) fn decide(
+        &mut self,
+        tables: &Snapshot,
+        port: PortIndex,
+        frame: &[u8],
+    ) -> Option<Result<(Headers, Decision), DropReason>> {
+        let mut packet = self.imagined.packet_from(frame)?;
+        packet.ingress = port;
+        let state = self.switch.with(|switch| switch.state().clone());
+        let now = Clock::Manual(self.clock.clone()).now();
+        let explained = worker::explain(tables, &state, &self.imagined, &packet, now);
+        self.imagined.release(packet);
+        Some(explained)
     }
 
     /// Sends a frame in and lets the switch come to rest.

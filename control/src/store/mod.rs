@@ -9,7 +9,7 @@ pub mod directory;
 mod document;
 mod fields;
 mod object;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -5,5 +5,6 @@
 mod bounds;
 mod command_line;
 mod plugin;
+mod policy;
 mod socket;
 mod test_agent;

@@ -134,6 +134,26 @@ impl Inspect for TestNetwork {
         Ok(PoliciesReport { pod, policies: Vec::new() })
     }
 
+    fn policy_diff(&self, request: &PolicyDiffRequest) -> Result<PolicyDiffReport, InspectFailure> {
+        // As many flows change as objects came, the first as many as the limit allows are told.
+        let changing = request.objects.len();
+        let flow = |object: &serde_json::Value| FlowChangeReport {
+            protocol: if request.delete { "udp" } else { "tcp" }.into(),
+            state: object["metadata"]["name"].as_str().unwrap_or_default().into(),
+            ..Default::default()
+        };
+        let flows = request.objects.iter().take(request.limit.unwrap_or(0)).map(flow).collect();
+        Ok(PolicyDiffReport { judged: 9, changing: changing as u64, flows, ..Default::default() })
+    }
+
+    fn policy_reach(&self, query: &PolicyReachQuery) -> Result<PolicyReachReport, InspectFailure> {
+        let part = |part: &Option<String>| part.clone().unwrap_or_else(|| "all".into());
+        let (source, target) = (part(&query.from), part(&query.to));
+        let reach = ReachReport { source, target, family: "both".into(), ports: vec!["tcp/80".into(), "icmp".into()] };
+        let reach = vec![reach; query.limit.unwrap_or(0).min(2)];
+        Ok(PolicyReachReport { pairs: 3, open_pairs: 2, reach, unused_rules: Some(Vec::new()) })
+    }
+
     fn drops(&self) -> Result<Vec<DropReport>, InspectFailure> {
         Err(InspectFailure::Unavailable("worker 1 does not answer".into()))
     }

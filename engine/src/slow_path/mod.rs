@@ -26,6 +26,7 @@ pub use decision::{
     Decision, Dependencies, Forward, Lesson, Location, Reason, Rejection, Reply, Stage, Trail, Verdict,
 };
 pub use masquerade::Masquerade;
+pub use policy::judge_connection;
 use std::ops::ControlFlow;
 use walk::Walk;
 

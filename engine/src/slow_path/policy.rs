@@ -12,7 +12,11 @@
 //! Not judged: a pod and itself, and what this node's own processes open to its pods (the kubelet's probes), which come
 //! by the host's port and nothing else does. ICMP is judged like anything else, by rules without ports; an error about a
 //! connection is judged as that connection.
+//!
+//! [`judge_connection`] asks the same of a connection without a packet, for who wants to know what other tables would
+//! make of it.
 
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -22,9 +26,9 @@ use super::tracking::Tracking;
 use crate::drop_reason::DropReason;
 use crate::packet::PortIndex;
 use crate::packet::parse::{flag, protocol};
-use crate::state::Direction as Way;
+use crate::state::{Connection, Direction as Way};
 use crate::tables::policy::{Denial, Direction, Judgement, Packet, PeerView, RuleList};
-use crate::tables::{PortRole, RouteTarget, Segment};
+use crate::tables::{PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, Snapshot};
 
 /// The two ends of what is judged, and what of it rules can ask for.
 struct Question<'a> {
@@ -39,28 +43,76 @@ struct Question<'a> {
     from_host: bool,
 }
 
+/// Two ends by their addresses, and the ports of this node by which they are reached.
+struct Ends {
+    protocol: u8,
+    /// Destination port, if it is known.
+    port: Option<u16>,
+    source: IpAddr,
+    destination: IpAddr,
+    client: Option<PortIndex>,
+    server: Option<PortIndex>,
+}
+
 /// Lets the packet pass or drops it.
 pub(super) fn policy(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget) -> ControlFlow<Verdict> {
-    let question = question(walk, segment, target);
-    if question.source_pod == question.destination_pod {
-        return ControlFlow::Continue(());
+    let known = matches!(walk.tracking, Tracking::Known(..) | Tracking::Related(..));
+    let question = Question::new(walk.tables, segment.index, &ends(walk, target));
+    for (pod, direction) in question.asked().into_iter().flatten() {
+        let Some(reason) = question.judge(walk.tables, pod, direction, known) else { continue };
+        let denied = match &reason {
+            Reason::Denied(_, _, reason) => Some(*reason),
+            _ => None,
+        };
+        walk.note(Stage::Policy, reason);
+        if let Some(reason) = denied {
+            return ControlFlow::Break(Verdict::Drop(reason));
+        }
     }
-    if let Some(pod) = question.source_pod {
-        judge(walk, &question, pod, Direction::Egress)?;
+    ControlFlow::Continue(())
+}
+
+/// What the policies in `tables` would say of the next packet of a connection, in the words of a trail; nothing where
+/// none speaks of it. Routes tell which pods of this node are at its ends, as they do for its packets.
+#[must_use]
+pub fn judge_connection(tables: &Snapshot, connection: &Connection) -> Vec<Reason> {
+    let (source, destination) = (connection.original.source_address(), connection.reply.source_address());
+    let ends = Ends {
+        protocol: connection.original.protocol,
+        port: Some(connection.reply.ports[0]),
+        source,
+        destination,
+        client: port_to(tables, connection.reply.segment, source),
+        server: port_to(tables, connection.original.segment, destination),
+    };
+    let question = Question::new(tables, connection.original.segment, &ends);
+    let mut reasons = Vec::new();
+    for (pod, direction) in question.asked().into_iter().flatten() {
+        reasons.extend(question.judge(tables, pod, direction, true));
+        if matches!(reasons.last(), Some(Reason::Denied(..))) {
+            break;
+        }
     }
-    match question.destination_pod {
-        Some(pod) if !question.from_host => judge(walk, &question, pod, Direction::Ingress),
-        Some(_) | None => ControlFlow::Continue(()),
+    reasons
+}
+
+/// The port by which packets to this address leave, if it is not a tunnel.
+fn port_to(tables: &Snapshot, segment: SegmentIndex, address: IpAddr) -> Option<PortIndex> {
+    let SegmentKind::Routed(routed) = &tables.segments.get(segment)?.kind else { return None };
+    routed.route(address).and_then(|(_, route)| port_of(&route.target))
+}
+
+fn port_of(target: &RouteTarget) -> Option<PortIndex> {
+    match target {
+        RouteTarget::Port { port, .. } => Some(*port),
+        _ => None,
     }
 }
 
-fn question<'a>(walk: &Walk<'a>, segment: &Segment, target: &RouteTarget) -> Question<'a> {
+fn ends(walk: &Walk<'_>, target: &RouteTarget) -> Ends {
     let headers = walk.arrival.headers;
     let arrived = walk.arrival.tunnel.is_none().then_some(walk.arrival.port);
-    let leaves = match target {
-        RouteTarget::Port { port, .. } => Some(*port),
-        _ => None,
-    };
+    let leaves = port_of(target);
     let protocol = match &walk.tracking {
         Tracking::Untracked => headers.protocol,
         Tracking::Opening(opening) => opening.original.protocol,
@@ -77,42 +129,52 @@ fn question<'a>(walk: &Walk<'a>, segment: &Segment, target: &RouteTarget) -> Que
         Way::Original => (arrived, leaves),
         Way::Reply => (leaves, arrived),
     };
-    let role = |port: PortIndex| walk.tables.ports.get(port).map(|port| &port.role);
-    let pod = |port: Option<PortIndex>| port.filter(|port| matches!(role(*port), Some(PortRole::Pod(_))));
-    let has_ports = matches!(protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
-    Question {
-        packet: Packet { protocol, port: port.filter(|_| has_ports) },
-        source: walk.tables.policy.peer(segment.index, source),
-        destination: walk.tables.policy.peer(segment.index, destination),
-        source_pod: pod(client),
-        destination_pod: pod(server),
-        from_host: client.is_some_and(|port| matches!(role(port), Some(PortRole::Host(_)))),
-    }
+    Ends { protocol, port, source, destination, client, server }
 }
 
-fn judge(walk: &mut Walk<'_>, question: &Question<'_>, pod: PortIndex, direction: Direction) -> ControlFlow<Verdict> {
-    let table = &walk.tables.policy;
-    let policy = table.pods.get(pod).direction(direction);
-    let Question { packet, source, destination, .. } = question;
-    let denial = match table.judge(policy, direction, *packet, *source, *destination) {
-        Judgement::NotJudged => return ControlFlow::Continue(()),
-        Judgement::Allowed(list, place) => {
-            walk.note(Stage::Policy, Reason::Allowed(direction, list, place));
-            return ControlFlow::Continue(());
+impl<'a> Question<'a> {
+    fn new(tables: &'a Snapshot, segment: SegmentIndex, ends: &Ends) -> Self {
+        let role = |port: PortIndex| tables.ports.get(port).map(|port| &port.role);
+        let pod = |port: Option<PortIndex>| port.filter(|port| matches!(role(*port), Some(PortRole::Pod(_))));
+        let has_ports = matches!(ends.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
+        Self {
+            packet: Packet { protocol: ends.protocol, port: ends.port.filter(|_| has_ports) },
+            source: tables.policy.peer(segment, ends.source),
+            destination: tables.policy.peer(segment, ends.destination),
+            source_pod: pod(ends.client),
+            destination_pod: pod(ends.server),
+            from_host: ends.client.is_some_and(|port| matches!(role(port), Some(PortRole::Host(_)))),
         }
-        Judgement::Denied(denial) => denial,
-    };
-    if matches!(walk.tracking, Tracking::Known(..) | Tracking::Related(..)) && denial.lists().is_some_and(all_keep) {
-        walk.note(Stage::Policy, Reason::Finishes(direction, denial));
-        return ControlFlow::Continue(());
     }
-    let reason = match (&denial, direction) {
-        (Denial::Unknown, _) => DropReason::PolicyPodUnknown,
-        (_, Direction::Ingress) => DropReason::PolicyIngress,
-        (_, Direction::Egress) => DropReason::PolicyEgress,
-    };
-    walk.note(Stage::Policy, Reason::Denied(direction, denial, reason));
-    ControlFlow::Break(Verdict::Drop(reason))
+
+    /// Which pods of this node are asked, in order: the sender, then the receiver.
+    fn asked(&self) -> [Option<(PortIndex, Direction)>; 2] {
+        if self.source_pod == self.destination_pod {
+            return [None; 2];
+        }
+        let receiver = self.destination_pod.filter(|_| !self.from_host);
+        [self.source_pod.map(|pod| (pod, Direction::Egress)), receiver.map(|pod| (pod, Direction::Ingress))]
+    }
+
+    /// What one direction of one pod says; `None` where no policy speaks of the packet. `known`: of a connection that
+    /// is open already.
+    fn judge(&self, tables: &Snapshot, pod: PortIndex, direction: Direction, known: bool) -> Option<Reason> {
+        let policy = tables.policy.pods.get(pod).direction(direction);
+        let denial = match tables.policy.judge(policy, direction, self.packet, self.source, self.destination) {
+            Judgement::NotJudged => return None,
+            Judgement::Allowed(list, place) => return Some(Reason::Allowed(direction, list, place)),
+            Judgement::Denied(denial) => denial,
+        };
+        if known && denial.lists().is_some_and(all_keep) {
+            return Some(Reason::Finishes(direction, denial));
+        }
+        let reason = match (&denial, direction) {
+            (Denial::Unknown, _) => DropReason::PolicyPodUnknown,
+            (_, Direction::Ingress) => DropReason::PolicyIngress,
+            (_, Direction::Egress) => DropReason::PolicyEgress,
+        };
+        Some(Reason::Denied(direction, denial, reason))
+    }
 }
 
 fn all_keep(lists: &[Arc<RuleList>]) -> bool {

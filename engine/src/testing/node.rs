@@ -108,7 +108,7 @@ impl Node {
         let explained = worker::explain(&tables, self.switch.state(), &self.imagined, &packet, now);
         self.imagined.release(packet);
         match explained {
-            Ok(decision) => decision.trail.to_string(),
+            Ok((_, decision)) => decision.trail.to_string(),
             Err(reason) => format!("read drop {reason}"),
         }
     }

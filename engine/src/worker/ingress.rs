@@ -254,8 +254,8 @@ impl IngressTable {
     }
 }
 
-/// What the slow path decides of a packet at this moment, without carrying it out: the reading and the stages are the
-/// very ones a worker uses, the flow cache is not asked.
+/// What the slow path decides of a packet at this moment, without carrying it out, and the headers that it is decided
+/// by: the reading and the stages are the very ones a worker uses, the flow cache is not asked.
 ///
 /// # Errors
 /// Why the packet is refused before any stage sees it.
@@ -265,13 +265,16 @@ pub fn explain(
     memory: &FrameMemory,
     packet: &Packet,
     now: Time,
-) -> Result<Decision, DropReason> {
+) -> Result<(Headers, Decision), DropReason> {
     let mut ingress = IngressTable::new();
     ingress.refresh(tables);
     let mut frame = FrameReading::EMPTY;
     ingress.read(&mut frame, tables, memory, packet);
     match frame.refused {
-        None => Ok(slow_path::decide(tables, state, &frame.arrival(memory.head(packet), packet), now)),
+        None => {
+            let decision = slow_path::decide(tables, state, &frame.arrival(memory.head(packet), packet), now);
+            Ok((frame.headers, decision))
+        }
         Some(reason) => Err(reason),
     }
 }
