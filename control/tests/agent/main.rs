@@ -17,6 +17,7 @@ mod objects;
 mod ping;
 mod plugging;
 mod pod;
+mod policies;
 mod reachability;
 mod restart;
 #[path = "../support/root_tests.rs"]
@@ -32,7 +33,7 @@ use root_tests::RootTest;
 /// A test by its name.
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 22] = [
+const TESTS: [Test; 24] = [
     ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),
     ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),
     ("status_says_whether_a_pod_could_be_plugged_in", verbs::status_says_whether_a_pod_could_be_plugged_in),
@@ -53,6 +54,8 @@ const TESTS: [Test; 22] = [
     ("an_address_is_used_again", plugging::an_address_is_used_again),
     ("a_broken_object_is_named_and_harms_nothing", objects::a_broken_object_is_named_and_harms_nothing),
     ("new_objects_apply_at_once", objects::new_objects_apply_at_once),
+    ("a_pod_is_closed_from_its_first_packet_on", policies::a_pod_is_closed_from_its_first_packet_on),
+    ("live_flows_are_cut_or_finish", policies::live_flows_are_cut_or_finish),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
 ];
