@@ -1,0 +1,203 @@
+//! Question: what do policies cost the packets: of known flows, of new ones, and when they change under a full cache?
+//!
+//! Shape: one worker of a switch built by the production constructor, from pod to pod, UDP over IPv4, 60 bytes; the
+//! cluster of `policy_cluster.rs`. The receiving pod is selected by one policy, whose rule lets the sender in. Three
+//! switches by turns: without policies, with 10, with 10,000.
+//! - `hit`: 1,024 flows in the cache. Cycles a packet, lowest and median of runs of 4,096 packets. Expected: no difference.
+//! - `new`: every packet opens a flow: read, decided, connection opened, cached. Expected: 10,000 within 1.5 of 10.
+//! - `cut`: the cache is full (131,072 flows), a publish isolates the receiver: milliseconds from the publish until no
+//!   cached flow passes any more, in turns with full vectors of the same traffic. Expected: under 10.
+//!
+//! Ports are rings of descriptors (`ring_queue.rs`), as in `forward`.
+//! Checksum: packets sent, hits, entries that were decided again.
+
+#[allow(dead_code)]
+mod cycles;
+#[allow(dead_code)]
+mod policy_cluster;
+mod ring_queue;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use cycles::Runs;
+use millrace_control::observe::Touched;
+use millrace_control::plan::policy::PolicyPlanner;
+use millrace_engine::counters::Event;
+use millrace_engine::drop_reason::DropReason;
+use millrace_engine::flow_cache::FlowCacheLayout;
+use millrace_engine::packet::{FrameMemoryLayout, Mac, PortIndex};
+use millrace_engine::port::PortQueue;
+use millrace_engine::port::memory::MemoryQueue;
+use millrace_engine::switch::{Switch, SwitchOptions};
+use millrace_engine::tables::Snapshot;
+use millrace_engine::tables::policy::PolicyTable;
+use millrace_engine::testing::frame;
+use millrace_engine::testing::node::{GATEWAY_MAC, TestPod, pods_snapshot};
+use policy_cluster::{Size, address, cluster, local};
+use ring_queue::{Control, RingQueue, Traffic};
+
+const SEED: u64 = 20_261_125;
+/// Packets of one run.
+const RUN: usize = 64 * 64;
+const UPLINK: u16 = 0;
+const SENDER: u16 = 1;
+const RECEIVER: u16 = 2;
+/// Number of the receiving pod, which the first policy selects, and of one that it lets in.
+const RECEIVING: usize = 0;
+const SENDING: usize = 100;
+
+fn mac(port: u16) -> Mac {
+    Mac([2, 0, 0x5e, 0, 0x53, port as u8])
+}
+
+/// What so many policies of the cluster say of the two pods.
+fn policies(size: Size, count: usize) -> PolicyTable {
+    let observed = cluster(size, count);
+    let local = local([(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
+    PolicyPlanner::default().update(observed.cluster(), &local, &Touched::everything(observed.cluster()))
+}
+
+fn tables(policy: PolicyTable) -> Snapshot {
+    let pod = |port, number| TestPod { port, mac: mac(port), addresses: vec![address(number)] };
+    let pods = [pod(SENDER, SENDING), pod(RECEIVER, RECEIVING)];
+    Snapshot { policy, ..pods_snapshot(&pods, UPLINK, mac(201), &[]) }
+}
+
+/// A switch that forwards one kind of traffic.
+struct Workload {
+    switch: Switch,
+    source: Arc<Control>,
+    target: Arc<Control>,
+}
+
+impl Workload {
+    /// `flows`: how many, met one after another; 0 if every packet is a new one.
+    fn new(policy: PolicyTable, flows: u32) -> Self {
+        let cached = (flows.max(1 << 16) as usize) * 5 / 4;
+        let options = SwitchOptions {
+            frame_memory: FrameMemoryLayout { head_frames: 3 * RUN, big_buffers: 16 },
+            flows: FlowCacheLayout { ipv4: cached, ipv6: 1 << 12 },
+            connections: 2 * cached,
+            hash_seed: Some(SEED),
+            ..SwitchOptions::default()
+        };
+        let mut switch = Switch::new(options).expect("switch");
+        switch.publish(tables(policy));
+        let packet = frame().from(mac(SENDER), address(SENDING)).to(GATEWAY_MAC, address(RECEIVING));
+        let template = packet.udp().payload_of(18).build();
+        let mut traffic = Some(Traffic { template, ports_offset: 34, order: (0..flows).collect(), again: 0 });
+        let mut attach = |port: u16, traffic| {
+            let (queue, control) = RingQueue::new(port, traffic, MemoryQueue::LIKE_TAP, RUN);
+            switch.attach(queue.port(), vec![Some(Box::new(queue))]).expect("attach");
+            control
+        };
+        attach(UPLINK, None);
+        let source = attach(SENDER, traffic.take());
+        let target = attach(RECEIVER, None);
+        let mut workload = Self { switch, source, target };
+        for _ in 0..flows.max(1 << 16).div_ceil(RUN as u32) {
+            workload.prepare();
+            workload.run();
+        }
+        workload
+    }
+
+    /// Frees what was sent and lets a run's packets arrive: not timed.
+    fn prepare(&mut self) {
+        self.target.take_sent();
+        self.switch.turn();
+        self.source.let_arrive(RUN);
+        self.switch.turn();
+    }
+
+    /// Turns until all packets that arrived have crossed the switch or were dropped.
+    fn run(&mut self) -> u64 {
+        let before = self.target.sent();
+        for _ in 0..RUN / 64 {
+            self.switch.turn();
+        }
+        self.target.sent() - before
+    }
+
+    fn event(&self, event: Event) -> u64 {
+        self.switch.counters().map(|counters| counters.event(event).get()).sum()
+    }
+}
+
+/// Runs of all three by turns; a line each, and how the last compares with each.
+fn interleaved(name: &str, tables: &[(usize, PolicyTable)], flows: u32, passes: usize) {
+    let mut workloads: Vec<(usize, Workload, Runs)> =
+        tables.iter().map(|(count, table)| (*count, Workload::new(table.clone(), flows), Runs::default())).collect();
+    for _ in 0..passes {
+        for (count, workload, runs) in &mut workloads {
+            workload.prepare();
+            let hits = workload.event(Event::FlowCacheHit);
+            let sent = runs.time(RUN, || workload.run());
+            let hits = workload.event(Event::FlowCacheHit) - hits;
+            assert_eq!((sent, hits), (RUN as u64, if flows > 0 { RUN as u64 } else { 0 }), "{count} policies");
+        }
+    }
+    let (least, middle) = workloads.last_mut().map(|(_, _, runs)| runs.summary()).unwrap_or_default();
+    for (count, _, runs) in &mut workloads {
+        let (low, median) = runs.summary();
+        let ratios = format!("most policies to this {:.3} {:.3}", least / low, middle / median);
+        println!("{name} {count:6} policies {} | {ratios}", runs.text());
+    }
+}
+
+/// Times from a publish that isolates the receiver, to the last packet of a cached flow.
+fn cut(flows: u32, passes: usize) {
+    let closed = {
+        let mut observed = millrace_control::observe::Observed::default();
+        let size = Size { local: SENDING + 1, remote: 0 };
+        for number in [RECEIVING, SENDING] {
+            policy_cluster::take(&mut observed, &policy_cluster::pod(size, number, policy_cluster::app_of(number)));
+        }
+        let mut policy = policy_cluster::policy(0);
+        policy["spec"]["ingress"] = serde_json::json!([]);
+        policy_cluster::take(&mut observed, &policy);
+        let local = local([(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
+        PolicyPlanner::default().update(observed.cluster(), &local, &Touched::everything(observed.cluster()))
+    };
+    let mut times = Vec::new();
+    for _ in 0..passes {
+        let mut workload = Workload::new(PolicyTable::default(), flows);
+        let cached = workload.switch.counters().map(|counters| counters.flows.get()).sum::<u64>();
+        let (mut done, mut passed) = (0, 0);
+        workload.prepare();
+        let start = Instant::now();
+        workload.switch.publish(tables(closed.clone()));
+        while done < cached {
+            passed += workload.run();
+            done = workload.event(Event::FlowCacheRedecided);
+            if done < cached {
+                workload.prepare();
+            }
+        }
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+        workload.prepare();
+        assert_eq!(workload.run(), 0, "a flow passes that is denied; {passed} did before");
+        let denied: u64 =
+            workload.switch.counters().map(|counters| counters.drops(DropReason::PolicyIngress).get()).sum();
+        assert!(denied >= RUN as u64);
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times.get(times.len() / 2).copied().unwrap_or_default();
+    println!(
+        "cut    {flows:6} flows cached: lowest {:.2} ms, median {median:.2} ms",
+        times.first().copied().unwrap_or_default()
+    );
+}
+
+fn main() {
+    // Without `--bench` this is a test run: few pods, two passes.
+    let measured = std::env::args().any(|argument| argument == "--bench");
+    let size = Size::asked();
+    let (passes, counts) = if measured { (200, [10, 10_000]) } else { (2, [10, 100]) };
+    let mut tables = vec![(0, PolicyTable::default())];
+    tables.extend(counts.map(|count| (count, policies(size, count))));
+    interleaved("hit", &tables, 1 << 10, passes);
+    interleaved("new", &tables, 0, passes);
+    cut(if measured { 1 << 17 } else { 1 << 10 }, if measured { 9 } else { 1 });
+}
