@@ -18,6 +18,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("engine/src/port/af_xdp/rings.rs", "rings shared with the kernel"),
     ("engine/src/port/af_xdp/sys.rs", "kernel calls"),
     ("engine/src/port/namespace.rs", "setns"),
+    ("engine/src/port/packet_socket/sys.rs", "kernel calls"),
     ("engine/src/port/socket.rs", "socket options and control messages"),
     ("engine/src/port/tap/device.rs", "ioctls"),
     ("engine/src/port/tap/steering.rs", "bpf(2)"),

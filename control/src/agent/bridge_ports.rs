@@ -2,7 +2,8 @@
 //!
 //! A TAP is made in its namespace and kept when the agent ends, like a pod's. An interface that exists is taken whole
 //! by AF_XDP, every queue by a worker of its own, made promiscuous since frames for stations behind other ports arrive
-//! there, and given back when its object goes or the agent ends. What cannot be taken is a problem in the status and is
+//! there, and given back when its object goes or the agent ends. An interface that stays the kernel's is only listened
+//! to and sent by. What cannot be taken is a problem in the status and is
 //! tried again with every look. Runs on the underlay thread.
 
 use std::collections::{BTreeMap, HashSet};
@@ -13,6 +14,7 @@ use millrace_engine::packet::PortIndex;
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{AfXdpOptions, AfXdpQueue, AttachPreference, Steering, Umem, receive_queues};
 use millrace_engine::port::namespace::NamespaceHandle;
+use millrace_engine::port::packet_socket::{Accept, PacketSocket};
 use millrace_engine::port::tap::TapDevice;
 
 use super::pods::FIRST_BRIDGE_PORT;
@@ -105,6 +107,7 @@ impl BridgePorts {
         let port = (FIRST_BRIDGE_PORT..limits::PORTS as u16).find(|number| !used.contains(number)).map(PortIndex);
         let port = port.ok_or_else(|| format!("at most {} are possible", used.len()))?;
         let interface = record.device.interface.as_str();
+        let mut netlink = Netlink::open_in(&namespace).map_err(|error| error.to_string())?;
         let (queues, steering) = match record.device.kind {
             DeviceKind::Tap => (self.make_tap(&namespace, interface, port)?, None),
             DeviceKind::AfXdp => {
@@ -115,15 +118,20 @@ impl BridgePorts {
                 let (queues, steering) = opened.map_err(|error| error.to_string())??;
                 (queues, Some(steering))
             }
+            DeviceKind::Packet => {
+                let mtu = netlink.existing_link(interface).map_err(|error| error.to_string())?.mtu;
+                let opened = namespace.enter(|| PacketSocket::open(interface, mtu, &Accept::Everything));
+                let socket = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+                (self.beside_kernel(&socket, port), None)
+            }
         };
-        let mut netlink = Netlink::open_in(&namespace).map_err(|error| error.to_string())?;
         let change = match record.device.kind {
             DeviceKind::Tap => LinkChange {
                 gso_max_size: Some(limits::POD_GSO_BYTES),
                 gso_max_segments: Some(limits::SEGMENTS_PER_UNIT as u32),
                 ..LinkChange::up()
             },
-            DeviceKind::AfXdp => LinkChange { promiscuous: Some(true), ..LinkChange::up() },
+            DeviceKind::AfXdp | DeviceKind::Packet => LinkChange { promiscuous: Some(true), ..LinkChange::up() },
         };
         netlink.change_link(interface, &change).map_err(|error| error.to_string())?;
         let link = netlink.existing_link(interface).map_err(|error| error.to_string())?.index;
@@ -131,6 +139,16 @@ impl BridgePorts {
         let device = record.device.clone();
         self.taken.insert(name.clone(), Taken { port, device, namespace, link, steering });
         Ok(())
+    }
+
+    /// One queue, on a worker that the port's number chooses.
+    fn beside_kernel(&self, socket: &PacketSocket, port: PortIndex) -> Vec<Option<Box<dyn PortQueue>>> {
+        let workers = self.shared.switch.with(|switch| switch.options().workers);
+        let owner = usize::from(port.0) % workers;
+        let queue = |worker| -> Option<Box<dyn PortQueue>> {
+            (worker == owner).then(|| Box::new(socket.queue(port)) as Box<dyn PortQueue>)
+        };
+        (0..workers).map(queue).collect()
     }
 
     fn make_tap(
@@ -154,7 +172,7 @@ impl BridgePorts {
             // A namespace that is gone took the TAP along.
             DeviceKind::Tap if object_gone => drop(TapDevice::remove_in_namespace(&taken.namespace, interface)),
             DeviceKind::Tap => {}
-            DeviceKind::AfXdp => {
+            DeviceKind::AfXdp | DeviceKind::Packet => {
                 let change = LinkChange { promiscuous: Some(false), ..LinkChange::default() };
                 let _ = Netlink::open_in(&taken.namespace).and_then(|mut link| link.change_link(interface, &change));
             }

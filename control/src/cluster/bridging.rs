@@ -131,6 +131,8 @@ pub enum DeviceKind {
     Tap,
     /// All queues of an interface that exists, taken from the kernel whole.
     AfXdp,
+    /// An interface that exists and stays the kernel's: the switch receives and sends beside it.
+    Packet,
 }
 
 /// A port's place in a bridge.

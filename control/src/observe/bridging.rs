@@ -62,6 +62,7 @@ struct PortSpec {
     node: Option<String>,
     tap: Option<DeviceSpec>,
     af_xdp: Option<DeviceSpec>,
+    packet: Option<DeviceSpec>,
     mtu: Option<u32>,
     bridge: Option<String>,
     vlan: Option<u16>,
@@ -192,10 +193,11 @@ pub(super) fn port(object: &Object) -> Result<BridgePortRecord, FieldError> {
 
 fn device(object: &Object, spec: &PortSpec) -> Result<PortDevice, FieldError> {
     let content = &object.content;
-    let (kind, name, device) = match (&spec.tap, &spec.af_xdp) {
-        (Some(tap), None) => (DeviceKind::Tap, "tap", tap),
-        (None, Some(af_xdp)) => (DeviceKind::AfXdp, "afXdp", af_xdp),
-        _ => return Err(FieldError::at(content, &["spec"], "a port is either `tap` or `afXdp`")),
+    let (kind, name, device) = match (&spec.tap, &spec.af_xdp, &spec.packet) {
+        (Some(tap), None, None) => (DeviceKind::Tap, "tap", tap),
+        (None, Some(af_xdp), None) => (DeviceKind::AfXdp, "afXdp", af_xdp),
+        (None, None, Some(packet)) => (DeviceKind::Packet, "packet", packet),
+        _ => return Err(FieldError::at(content, &["spec"], "a port is one of `tap`, `afXdp` and `packet`")),
     };
     let namespace = device.namespace.as_ref().map(PathBuf::from);
     if namespace.as_ref().is_some_and(|path| !path.is_absolute()) {

@@ -7,6 +7,7 @@
 pub mod af_xdp;
 pub mod memory;
 pub mod namespace;
+pub mod packet_socket;
 pub mod pcap;
 pub mod socket;
 pub mod tap;
@@ -37,7 +38,7 @@ pub struct Capabilities {
 /// How a queue moves packets, in words for `show ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueDescription {
-    /// `tap`, `af_xdp`, `memory`, `pcap`.
+    /// `tap`, `af_xdp`, `packet`, `memory`, `pcap`.
     pub kind: &'static str,
     /// Mode read back from the kernel, e.g. `native copy need_wakeup queue 0`.
     pub mode: String,

@@ -81,6 +81,13 @@ impl VnetHeader {
         Ok(VnetHeader { partial_checksum, gso, header_bytes: field(h0, h1) })
     }
 
+    /// The same for a frame that has grown by `bytes` before what the header speaks of.
+    #[must_use]
+    pub fn moved(self, bytes: u16) -> VnetHeader {
+        let partial_checksum = self.partial_checksum.map(|(start, offset)| (start.saturating_add(bytes), offset));
+        VnetHeader { partial_checksum, header_bytes: self.header_bytes.saturating_add(bytes), ..self }
+    }
+
     /// The bytes that tell the kernel the same.
     #[inline]
     #[must_use]

@@ -1,0 +1,335 @@
+//! A port on an interface that stays the kernel's: AF_PACKET with a virtio-net header.
+//!
+//! The kernel goes on to use the interface; this port gets a copy of what comes in by it, of all stations or of some
+//! ([`Accept`]), and sends beside the kernel. What the kernel itself sends out of the interface does not come in here.
+//! It works with any driver, and on bonds and VLAN subinterfaces. GSO units and partial checksums stay as they are, in
+//! both directions, so a unit crosses with one call.
+//!
+//! The kernel takes a frame's outermost tag off and tells it beside the frame; it is put back here, so that a tag is
+//! seen as on the wire. One socket an interface, which one worker owns. One system call a packet. A frame for another
+//! station than the host costs the kernel its receive path and is then forgotten there. Beyond the MTU the kernel lets a
+//! customer tag through and no service tag (`packet_extra_vlan_len_allowed`): such a frame is refused and counted.
+//!
+//! Sources: packet(7), Linux net/packet/af_packet.c, include/uapi/linux/if_packet.h, include/uapi/linux/virtio_net.h.
+
+mod filter;
+mod sys;
+
+use std::cell::Cell;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::tap::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
+use super::{Capabilities, PortQueue, QueueDescription};
+use crate::counters::WorkerCounters;
+use crate::drop_reason::DropReason;
+use crate::limits;
+use crate::packet::wire::vlan::TAG_BYTES;
+use crate::packet::{Frame, FrameMemory, Mac, Packet, PortIndex};
+use sys::Tag;
+
+/// First byte of a received packet in its head frame: room for a tag that is put back lies before it.
+const START: usize = limits::XDP_HEADROOM_BYTES;
+/// Bytes of a received packet that its head frame holds.
+const HEAD_BYTES: usize = limits::HEAD_FRAME_BYTES - START;
+const ETHERNET_BYTES: usize = 14;
+/// Bytes before a frame's outermost tag: the two MAC addresses.
+const MACS_BYTES: usize = 12;
+/// Bytes of the header on a packet socket: `struct virtio_net_hdr`, the longer one without its last field.
+const HEADER_BYTES: usize = 10;
+/// Parts of one gathered write: header, head, and a chain with some room above its limit.
+const PARTS: usize = limits::CHAIN_SEGMENTS + 8;
+
+/// Which frames of the interface come in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accept {
+    /// All of them.
+    Everything,
+    /// Those to groups and to these stations; at most [`limits::PACKET_STATIONS`] of them.
+    Stations(Vec<Mac>),
+}
+
+/// Why a port could not be opened or changed.
+#[derive(Debug, Error)]
+pub enum PacketError {
+    /// The interface does not exist in this thread's network namespace.
+    #[error("packet socket on {interface}: no such interface: {error}")]
+    Interface {
+        /// The interface's name.
+        interface: String,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+    /// The kernel refused a step; CAP_NET_RAW is needed.
+    #[error("packet socket on {interface}: could not {attempt}: {error}")]
+    System {
+        /// The interface's name.
+        interface: String,
+        /// What was attempted, as an infinitive.
+        attempt: &'static str,
+        /// What the kernel said.
+        #[source]
+        error: io::Error,
+    },
+    /// More stations than a filter holds.
+    #[error("packet socket on {interface}: {count} stations, and at most {} are possible", limits::PACKET_STATIONS)]
+    TooMany {
+        /// The interface's name.
+        interface: String,
+        /// How many were given.
+        count: usize,
+    },
+}
+
+/// The port's socket, as the control plane keeps it to say what comes in.
+#[derive(Clone, Debug)]
+pub struct PacketSocket {
+    interface: Arc<str>,
+    socket: Arc<OwnedFd>,
+    mtu: usize,
+}
+
+impl PacketSocket {
+    /// Opens a socket on an interface of this thread's network namespace. `mtu` is the interface's.
+    ///
+    /// # Errors
+    /// [`PacketError`], naming the interface.
+    pub fn open(interface: &str, mtu: u32, accept: &Accept) -> Result<Self, PacketError> {
+        let failed = |attempt| move |error| PacketError::System { interface: interface.to_owned(), attempt, error };
+        let socket = sys::socket().map_err(failed("make a packet socket"))?;
+        let index = sys::interface_index(&socket, interface)
+            .map_err(|error| PacketError::Interface { interface: interface.to_owned(), error })?;
+        sys::set_up(&socket).map_err(failed("ask for headers and tags beside the frames"))?;
+        let opened = Self { interface: interface.into(), socket: Arc::new(socket), mtu: mtu as usize };
+        // Before the socket is bound, so that nothing comes in that is not wanted.
+        opened.accept(accept)?;
+        sys::bind(&opened.socket, index).map_err(failed("bind to the interface"))?;
+        Ok(opened)
+    }
+
+    /// Says anew which frames come in, from this call on.
+    ///
+    /// # Errors
+    /// [`PacketError`], and what came in before comes in still.
+    pub fn accept(&self, accept: &Accept) -> Result<(), PacketError> {
+        let interface = || self.interface.to_string();
+        let program = match accept {
+            Accept::Everything => filter::everything(),
+            Accept::Stations(stations) if stations.len() > limits::PACKET_STATIONS => {
+                return Err(PacketError::TooMany { interface: interface(), count: stations.len() });
+            }
+            Accept::Stations(stations) => filter::stations(stations),
+        };
+        sys::set_filter(&self.socket, &program).map_err(|error| PacketError::System {
+            interface: interface(),
+            attempt: "say which frames come in",
+            error,
+        })
+    }
+
+    /// The queue for the worker that owns the port.
+    #[must_use]
+    pub fn queue(&self, port: PortIndex) -> PacketQueue {
+        PacketQueue { port, socket: self.clone(), malformed: 0, lost: Cell::new(0) }
+    }
+}
+
+/// The one queue of the port.
+#[derive(Debug)]
+pub struct PacketQueue {
+    port: PortIndex,
+    socket: PacketSocket,
+    malformed: u64,
+    /// What the kernel said it lost; it forgets when it is asked.
+    lost: Cell<u64>,
+}
+
+/// How one write ended.
+enum Sent {
+    Yes,
+    Refused,
+    NoRoom,
+}
+
+impl PacketQueue {
+    /// Reads one frame into `head` and `big`: its length, header and tag. The length is zero for one that was no packet.
+    fn read(
+        &mut self,
+        memory: &FrameMemory,
+        head: &mut Frame,
+        big: &mut Frame,
+    ) -> Option<(usize, VnetHeader, Option<Tag>)> {
+        let mut header = [0u8; VNET_HEADER_BYTES];
+        let head_bytes = &mut memory.bytes_mut(head)[START..];
+        let mut parts = [
+            IoSliceMut::new(&mut header[..HEADER_BYTES]),
+            IoSliceMut::new(head_bytes),
+            IoSliceMut::new(memory.bytes_mut(big)),
+        ];
+        let (count, tag) = loop {
+            match sys::receive(&self.socket.socket, &mut parts) {
+                Ok(received) => break received,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return None, // nothing there, or the interface went down, which is told once
+            }
+        };
+        let length = count.saturating_sub(HEADER_BYTES);
+        let parsed = VnetHeader::parse(&header, length.min(HEAD_BYTES), length).ok();
+        match parsed.filter(|_| length >= ETHERNET_BYTES) {
+            Some(header) => Some((length, header, tag)),
+            None => {
+                self.malformed += 1;
+                Some((0, VnetHeader::default(), None))
+            }
+        }
+    }
+
+    fn write(&self, memory: &FrameMemory, packet: &Packet) -> Sent {
+        let Some(header) = VnetHeader::of(packet, memory.head(packet)).map(VnetHeader::bytes) else {
+            return Sent::Refused;
+        };
+        let mut parts = [IoSlice::new(&[]); PARTS];
+        let mut count = 1;
+        parts[0] = IoSlice::new(&header[..HEADER_BYTES]);
+        for part in memory.parts(packet) {
+            let Some(slot) = parts.get_mut(count) else { return Sent::Refused };
+            *slot = IoSlice::new(part);
+            count += 1;
+        }
+        loop {
+            match rustix::io::writev(&self.socket.socket, &parts[..count]).map_err(io::Error::from) {
+                Ok(_) => return Sent::Yes,
+                Err(error) => match error.kind() {
+                    ErrorKind::Interrupted => {}
+                    ErrorKind::WouldBlock => return Sent::NoRoom,
+                    // ENOBUFS: the interface's queue is full and has dropped it; ENETDOWN, EMSGSIZE, EINVAL.
+                    _ => return Sent::Refused,
+                },
+            }
+        }
+    }
+}
+
+/// Puts a tag back where it was on the wire. The head frame has room for it before [`START`].
+fn put_back(bytes: &mut [u8], tag: Tag) {
+    let at = START - TAG_BYTES;
+    bytes.copy_within(START..START + MACS_BYTES, at);
+    bytes[at + MACS_BYTES..at + MACS_BYTES + 2].copy_from_slice(&tag.protocol.to_be_bytes());
+    bytes[at + MACS_BYTES + 2..at + MACS_BYTES + 4].copy_from_slice(&tag.control.to_be_bytes());
+}
+
+impl PortQueue for PacketQueue {
+    fn receive(&mut self, memory: &mut FrameMemory, vector: &mut Vec<Packet>) -> usize {
+        let (before, mut bytes, mut malformed) = (vector.len(), 0, 0);
+        let (mut spare_head, mut spare_big) = (None, None);
+        while vector.len() < limits::VECTOR_PACKETS
+            && bytes < limits::VECTOR_BYTES
+            && malformed < limits::VECTOR_PACKETS
+        {
+            let Some(mut head) = spare_head.take().or_else(|| memory.allocate_head()) else { break };
+            let Some(mut big) = spare_big.take().or_else(|| memory.allocate_big()) else {
+                spare_head = Some(head);
+                break;
+            };
+            let outcome = self.read(memory, &mut head, &mut big);
+            let Some((length, mut header, tag)) = outcome.filter(|(length, ..)| *length > 0) else {
+                (spare_head, spare_big) = (Some(head), Some(big));
+                if outcome.is_none() {
+                    break;
+                }
+                malformed += 1;
+                continue;
+            };
+            let mut start = START;
+            if let Some(tag) = tag {
+                put_back(memory.bytes_mut(&mut head), tag);
+                start -= TAG_BYTES;
+                header = header.moved(TAG_BYTES as u16);
+            }
+            let mut packet = Packet::new(head, start, length.min(HEAD_BYTES) + START - start);
+            if length > HEAD_BYTES {
+                memory.append(&mut packet, big, 0, length - HEAD_BYTES);
+            } else {
+                spare_big = Some(big);
+            }
+            packet.ingress = self.port;
+            header.apply(&mut packet);
+            bytes += length;
+            vector.push(packet);
+        }
+        for spare in [spare_head, spare_big].into_iter().flatten() {
+            memory.release_frame(spare);
+        }
+        vector.len() - before
+    }
+
+    fn transmit(&mut self, memory: &mut FrameMemory, packets: &mut Vec<Packet>, counters: &WorkerCounters) {
+        let port = counters.port(self.port.0 as usize);
+        let mut taken = 0;
+        for packet in packets.iter() {
+            match self.write(memory, packet) {
+                Sent::Yes => {
+                    port.sent_frames.add(1);
+                    port.sent_bytes.add(packet.length() as u64);
+                }
+                Sent::Refused => {
+                    counters.drops(DropReason::PortRefused).add(1);
+                    port.dropped_frames.add(1);
+                }
+                Sent::NoRoom => break,
+            }
+            taken += 1;
+        }
+        for packet in packets.drain(..taken) {
+            memory.release(packet);
+        }
+    }
+
+    /// The kernel has copied what it took; nothing waits.
+    fn flush(&mut self, _memory: &mut FrameMemory) -> bool {
+        false
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            tcp_segmentation: true,
+            udp_segmentation: false,
+            partial_checksum: true,
+            chained: true,
+            joins: true,
+            frame_bytes: self.socket.mtu + ETHERNET_BYTES + TAG_BYTES,
+        }
+    }
+
+    fn readable_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.socket.as_fd())
+    }
+
+    /// The descriptor is readable as long as a packet waits, so a level-triggered wait needs no request.
+    fn prepare_to_sleep(&mut self) -> bool {
+        true
+    }
+
+    fn lent_frames(&self) -> usize {
+        0
+    }
+
+    fn port(&self) -> PortIndex {
+        self.port
+    }
+
+    fn describe(&self) -> QueueDescription {
+        QueueDescription { kind: "packet", mode: "beside the kernel csum tso".to_owned() }
+    }
+
+    fn kernel_drops(&self) -> u64 {
+        self.lost.set(self.lost.get() + sys::take_lost(&self.socket.socket).unwrap_or(0));
+        self.lost.get() + self.malformed
+    }
+
+    fn close(&mut self, _memory: &mut FrameMemory) {}
+}

@@ -1,0 +1,140 @@
+//! The kernel calls of a packet socket that std and rustix have not: thin, one call each.
+#![allow(unsafe_code)]
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use super::filter::Instruction;
+use crate::packet::parse::ethertype;
+use crate::port::socket::set_option;
+
+/// `PACKET_VNET_HDR` and `PACKET_IGNORE_OUTGOING` (include/uapi/linux/if_packet.h).
+const PACKET_VNET_HDR: libc::c_int = 15;
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+/// `TP_STATUS_VLAN_VALID` and `TP_STATUS_VLAN_TPID_VALID`.
+const VLAN_VALID: u32 = 1 << 4;
+const VLAN_PROTOCOL_VALID: u32 = 1 << 6;
+
+/// Room for the one control message: a header of 16 bytes and `struct tpacket_auxdata`, 20 bytes.
+const CONTROL_BYTES: usize = 40;
+
+/// Control messages, aligned as the kernel writes them.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+
+/// A VLAN tag that the kernel has taken off a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tag {
+    /// Its EtherType.
+    pub(super) protocol: u16,
+    /// Priority and identifier.
+    pub(super) control: u16,
+}
+
+/// A socket that gets nothing until it is bound.
+pub(super) fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    Ok(rustix::net::socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?)
+}
+
+pub(super) fn interface_index(socket: &OwnedFd, interface: &str) -> io::Result<u32> {
+    Ok(rustix::net::netdevice::name_to_index(socket, interface)?)
+}
+
+/// The header before each frame, tags beside it, and nothing of what the host sends itself.
+pub(super) fn set_up(socket: &OwnedFd) -> io::Result<()> {
+    for option in [PACKET_VNET_HDR, libc::PACKET_AUXDATA, PACKET_IGNORE_OUTGOING] {
+        set_option(socket, libc::SOL_PACKET, option, 1)?;
+    }
+    Ok(())
+}
+
+/// Frames of every protocol come in by the interface from now on.
+pub(super) fn bind(socket: &OwnedFd, interface: u32) -> io::Result<()> {
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_ifindex: interface as libc::c_int,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: the address lives until the call returns, its length is given, and the kernel only reads it.
+    let result = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Replaces the program that says which frames come in, in one step.
+pub(super) fn set_filter(socket: &OwnedFd, program: &[Instruction]) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // The kernel's structure has a pointer to what it may write; it writes nothing.
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    let (start, size) = ((&raw const program).cast(), size_of::<libc::sock_fprog>() as libc::socklen_t);
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    // SAFETY: the structure and the instructions, laid out as the kernel's, live until the call returns, and the kernel
+    // copies as many of them as it is told.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, start, size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Receives one frame into `parts`: its bytes, and the tag that was taken off it.
+pub(super) fn receive(socket: &OwnedFd, parts: &mut [IoSliceMut<'_>]) -> io::Result<(usize, Option<Tag>)> {
+    let mut control = Control([0; CONTROL_BYTES]);
+    // SAFETY: a header of zeros is a valid one: no name, no parts, no control messages.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    // IoSliceMut has the layout of iovec, by its documentation.
+    (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr().cast(), parts.len());
+    (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES);
+    // SAFETY: the header, the parts and the room for control messages live until the call returns, lengths given.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    Ok((length, tag(control.0.get(..header.msg_controllen).unwrap_or_default())))
+}
+
+/// The tag of `struct tpacket_auxdata`, the one control message that was asked for.
+fn tag(message: &[u8]) -> Option<Tag> {
+    let kind = message.get(8..16)?;
+    let wanted = [libc::SOL_PACKET.to_ne_bytes(), libc::PACKET_AUXDATA.to_ne_bytes()].concat();
+    let content = message.get(16..36).filter(|_| kind == wanted)?;
+    let status = u32::from_ne_bytes(content[..4].try_into().ok()?);
+    let half = |at: usize| u16::from_ne_bytes([content[at], content[at + 1]]);
+    let protocol = if status & VLAN_PROTOCOL_VALID == 0 { ethertype::VLAN } else { half(18) };
+    (status & VLAN_VALID != 0).then(|| Tag { protocol, control: half(16) })
+}
+
+/// Frames that the kernel dropped since this was asked last, since nobody took the earlier ones.
+pub(super) fn take_lost(socket: &OwnedFd) -> io::Result<u64> {
+    let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_PACKET, libc::PACKET_STATISTICS);
+    // SAFETY: the counts live until the call returns, and the kernel writes at most as many bytes as it is told.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut counts).cast(), &raw mut length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(u64::from(counts.tp_drops)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_says_which_tag_it_took_off() {
+        let message = |status: u32, control: u16, protocol: u16| {
+            let head =
+                [&36usize.to_ne_bytes()[..], &libc::SOL_PACKET.to_ne_bytes(), &libc::PACKET_AUXDATA.to_ne_bytes()];
+            let content = [&status.to_ne_bytes()[..], &[0; 12], &control.to_ne_bytes(), &protocol.to_ne_bytes()];
+            [head.concat(), content.concat()].concat()
+        };
+        let seen = |status| tag(&message(status, 0x6014, 0x88a8));
+        assert_eq!(seen(0), None);
+        assert_eq!(seen(VLAN_VALID), Some(Tag { protocol: 0x8100, control: 0x6014 }));
+        assert_eq!(seen(VLAN_VALID | VLAN_PROTOCOL_VALID), Some(Tag { protocol: 0x88a8, control: 0x6014 }));
+        let mut other = message(VLAN_VALID, 1, 0);
+        other[12] ^= 1;
+        assert_eq!((tag(&other), tag(&message(VLAN_VALID, 1, 0)[..35]), tag(&[])), (None, None, None));
+    }
+}
