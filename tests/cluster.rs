@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use millrace_control::cluster::{InterfaceName, NodeName, PodName, PortName};
 use millrace_control::observe::KINDS;
-use millrace_control::plan::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, UnderlayPath};
+use millrace_control::plan::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, OutsideView, UnderlayPath};
 use millrace_control::publish::Tables;
 use millrace_control::reconcile::{Input, Reconciler, Settled};
 use millrace_control::store::{ObjectStore, Watch};
@@ -164,6 +164,11 @@ impl ClusterNode {
         });
         let paths = paths.collect();
         self.reconciler.take(Input::Underlay(paths));
+    }
+
+    /// Tells what the host's kernel knows of the ways to the outside.
+    pub fn tell_outside(&mut self, outside: OutsideView) {
+        self.reconciler.take(Input::Outside(outside));
     }
 
     /// Gives the host its own port, with these addresses beside those that the plan gives it; says which.

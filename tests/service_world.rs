@@ -1,27 +1,35 @@
 //! Two nodes with pods and hosts, for tests of Services: a packet in at one of them, and where it comes out as what.
 //!
+//! A station outside is reached through a router on the link of the uplinks; it sends everything to the first node.
+//!
 //! Objects go the production way into production switches; frames that leave by an uplink go on at the other node.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use millrace_control::cluster::NodeName;
-use millrace_control::plan::{GATEWAY_MAC, LocalView};
+use millrace_control::plan::{GATEWAY_MAC, LocalView, OutsidePath, OutsideView};
 use millrace_control::store::{Object, ObjectStore};
 use millrace_engine::counters::Event;
 use millrace_engine::drop_reason::DropReason;
-use millrace_engine::packet::Mac;
+use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::WireFrame;
 use millrace_engine::testing::{ACK, SYN, checksums_valid, describe, frame};
 use serde_json::{Value, json};
 
-use crate::cluster::{ClusterNode, UPLINK, uplink_mac};
+use crate::cluster::{ClusterNode, UNDERLAY_MTU, UPLINK, uplink_mac};
 use crate::memory_store::MemoryStore;
 use crate::objects;
 
 /// Pods: name, number of the node, last part of the address.
 const PODS: [(&str, usize, u8); 6] =
     [("client", 0, 5), ("second", 0, 6), ("local", 0, 7), ("local-2", 0, 8), ("remote", 1, 7), ("remote-2", 1, 8)];
+
+/// A station outside of the cluster, behind a router on the link of all uplinks.
+pub const OUTSIDE: &str = "outside";
+
+/// MAC address of that router.
+pub const ROUTER_MAC: Mac = Mac([2, 0xee, 0, 0, 0, 0xfe]);
 
 /// The hosts themselves, by the number of their node.
 const HOSTS: [&str; 2] = ["host", "host-b"];
@@ -40,7 +48,7 @@ pub enum Protocol {
 /// A frame that came out at a pod.
 #[derive(Clone, Debug)]
 pub struct Delivered {
-    /// The pod.
+    /// The pod, the host, or the station outside.
     pub pod: String,
     /// MAC address of the pod.
     pub receiver: Mac,
@@ -82,6 +90,9 @@ pub fn pod_address(name: &str, ipv4: bool) -> IpAddr {
         let text = if ipv4 { format!("10.{}.0.0", node + 1) } else { format!("fd00:{}::", node + 1) };
         return text.parse().expect("address");
     }
+    if name == OUTSIDE {
+        return if ipv4 { "192.168.77.7" } else { "2001:db8:77::7" }.parse().expect("address");
+    }
     let (_, node, last) = PODS.into_iter().find(|(known, ..)| *known == name).expect("a pod of this name");
     let text = if ipv4 { format!("10.{}.0.{last}", node + 1) } else { format!("fd00:{}::{last}", node + 1) };
     text.parse().expect("address")
@@ -92,6 +103,28 @@ pub fn pod_address(name: &str, ipv4: bool) -> IpAddr {
 pub fn node_address(node: usize, ipv4: bool) -> IpAddr {
     let text = if ipv4 { format!("192.0.2.{}", node + 1) } else { format!("2001:db8::{}", node + 1) };
     text.parse().expect("address")
+}
+
+/// The router's address on the link of the uplinks.
+#[must_use]
+pub fn router_address(ipv4: bool) -> IpAddr {
+    if ipv4 { "192.0.2.254" } else { "2001:db8::fe" }.parse().expect("address")
+}
+
+/// What the kernel of node `a` or `b` knows of the ways by its uplink: the link's own networks and the router.
+fn ways_out(node: usize) -> OutsideView {
+    let mut view = OutsideView::default();
+    for ipv4 in [true, false] {
+        let (port, source, router) = (PortIndex(UPLINK), node_address(node, ipv4), router_address(ipv4));
+        let [link, all] = if ipv4 { ["192.0.2.0/24", "0.0.0.0/0"] } else { ["2001:db8::/64", "::/0"] };
+        for (prefix, gateway) in [(link, None), (all, Some(router))] {
+            let path = OutsidePath { port, gateway, source, mtu: UNDERLAY_MTU };
+            view.routes.insert(prefix.parse().expect("prefix"), path);
+        }
+        let other = node_address(1 - node, ipv4);
+        view.neighbours.extend([((port, router), ROUTER_MAC), ((port, other), uplink_mac(2 - node as u8))]);
+    }
+    view
 }
 
 fn at(address: IpAddr, port: u16) -> String {
@@ -145,6 +178,7 @@ impl ServiceWorld {
         let addresses = |node| [node_address(node, true), node_address(node, false)];
         let node = |number: usize, name: &str| {
             let mut local = LocalView::new(NodeName::new(name).expect("node name"));
+            local.outside = ways_out(number);
             configure(&mut local);
             ClusterNode::configured(number as u8 + 1, local, &addresses(number), 1, &store)
         };
@@ -158,6 +192,7 @@ impl ServiceWorld {
             let (port, mac) = world.nodes[node].plug_host(&addresses(node));
             world.pods.insert((*name).to_owned(), Pod { node, port, mac });
         }
+        world.pods.insert(OUTSIDE.to_owned(), Pod { node: 0, port: UPLINK, mac: ROUTER_MAC });
         for (name, node, _) in PODS {
             let own = [pod_address(name, true), pod_address(name, false)];
             let (port, mac) = world.nodes[node].plug_in(name, &own);
@@ -178,6 +213,23 @@ impl ServiceWorld {
             Some(known) => drop(self.store.update(object, &known.resource_version).expect("update")),
             None => drop(self.store.create(object).expect("create")),
         }
+        self.follow();
+    }
+
+    /// Has the kernel of the first node know the MAC address of a station on its uplink's link.
+    pub fn tell_neighbour(&mut self, address: IpAddr, mac: Mac) {
+        let mut view = ways_out(0);
+        view.neighbours.insert((PortIndex(UPLINK), address), mac);
+        self.nodes[0].tell_outside(view);
+        self.follow();
+    }
+
+    /// Has the kernel of the first node prefer this address towards the outside.
+    pub fn renumber(&mut self, source: IpAddr) {
+        let mut view = ways_out(0);
+        let paths = view.routes.values_mut().filter(|path| path.source.is_ipv4() == source.is_ipv4());
+        paths.for_each(|path| path.source = source);
+        self.nodes[0].tell_outside(view);
         self.follow();
     }
 
@@ -219,6 +271,12 @@ impl ServiceWorld {
         }
     }
 
+    /// Where a pod sends everything to: its gateway; of the station outside, the first node.
+    #[must_use]
+    pub fn gateway(&self, pod: &str) -> Mac {
+        if pod == OUTSIDE { uplink_mac(1) } else { GATEWAY_MAC }
+    }
+
     /// The count of an event at the first node.
     #[must_use]
     pub fn count(&self, event: Event) -> u64 {
@@ -241,7 +299,7 @@ impl ServiceWorld {
     #[must_use]
     pub fn opening(&self, pod: &str, port: u16, to: (IpAddr, u16), protocol: Protocol) -> WireFrame {
         let from = pod_address(pod, to.0.is_ipv4());
-        let builder = frame().from(self.pods[pod].mac, from).to(GATEWAY_MAC, to.0).ports(port, to.1);
+        let builder = frame().from(self.pods[pod].mac, from).to(self.gateway(pod), to.0).ports(port, to.1);
         match protocol {
             Protocol::Tcp => builder.tcp(SYN).sequence(u32::from(port) * 7, 0).ports(port, to.1).wire(),
             Protocol::Udp => builder.udp().ports(port, to.1).payload(b"ask").wire(),
@@ -253,7 +311,8 @@ impl ServiceWorld {
     #[must_use]
     pub fn acknowledgement(&self, pod: &str, port: u16, to: (IpAddr, u16)) -> WireFrame {
         let from = pod_address(pod, to.0.is_ipv4());
-        frame().from(self.pods[pod].mac, from).to(GATEWAY_MAC, to.0).tcp(ACK).ports(port, to.1).payload(b"more").wire()
+        let builder = frame().from(self.pods[pod].mac, from).to(self.gateway(pod), to.0);
+        builder.tcp(ACK).ports(port, to.1).payload(b"more").wire()
     }
 
     /// The answer of a pod to what it got: addresses and ports the other way round.
@@ -263,7 +322,7 @@ impl ServiceWorld {
     #[must_use]
     pub fn answer(&self, to: &Delivered, protocol: Protocol) -> WireFrame {
         let (source, destination) = ends(&to.text);
-        let builder = frame().from(self.pods[&to.pod].mac, destination.0).to(GATEWAY_MAC, source.0);
+        let builder = frame().from(self.pods[&to.pod].mac, destination.0).to(self.gateway(&to.pod), source.0);
         let (from, to) = (destination.1, source.1);
         match protocol {
             Protocol::Tcp => builder.tcp(SYN | ACK).sequence(9, 10).ports(from, to).wire(),
@@ -290,15 +349,16 @@ impl ServiceWorld {
             self.nodes[node].inject(port, frame);
             for frame in self.nodes[node].switch().all_sent(UPLINK) {
                 let next = self.nodes.iter().position(|node| node.uplink_mac == Mac::read(&frame.bytes));
-                waiting.extend(next.map(|next| (next, UPLINK, frame)));
+                if Mac::read(&frame.bytes) == ROUTER_MAC {
+                    assert_eq!(Mac::read(&frame.bytes[6..]), self.nodes[node].uplink_mac);
+                    delivered.push(came_out(OUTSIDE, ROUTER_MAC, frame));
+                } else {
+                    waiting.extend(next.map(|next| (next, UPLINK, frame)));
+                }
             }
-            for (name, pod) in self.pods.iter().filter(|(_, pod)| pod.node == node) {
+            for (name, pod) in self.pods.iter().filter(|(_, pod)| pod.node == node && pod.port != UPLINK) {
                 for frame in self.nodes[node].switch().all_sent(pod.port) {
-                    let text = describe(&frame.bytes);
-                    if frame.partial_checksum.is_none() {
-                        checksums_valid(&frame.bytes).unwrap_or_else(|error| panic!("{text}: {error}"));
-                    }
-                    delivered.push(Delivered { pod: name.clone(), receiver: pod.mac, text, frame });
+                    delivered.push(came_out(name, pod.mac, frame));
                 }
             }
         }
@@ -357,6 +417,14 @@ impl ServiceWorld {
         );
         format!("{pod} {whose}")
     }
+}
+
+fn came_out(pod: &str, receiver: Mac, frame: WireFrame) -> Delivered {
+    let text = describe(&frame.bytes);
+    if frame.partial_checksum.is_none() {
+        checksums_valid(&frame.bytes).unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+    Delivered { pod: pod.to_owned(), receiver, text, frame }
 }
 
 /// First bytes of an INIT chunk and of an INIT ACK chunk (RFC 9260 sections 3.3.2 and 3.3.3).

@@ -161,6 +161,14 @@ table! {
         first_port: u16 = limits::MASQUERADE_PORTS.0;
         /// Last source port they get.
         last_port: u16 = limits::MASQUERADE_PORTS.1;
+        /// First source port of those that leave the cluster, under an address of an uplink. The host's own sockets are
+        /// kept off these ports (`net.ipv4.ip_local_reserved_ports`); leave it some of `ip_local_port_range`.
+        outside_first_port: u16 = limits::OUTSIDE_PORTS.0;
+        /// Last source port of those.
+        outside_last_port: u16 = limits::OUTSIDE_PORTS.1;
+        /// Networks outside the cluster, as prefixes, that route the addresses of pods to their nodes: towards them pods
+        /// keep their own addresses, and from them pods can be called.
+        exempt: Vec<String> = Vec::new();
     }
     sections {}
 }
@@ -189,6 +197,8 @@ pub struct Configuration {
     vni: Vni,
     services: ServiceOptions,
     masquerade_ports: PortRange,
+    outside_ports: PortRange,
+    exempt: Vec<IpNet>,
 }
 
 /// Why a configuration is refused.
@@ -268,15 +278,19 @@ impl Configuration {
             })?,
             masquerade_all: parsed.services.masquerade_all,
         };
-        let Masquerade { first_port, last_port } = parsed.masquerade;
-        let masquerade_ports = PortRange::new(first_port, last_port).ok_or_else(|| {
-            wrong(
-                "masquerade.last_port",
-                last_port.to_string(),
-                "the range from first_port, which is not 0, has no port",
-            )
-        })?;
-        Ok(Configuration { file: parsed, workers, vni, services, masquerade_ports })
+        let range = |field, first, last: u16| {
+            let reason = "the range from the first port, which is not 0, has no port";
+            PortRange::new(first, last).ok_or_else(|| wrong(field, last.to_string(), reason))
+        };
+        let Masquerade { first_port, last_port, outside_first_port, outside_last_port, .. } = parsed.masquerade;
+        let masquerade_ports = range("masquerade.last_port", first_port, last_port)?;
+        let outside_ports = range("masquerade.outside_last_port", outside_first_port, outside_last_port)?;
+        let exempt = prefixes(&parsed.masquerade.exempt)
+            .map_err(|value| wrong("masquerade.exempt", value, "is not a prefix such as 192.0.2.0/24"))?;
+        if exempt.len() > limits::OUTSIDE_EXEMPT {
+            return Err(wrong("masquerade.exempt", format!("{} networks", exempt.len()), "there may be 64 at most"));
+        }
+        Ok(Configuration { file: parsed, workers, vni, services, masquerade_ports, outside_ports, exempt })
     }
 
     /// Whether pods that policies may select are open until their objects are known.
@@ -295,6 +309,18 @@ impl Configuration {
     #[must_use]
     pub fn masquerade_ports(&self) -> PortRange {
         self.masquerade_ports
+    }
+
+    /// Source ports of connections that leave under an address of an uplink.
+    #[must_use]
+    pub fn outside_ports(&self) -> PortRange {
+        self.outside_ports
+    }
+
+    /// Networks outside that know the way to pods.
+    #[must_use]
+    pub fn exempt(&self) -> &[IpNet] {
+        &self.exempt
     }
 
     /// The default file with comments.

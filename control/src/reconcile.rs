@@ -17,7 +17,7 @@ use crate::cluster::{Cluster, NodeName};
 use crate::compile::CompileError;
 use crate::observe::Observed;
 use crate::plan::{
-    AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, NodePlan, Planned, Planner, UnderlayPath,
+    AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, NodePlan, OutsideView, Planned, Planner, UnderlayPath,
 };
 use crate::problem::Problem;
 use crate::publish::PublishState;
@@ -41,6 +41,8 @@ pub enum Input {
     BridgePorts(BTreeMap<PortIndex, LocalPort>),
     /// All known paths to other nodes.
     Underlay(BTreeMap<IpAddr, UnderlayPath>),
+    /// The host's ways to the outside.
+    Outside(OutsideView),
     /// End the loop.
     Stop,
 }
@@ -96,6 +98,7 @@ impl Reconciler {
             Input::Uplinks(uplinks) => self.local.uplinks = uplinks,
             Input::BridgePorts(ports) => self.local.bridge_ports = ports,
             Input::Underlay(underlay) => self.local.underlay = underlay,
+            Input::Outside(outside) => self.local.outside = outside,
             Input::Stop => return false,
         }
         true

@@ -152,6 +152,24 @@ pub const CONNECTION_ATTEMPTS: usize = 4;
 /// and port has the whole range to itself.
 pub const MASQUERADE_PORTS: (u16, u16) = (32_768, 65_535);
 
+/// First and last source port of connections that leave under an address of an uplink, where the tables do not say
+/// otherwise: the range that IANA leaves to clients (RFC 6335 section 6). The host's own sockets keep off it. Each
+/// destination address and port has the whole range to itself.
+pub const OUTSIDE_PORTS: (u16, u16) = (49_152, 65_535);
+
+/// Routes of the host by its uplinks that the switch knows; about 200 B each.
+pub const OUTSIDE_ROUTES: usize = 4_096;
+
+/// Neighbours of uplinks that the switch knows; 32 B each.
+pub const OUTSIDE_NEIGHBOURS: usize = 4_096;
+
+/// Networks outside to which pods keep their own addresses; 18 B each, all compared with each packet that opens a
+/// connection to the outside.
+pub const OUTSIDE_EXEMPT: usize = 64;
+
+/// Neighbours that packets waited for and the host's kernel was not asked for yet; 2 KiB, taken at start.
+pub const WANTED_NEIGHBOURS: usize = 64;
+
 /// Source ports tried for one connection. With nine tenths of the range taken, all are taken once in 700,000 times.
 pub const MASQUERADE_PROBES: u64 = 128;
 

@@ -194,6 +194,7 @@ fn what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back() {
         destinations: HashSet::from(["192.0.2.3", "2001:db8::3"].map(destination)),
         ranges: vec![SteeredPorts { protocol: 17, first: OTHER - 1, last: OTHER }],
         ranged: HashSet::from(["192.0.2.2", "2001:db8::2"].map(ip)),
+        whole: HashSet::new(),
     };
     let with = |change: &dyn Fn(&mut SharedRules)| {
         let mut shared = shared.clone();
@@ -204,6 +205,7 @@ fn what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back() {
     let no_port = with(&|shared| shared.ranges.iter_mut().for_each(|range| range.last = range.first));
     let another_protocol = with(&|shared| shared.ranges.iter_mut().for_each(|range| range.protocol = 6));
     let no_destination = with(&|shared| shared.destinations.clear());
+    let whole = with(&|shared| shared.whole = HashSet::from(["192.0.2.3", "2001:db8::3"].map(ip)));
     network.switch.run(|| {
         let mut steering =
             Steering::by_rules("a0", SteeringRules::default(), AttachPreference::Native).expect("steering");
@@ -224,6 +226,8 @@ fn what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back() {
             check("a destination", &no_port, other, OTHER, 100, "x");
             check("fragments to a destination", &no_port, other, 1, 4000, "xxx");
             check("another port of that address", &everything, other, VXLAN, 100, "k");
+            check("another port of a whole address", &whole, other, VXLAN, 100, "x");
+            check("fragments to a whole address", &whole, other, VXLAN, 4000, "xxx");
             check("no destination", &no_destination, other, OTHER, 100, "k");
             check("fragments to an address of nobody", &no_destination, other, OTHER, 4000, "k");
             check("VXLAN of no peer", &everything, own, VXLAN, 100, "k");

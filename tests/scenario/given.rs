@@ -4,6 +4,9 @@
 //! node a vtep 192.0.2.1 2001:db8::1     a Node object, and a switch that runs as this node
 //! node c vtep 192.0.2.3 absent          a Node object only; its next hop is not resolved
 //! node f vtep 192.0.2.4 foreign         a Node object only; its next hop is resolved
+//! node a vtep 192.0.2.1 exempt 198.51.100.0/24   a node whose pods keep their addresses towards this network
+//! outside 0.0.0.0/0 on a by 192.0.2.254 as 192.0.2.1   a route of the host by its uplink; the router's MAC address is known
+//! no neighbour 192.0.2.254              to nobody any more
 //! block 10.1.0.0/24 on a                an IpBlock of this node; pools exist for 10.0.0.0/8 and fd00::/16
 //! pod client on a 10.1.0.5 fd00:1::5    plugged in at node a
 //! pod web on b 10.2.0.7 app=web         the same, and a Pod object with these labels; without labels there is no object
@@ -19,10 +22,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 /// A line of `given`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Given {
-    Node { name: String, addresses: Vec<IpAddr>, presence: Presence },
+    Node { name: String, addresses: Vec<IpAddr>, presence: Presence, exempt: Option<IpNet> },
+    Outside { prefix: IpNet, node: String, gateway: IpAddr, source: IpAddr },
+    NoNeighbour(IpAddr),
     Block { cidr: String, node: String },
     Pod { name: String, node: String, addresses: Vec<IpAddr>, labels: Vec<(String, String)> },
     Policy { name: String, keeps_established: bool, spec: String },
@@ -56,6 +63,12 @@ impl Given {
         }
         let words: Vec<&str> = line.split_whitespace().collect();
         let given = match words.as_slice() {
+            ["node", name, "vtep", rest @ .., "exempt", network] => Self::Node {
+                name: (*name).to_owned(),
+                addresses: addresses(rest)?,
+                presence: Presence::Running,
+                exempt: Some(read(network)?),
+            },
             ["node", name, "vtep", rest @ ..] => {
                 let presence = match rest.last() {
                     Some(&"absent") => Presence::Absent,
@@ -63,8 +76,15 @@ impl Given {
                     _ => Presence::Running,
                 };
                 let count = rest.len() - usize::from(presence != Presence::Running);
-                Self::Node { name: (*name).to_owned(), addresses: addresses(&rest[..count])?, presence }
+                Self::Node { name: (*name).to_owned(), addresses: addresses(&rest[..count])?, presence, exempt: None }
             }
+            ["outside", prefix, "on", node, "by", gateway, "as", source] => Self::Outside {
+                prefix: read(prefix)?,
+                node: (*node).to_owned(),
+                gateway: read(gateway)?,
+                source: read(source)?,
+            },
+            ["no", "neighbour", address] => Self::NoNeighbour(read(address)?),
             ["block", cidr, "on", node] => Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned() },
             ["pod", name, "on", node, rest @ ..] => {
                 let (labels, rest): (Vec<&str>, Vec<&str>) = rest.iter().partition(|word| word.contains('='));
@@ -109,6 +129,11 @@ fn addresses(words: &[&str]) -> Result<Vec<IpAddr>, String> {
 /// A number.
 pub(super) fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
     word.parse().map_err(|_| format!("{word:?} is no number that fits"))
+}
+
+/// An address or prefix.
+fn read<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+    word.parse().map_err(|_| format!("{word:?} cannot be read"))
 }
 
 /// The objects that stand behind a line, as YAML.

@@ -22,15 +22,15 @@ use std::time::Duration;
 
 use millrace_control::cluster::{NodeName, StationMac};
 use millrace_control::observe::{IP_BLOCK, KINDS, NETWORK_POLICY, NODE, POD, PORT};
-use millrace_control::plan::GATEWAY_MAC;
+use millrace_control::plan::{GATEWAY_MAC, LocalView, OutsidePath, OutsideView};
 use millrace_control::store::{DirectoryStore, Kind, ObjectKey, ObjectStore};
-use millrace_engine::packet::Mac;
+use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::WireFrame;
 use millrace_engine::testing::{checksums_valid, describe};
 
 use super::given::{self, Given, Presence, number};
 use super::packet_text::{Link, frame_of};
-use crate::cluster::{ClusterNode, UPLINK, uplink_mac};
+use crate::cluster::{ClusterNode, UNDERLAY_MTU, UPLINK, uplink_mac};
 use crate::memory_store::MemoryStore;
 
 /// Source of what the underlay sends.
@@ -54,6 +54,8 @@ pub(super) struct World {
     store: MemoryStore,
     nodes: Vec<ClusterNode>,
     next_hops: BTreeMap<IpAddr, Mac>,
+    /// The ways to the outside, by node.
+    outside: BTreeMap<String, OutsideView>,
     addresses: BTreeMap<String, Vec<IpAddr>>,
     ends: BTreeMap<String, End>,
 }
@@ -196,10 +198,12 @@ impl World {
         givens.iter().for_each(|given| self.add_node(given));
         self.write(&givens.iter().map(|given| given::yaml(given, &self.addresses)).collect::<String>())?;
         givens.iter().try_for_each(|given| self.remove(given))?;
+        givens.iter().for_each(|given| self.change_outside(given));
         for node in &mut self.nodes {
             let own = node.uplink_mac;
             let others = self.next_hops.iter().filter(|(_, mac)| **mac != own);
             node.tell_underlay(others.map(|(address, mac)| (*address, *mac)));
+            node.tell_outside(self.outside.get(&node.name).cloned().unwrap_or_default());
         }
         givens.iter().try_for_each(|given| self.add_port(given))?;
         givens.iter().try_for_each(|given| self.add_host(given))?;
@@ -273,14 +277,34 @@ impl World {
     }
 
     fn add_node(&mut self, given: &Given) {
-        let Given::Node { name, addresses, presence } = given else { return };
+        let Given::Node { name, addresses, presence, exempt } = given else { return };
         let number = self.addresses.len() as u8 + 1;
         self.addresses.insert(name.clone(), addresses.clone());
         if *presence != Presence::Absent {
             self.next_hops.extend(addresses.iter().map(|address| (*address, uplink_mac(number))));
         }
         if *presence == Presence::Running {
-            self.nodes.push(ClusterNode::new(number, name, addresses, 1, &self.store));
+            let mut local = LocalView::new(NodeName::new(name).expect("node name"));
+            local.exempt = exempt.iter().copied().collect();
+            self.nodes.push(ClusterNode::configured(number, local, addresses, 1, &self.store));
+        }
+    }
+
+    fn change_outside(&mut self, given: &Given) {
+        let port = PortIndex(UPLINK);
+        match given {
+            Given::Outside { prefix, node, gateway, source } => {
+                let view = self.outside.entry(node.clone()).or_default();
+                let path = OutsidePath { port, gateway: Some(*gateway), source: *source, mtu: UNDERLAY_MTU };
+                view.routes.insert(*prefix, path);
+                view.neighbours.insert((port, *gateway), UNDERLAY_STATION);
+            }
+            Given::NoNeighbour(address) => {
+                self.outside
+                    .values_mut()
+                    .for_each(|view| view.neighbours.retain(|known, _| *known != (port, *address)));
+            }
+            _ => {}
         }
     }
 

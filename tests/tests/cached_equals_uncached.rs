@@ -53,6 +53,8 @@ struct World {
     identities: BTreeMap<IpAddr, Vec<&'static str>>,
     /// The sets each network is in.
     networks: BTreeMap<IpNet, Vec<&'static str>>,
+    /// MAC addresses of the routers to the outside, by the last byte of the address.
+    routers: BTreeMap<u8, Mac>,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -61,6 +63,17 @@ fn ip(text: &str) -> IpAddr {
 
 fn peer_address(number: usize) -> IpAddr {
     ip(&format!("192.0.2.{}", 10 + number))
+}
+
+/// Networks that only ever lie outside: what leads there is masqueraded for as long as the connection lives.
+const OUTSIDE: [&str; 2] = ["198.51.100.0/24", "2001:db8:77::/48"];
+
+fn router(ipv4: bool, last: u8) -> IpAddr {
+    ip(&if ipv4 { format!("192.0.2.{}", 100 + last) } else { format!("2001:db8::{last}") })
+}
+
+fn router_mac(last: u8) -> Mac {
+    Mac([2, 0xee, 0, 0, 0, last])
 }
 
 fn station(number: u8) -> Mac {
@@ -100,10 +113,12 @@ impl World {
             policies: BTreeMap::new(),
             identities: BTreeMap::new(),
             networks: BTreeMap::new(),
+            routers: BTreeMap::from([(1, router_mac(1)), (2, router_mac(2))]),
         };
         for prefix in ["10.2.0.0/16", "10.3.0.0/16", "fd00:2::/32", "fd00:3::/32", "10.0.0.0/8"] {
             world.route(random, prefix.parse().expect("prefix"));
         }
+        (0..4).for_each(|_| world.way_out(random));
         world
     }
 
@@ -115,6 +130,16 @@ impl World {
             _ => RouteTarget::Tunnel { peer: *random.pick(&known), mac: Mac([2, 0, 0, 0, 1, random.below(3) as u8]) },
         };
         self.routes.insert(prefix, target);
+    }
+
+    /// A way out by one of the routers.
+    fn way_out(&mut self, random: &mut Random) {
+        let prefix: IpNet = random.pick(&OUTSIDE).parse().expect("prefix");
+        let ipv4 = prefix.addr().is_ipv4();
+        let gateway = Some(router(ipv4, random.below(3) as u8 + 1));
+        let source = if ipv4 { self.own } else { ip("2001:db8::100") };
+        let mtu = [1500, 600][random.below(2)];
+        self.routes.insert(prefix, RouteTarget::Outside { port: PortIndex(UPLINK), gateway, source, mtu });
     }
 
     fn tables(&self) -> Snapshot {
@@ -157,6 +182,9 @@ impl World {
         self.peers.values().for_each(|peer| tables.tunnels.insert_peer(peer.clone()));
         tables.tunnels.udp_port = self.udp_port;
         tables.tunnels.local = Arc::new(vec![Vtep { address: self.own, port: PortIndex(UPLINK) }]);
+        let both =
+            self.routers.iter().flat_map(|(last, mac)| [(router(true, *last), *mac), (router(false, *last), *mac)]);
+        tables.outside.set_neighbours(both.map(|(address, mac)| ((PortIndex(UPLINK), address), mac)));
         tables.policy = self.policy_table();
         tables
     }
@@ -226,7 +254,7 @@ impl World {
     /// One random change.
     fn change(&mut self, random: &mut Random) -> &'static str {
         let peer_at = peer_address(random.below(4));
-        match random.below(20) {
+        match random.below(23) {
             0 => {
                 let port = random.below(usize::from(PODS)) as u16 + 1;
                 if self.pods.remove(&port).is_none() {
@@ -260,7 +288,9 @@ impl World {
             6 => {
                 let known: Vec<IpNet> = self.routes.keys().copied().collect();
                 if !known.is_empty() {
-                    self.route(random, *random.clone().pick(&known));
+                    let prefix = *random.clone().pick(&known);
+                    let is_outside = OUTSIDE.iter().any(|outside| outside.parse() == Ok(prefix));
+                    if is_outside { self.way_out(random) } else { self.route(random, prefix) }
                 }
                 "a prefix leads elsewhere"
             }
@@ -303,6 +333,17 @@ impl World {
                 "another tunnel port"
             }
             15..=18 => self.change_policies(random),
+            19 => {
+                self.way_out(random);
+                "the outside is reached otherwise"
+            }
+            20 | 21 => {
+                let last = random.below(3) as u8 + 1;
+                if self.routers.remove(&last).is_none() {
+                    self.routers.insert(last, router_mac(last + 10 * random.below(2) as u8));
+                }
+                "a router comes or goes"
+            }
             _ => {
                 // Where it can be heard: else nodes with another past rightly know other places.
                 let heard = self.peers.contains_key(&peer_address(0)).then_some(UPLINK);
@@ -337,7 +378,8 @@ impl World {
     /// Every flow there can be, present or not: pods to everywhere, peers to pods, stations to stations.
     fn flows(&self) -> Vec<(u16, WireFrame)> {
         let mut flows = Vec::new();
-        let far = ["10.2.0.2", "10.2.200.1", "10.3.3.3", "10.77.0.1", "fd00:2::2", "fd00:3::3", "fd00:2:0:1::1"];
+        let inside = ["10.2.0.2", "10.2.200.1", "10.3.3.3", "10.77.0.1", "fd00:2::2", "fd00:3::3", "fd00:2:0:1::1"];
+        let far = [&inside[..], &["198.51.100.7", "2001:db8:77::7"]].concat();
         for port in 1..=PODS {
             let own = self.pods.get(&port).cloned().unwrap_or_else(|| pod(port));
             for address in &own.addresses {
@@ -454,7 +496,7 @@ fn after_every_change_the_cache_forwards_as_a_fresh_node() {
     println!("{compared} flows compared, {hits} served from the cache; changes {seen:?}");
     if std::env::var_os("MILLRACE_SEED").is_none() {
         assert!(hits > compared / 4, "the cache served {hits} of {compared}");
-        assert_eq!(seen.len(), 8, "every change a publish can bring: {seen:?}");
+        assert_eq!(seen.len(), 9, "every change a publish can bring: {seen:?}");
     }
 }
 
@@ -467,6 +509,7 @@ fn sort(change: &Change) -> &'static str {
         Change::Station(..) => "station",
         Change::Service(_) => "service",
         Change::Tunnels => "tunnels",
+        Change::Neighbour(..) => "neighbour",
         Change::PodPolicy(_) => "pod's policy",
         Change::Identity(..) => "identity",
         Change::PolicyNetwork(_) => "network of rules",

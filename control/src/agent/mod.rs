@@ -17,6 +17,7 @@ mod bridge_ports;
 mod denial_log;
 mod host_port;
 mod inspect;
+mod outside;
 mod pods;
 mod policies;
 mod services;
@@ -48,6 +49,7 @@ use addresses::AddressMaintenance;
 use denial_log::DenialLog;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
+use outside::WayOut;
 use pods::Pods;
 use shared::Shared;
 pub(crate) use shared::SharedSwitch;
@@ -78,7 +80,9 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
-    let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods))?;
+    let record = configuration.state_directory().join("reserved-ports");
+    let way_out = WayOut::new(Arc::clone(&shared), configuration.outside_ports(), record);
+    let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods), way_out)?;
     let reconciling = start_reconciling(configuration, &shared, store.as_ref(), taken, underlay.signal.clone())?;
     let cni = Arc::new(
         CniServer::new(Arc::clone(&pods) as Arc<dyn PodNetwork>, Arc::clone(&attachments))
@@ -139,6 +143,8 @@ fn start_reconciling(
         vxlan_port: configuration.vxlan_port(),
         services: configuration.services().clone(),
         masquerade_ports: configuration.masquerade_ports(),
+        outside_ports: configuration.outside_ports(),
+        exempt: configuration.exempt().to_vec(),
         vni: configuration.vni(),
         unknown_pods_open: configuration.unknown_pods_open(),
         ..LocalView::new(shared.node.clone())

@@ -1,5 +1,5 @@
 //! The underlay thread: uplinks, bridges' ports and the host's own port on and off the switch, and how the host's kernel
-//! reaches the other nodes.
+//! reaches the other nodes and the outside.
 //!
 //! The host's kernel keeps its addresses, routes and neighbours; this thread follows them. It looks again whenever
 //! the kernel reports a change, the objects change, or a second has passed, and tells the reconcile thread what it
@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
@@ -18,15 +18,18 @@ use millrace_engine::packet::PortIndex;
 
 use super::bridge_ports::BridgePorts;
 use super::host_port::HostPort;
+use super::outside::WayOut;
 use super::pods::Pods;
 use super::shared::{Shared, Standing};
 use super::uplinks::Uplinks;
 use crate::kernel::{KernelError, Monitor, Netlink};
-use crate::plan::{self, LocalHost, LocalPort, LocalUplink, LocalView, UnderlayPath};
+use crate::plan::{self, LocalHost, LocalPort, LocalUplink, LocalView, OutsideView, UnderlayPath};
 use crate::reconcile::Input;
 
 /// Longest time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a packet's wish for a neighbour waits, at most.
+const WANTED_AGAIN: Duration = Duration::from_millis(50);
 /// Changes arrive in bursts; one look serves a burst.
 const BURST: Duration = Duration::from_millis(20);
 
@@ -58,7 +61,7 @@ impl Underlay {
 }
 
 /// Starts the thread, and one that waits for the kernel's reports.
-pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>) -> anyhow::Result<Underlay> {
+pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, way_out: WayOut) -> anyhow::Result<Underlay> {
     let (signal, signals) = channel::bounded(16);
     let netlink = Netlink::open().context("could not speak to the kernel")?;
     let mut monitor = Monitor::open().context("could not follow the kernel's changes")?;
@@ -77,7 +80,18 @@ pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>) -> anyhow::Result<Unde
     let thread = std::thread::Builder::new().name("underlay".into()).spawn(move || {
         let (uplinks, host) = (Uplinks::new(Arc::clone(&shared)), HostPort::new(Arc::clone(&shared), pods));
         let bridge_ports = BridgePorts::new(Arc::clone(&shared));
-        Follower { uplinks, bridge_ports, host, shared, netlink, told: None, told_host: None }.run(&signals);
+        let follower = Follower {
+            uplinks,
+            bridge_ports,
+            host,
+            way_out,
+            shared,
+            netlink,
+            told: None,
+            told_outside: OutsideView::default(),
+            told_host: None,
+        };
+        follower.run(&signals);
     })?;
     Ok(Underlay { signal, ending, thread })
 }
@@ -95,26 +109,36 @@ struct Follower {
     uplinks: Uplinks,
     host: HostPort,
     bridge_ports: BridgePorts,
+    way_out: WayOut,
     told: Option<Seen>,
+    told_outside: OutsideView,
     told_host: Option<LocalHost>,
 }
 
 impl Follower {
     fn run(mut self, signals: &Receiver<Signal>) {
         self.follow_host(&self.shared.standing());
+        let mut looked = Instant::now();
         loop {
-            match signals.recv_timeout(LOOK_AGAIN) {
+            match signals.recv_timeout(WANTED_AGAIN) {
                 Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(_) => std::thread::sleep(BURST),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    self.way_out.resolve_wanted(&mut self.netlink, &self.uplinks);
+                    if looked.elapsed() < LOOK_AGAIN {
+                        continue;
+                    }
+                }
             }
             if signals.try_iter().any(|signal| signal == Signal::Stop) {
                 break;
             }
             self.look();
+            looked = Instant::now();
         }
         self.uplinks.release_all();
         self.bridge_ports.release_all();
+        self.way_out.give_back();
     }
 
     /// Brings uplinks and paths into step with objects and kernel, and tells what changed.
@@ -135,8 +159,16 @@ impl Follower {
                 Err(error) => problems.push(format!("the way to {destination} is unknown: {error}")),
             }
         }
+        if standing.plan.as_ref().is_some_and(|plan| !plan.outside.sources.is_empty()) {
+            problems.extend(self.way_out.reserve().err());
+        }
         self.uplinks.steer(paths.keys().copied(), &uplinks, standing.plan.as_ref());
+        let outside = self.way_out.view(&mut self.netlink, &self.uplinks, &uplinks, &mut problems);
         self.tell(Seen { uplinks, bridge_ports, paths });
+        match outside {
+            Ok(outside) => self.tell_outside(outside),
+            Err(error) => problems.push(format!("the ways to the outside are unknown: {error}")),
+        }
         self.shared.uplinks_looked_at(problems);
     }
 
@@ -181,6 +213,13 @@ impl Follower {
             next_hop: hop.and_then(crate::kernel::Neighbour::usable_mac),
             mtu: route.mtu.unwrap_or(uplink.mtu).min(uplink.mtu),
         }))
+    }
+
+    fn tell_outside(&mut self, seen: OutsideView) {
+        if self.told_outside != seen {
+            let _ = self.shared.inputs.send(Input::Outside(seen.clone()));
+            self.told_outside = seen;
+        }
     }
 
     fn tell(&mut self, seen: Seen) {

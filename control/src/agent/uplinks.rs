@@ -9,11 +9,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use millrace_engine::packet::PortIndex;
+use millrace_engine::packet::parse::protocol;
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
-    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, SharedRules, Steering, SteeringRules, VxlanRules,
+    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, SharedRules, SteeredPorts, Steering, SteeringRules,
+    VxlanRules,
 };
-use millrace_engine::tables::PortRole;
+use millrace_engine::tables::{PortRange, PortRole};
 
 use super::pods::FIRST_POD_PORT;
 use super::shared::Shared;
@@ -137,8 +139,13 @@ impl Uplinks {
         self.taken.values().find(|uplink| uplink.link == link).map(|uplink| uplink.port)
     }
 
+    /// The number of an uplink's link.
+    pub(super) fn link(&self, port: PortIndex) -> Option<u32> {
+        self.taken.values().find(|uplink| uplink.port == port).map(|uplink| uplink.link)
+    }
+
     /// Tells the steering programs what is ours: the tunnels of `peers`, and with a port of the host also what the plan
-    /// says of Services, and fragments and ICMP to the addresses of the uplinks.
+    /// says of Services, what answers masqueraded connections, and fragments and ICMP to the addresses of the uplinks.
     pub(super) fn steer(
         &mut self,
         peers: impl Iterator<Item = IpAddr>,
@@ -155,7 +162,9 @@ impl Uplinks {
         let shared = SharedRules {
             own: uplinks.values().flat_map(|uplink| uplink.addresses.iter().copied()).collect(),
             destinations: destinations.collect(),
-            ..SharedRules::default()
+            ranges: RANGED_PROTOCOLS.map(|protocol| steered_ports(protocol, plan.outside.ports)).to_vec(),
+            ranged: plan.outside.sources.iter().copied().collect(),
+            whole: directly_reached(plan),
         };
         let tunnels_only = SteeringRules { vxlan, shared: None };
         let all = SteeringRules { shared: Some(shared), ..tunnels_only.clone() };
@@ -174,6 +183,22 @@ impl Uplinks {
     pub(super) fn problems(&self) -> Vec<String> {
         self.refused.values().chain(&self.steering_problem).cloned().collect()
     }
+}
+
+/// Protocols whose connections leave with a port of the node's own.
+const RANGED_PROTOCOLS: [u8; 3] = [protocol::TCP, protocol::UDP, protocol::SCTP];
+
+fn steered_ports(protocol: u8, ports: PortRange) -> SteeredPorts {
+    SteeredPorts { protocol, first: ports.first(), last: ports.last() }
+}
+
+/// Addresses of pods, where networks outside know the way to them.
+fn directly_reached(plan: &NodePlan) -> HashSet<IpAddr> {
+    let pods = plan.ports.values().filter_map(|port| match &port.role {
+        PortRole::Pod(pod) if !plan.outside.exempt.is_empty() => Some(pod.addresses.iter().copied()),
+        _ => None,
+    });
+    pods.flatten().collect()
 }
 
 /// What of Services is steered.

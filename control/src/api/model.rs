@@ -272,6 +272,15 @@ pub enum RouteTargetReport {
         /// Inner destination MAC address.
         mac: String,
     },
+    /// An uplink, outside of any tunnel.
+    Outside {
+        /// The uplink.
+        port: String,
+        /// The router on the way; absent where the destination is on the link.
+        gateway: Option<String>,
+        /// The address that connections are masqueraded as.
+        source: String,
+    },
     /// Nowhere; the sender is told.
     #[default]
     Unreachable,

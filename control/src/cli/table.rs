@@ -119,6 +119,10 @@ pub(super) fn routes(list: &[RouteReport]) -> String {
         let target = match &route.target {
             RouteTargetReport::Port { port, mac } => format!("port {port}, MAC {mac}"),
             RouteTargetReport::Tunnel { peer, mac } => format!("tunnel to {peer}, MAC {mac}"),
+            RouteTargetReport::Outside { port, gateway: Some(gateway), source } => {
+                format!("outside by {port}, router {gateway}, as {source}")
+            }
+            RouteTargetReport::Outside { port, gateway: None, source } => format!("outside by {port}, as {source}"),
             RouteTargetReport::Unreachable => "unreachable".into(),
         };
         vec![left(&route.segment), left(&route.prefix), left(target), left(&route.object)]

@@ -16,11 +16,11 @@ use millrace_engine::limits;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::tables::lookup::PrefixTree;
 use millrace_engine::tables::{
-    PortRole, PortTable, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable, Snapshot,
-    Tunnels, Vni, address_bits,
+    Outside, PortRole, PortTable, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, SegmentTable,
+    Snapshot, Tunnels, Vni, address_bits,
 };
 
-use crate::plan::{NodePlan, SegmentPlan, TunnelPlan};
+use crate::plan::{NodePlan, OutsidePlan, SegmentPlan, TunnelPlan};
 use difference::differences;
 
 /// Why a plan is refused. Each is a defect of the planner, not of the configuration.
@@ -102,6 +102,7 @@ pub fn compile(plan: &NodePlan, previous: Option<(&NodePlan, &Snapshot)>) -> Res
     segments(before, plan, &mut snapshot.segments);
     bridged_segments(before, plan, &mut snapshot.segments);
     tunnels(&before.tunnels, &plan.tunnels, &mut snapshot.tunnels);
+    outside(&before.outside, &plan.outside, &mut snapshot.outside);
     services::services(&before.services, &plan.services, &mut snapshot.services);
     // Planned in the engine's own terms, sharing what did not change.
     snapshot.policy = plan.policy.clone();
@@ -182,6 +183,16 @@ fn tunnels(before: &TunnelPlan, plan: &TunnelPlan, tunnels: &mut Tunnels) {
     });
 }
 
+fn outside(before: &OutsidePlan, plan: &OutsidePlan, outside: &mut Outside) {
+    outside.ports = plan.ports;
+    if before.exempt != plan.exempt {
+        outside.exempt = plan.exempt.iter().copied().collect();
+    }
+    if before.neighbours != plan.neighbours {
+        outside.set_neighbours(plan.neighbours.iter().map(|(key, mac)| (*key, *mac)));
+    }
+}
+
 fn check(plan: &NodePlan) -> Result<(), CompileError> {
     for (index, port) in &plan.ports {
         let name = || Arc::clone(&port.name);
@@ -223,12 +234,13 @@ fn check(plan: &NodePlan) -> Result<(), CompileError> {
 fn check_route(plan: &NodePlan, prefix: IpNet, route: &Route) -> Result<(), CompileError> {
     let name = || Arc::clone(&route.name);
     match &route.target {
-        RouteTarget::Port { port, .. } if !plan.ports.contains_key(port) => {
+        RouteTarget::Port { port, .. } | RouteTarget::Outside { port, .. } if !plan.ports.contains_key(port) => {
             Err(CompileError::NoPort { prefix, name: name(), port: *port })
         }
         RouteTarget::Tunnel { peer, .. } if !plan.tunnels.peers.contains_key(peer) => {
             Err(CompileError::NoPeer { prefix, name: name(), peer: *peer })
         }
-        RouteTarget::Port { .. } | RouteTarget::Tunnel { .. } | RouteTarget::Unreachable => Ok(()),
+        RouteTarget::Port { .. } | RouteTarget::Tunnel { .. } => Ok(()),
+        RouteTarget::Outside { .. } | RouteTarget::Unreachable => Ok(()),
     }
 }

@@ -16,6 +16,7 @@ pub mod namespace;
 pub mod neighbours;
 mod netlink;
 pub mod pod_interface;
+pub mod reserved_ports;
 pub mod routes;
 pub mod sysctl;
 pub mod virtual_links;
@@ -30,7 +31,8 @@ pub use namespace::Namespace;
 pub use neighbours::{Neighbour, NeighbourState};
 pub use netlink::Netlink;
 pub use pod_interface::{GATEWAY_IPV4, GATEWAY_IPV6, PodInterface, configure_pod_interface};
-pub use routes::{Route, RouteLookup};
+pub use reserved_ports::ReservedPorts;
+pub use routes::{HostRoute, Route, RouteLookup};
 
 /// Why the kernel's network configuration could not be read or changed.
 #[derive(Debug, thiserror::Error)]

@@ -10,7 +10,8 @@ use millrace_engine::packet::Mac;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourMessage, NeighbourState as KernelState,
+    NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+    NeighbourState as KernelState,
 };
 
 use super::routes::family;
@@ -100,6 +101,16 @@ impl Netlink {
         let mut message = neighbour_message(link, address);
         message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
         self.set_neighbour(message, || format!("have neighbour {address} on link number {link} kept fresh"))
+    }
+
+    /// Has the kernel resolve `address` on link number `link` now, as if it had a packet for it. May be repeated.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn resolve_neighbour(&mut self, link: u32, address: IpAddr) -> Result<(), KernelError> {
+        let mut message = neighbour_message(link, address);
+        message.header.flags |= NeighbourFlags::Use;
+        self.set_neighbour(message, || format!("have neighbour {address} on link number {link} resolved"))
     }
 
     /// Deletes the entry. False if there was none.

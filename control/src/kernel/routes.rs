@@ -135,7 +135,56 @@ pub struct RouteLookup {
     pub mtu: Option<u32>,
 }
 
+/// A route of the host's own, as far as the way of a packet goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRoute {
+    /// Where to, by which neighbour and link. Of several next hops it is the first.
+    pub route: Route,
+    /// Of two routes to one destination the one with the smaller number counts (`metric` of `ip route`).
+    pub metric: u32,
+}
+
+impl HostRoute {
+    fn read(message: &RouteMessage) -> Option<HostRoute> {
+        let mut found = HostRoute { route: Route::read(message)?, metric: 0 };
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Priority(metric) => found.metric = *metric,
+                RouteAttribute::MultiPath(hops) => {
+                    let hop = hops.first()?;
+                    found.route.link = Some(hop.interface_index);
+                    found.route.gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Gateway(address) => ip(address),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+}
+
 impl Netlink {
+    /// The routes of the main table that lead by a link.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn host_routes(&mut self) -> Result<Vec<HostRoute>, KernelError> {
+        let items =
+            self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()), || "list the routes".to_owned())?;
+        let counts = |message: &RouteMessage| {
+            message.header.kind == RouteType::Unicast && message.header.table == RouteHeader::RT_TABLE_MAIN
+        };
+        Ok(items
+            .iter()
+            .filter_map(|item| match item {
+                RouteNetlinkMessage::NewRoute(message) if counts(message) => HostRoute::read(message),
+                _ => None,
+            })
+            .collect())
+    }
+
     /// Sets a route, in place of one with the same destination. May be repeated.
     ///
     /// # Errors

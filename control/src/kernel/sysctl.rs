@@ -33,6 +33,15 @@ pub fn read(namespace: &NamespaceHandle, path: &str) -> Result<String, KernelErr
     text.map(|text| text.trim_end().to_owned()).map_err(KernelError::file(format!("read setting {path}")))
 }
 
+/// Reads a setting in the namespace of the calling thread, without the line's end.
+///
+/// # Errors
+/// If there is none.
+pub fn read_own(path: &str) -> Result<String, KernelError> {
+    let text = fs::read_to_string(format!("/proc/sys/net/{path}"));
+    text.map(|text| text.trim_end().to_owned()).map_err(KernelError::file(format!("read setting {path}")))
+}
+
 fn write_one(path: &str, value: &str, optional: bool) -> Result<(), KernelError> {
     match fs::write(format!("/proc/sys/net/{path}"), value) {
         Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::{PortRange, Tunnels, Vni};
+use millrace_engine::tables::{Outside, PortRange, Tunnels, Vni};
 
 use super::ServiceOptions;
 use crate::cluster::{InterfaceName, NodeName, PodName, PortName};
@@ -32,10 +33,16 @@ pub struct LocalView {
     pub vni: Vni,
     /// What the configuration says of Services.
     pub services: ServiceOptions,
-    /// Source ports of masqueraded connections.
+    /// Source ports of connections masqueraded as the node's address among pods.
     pub masquerade_ports: PortRange,
     /// Whether a pod that policies may select is open until its object is known; else it is closed.
     pub unknown_pods_open: bool,
+    /// Source ports of connections masqueraded as an uplink's address.
+    pub outside_ports: PortRange,
+    /// Networks outside that know the way to pods.
+    pub exempt: Vec<IpNet>,
+    /// How the host's kernel reaches what is outside.
+    pub outside: OutsideView,
 }
 
 impl LocalView {
@@ -55,6 +62,9 @@ impl LocalView {
             services: ServiceOptions::default(),
             masquerade_ports: PortRange::default(),
             unknown_pods_open: false,
+            outside_ports: Outside::default().ports,
+            exempt: Vec::new(),
+            outside: OutsideView::default(),
         }
     }
 
@@ -121,6 +131,28 @@ pub struct LocalUplink {
     pub addresses: Vec<IpAddr>,
     /// Whether it has a carrier.
     pub link_up: bool,
+}
+
+/// The host's ways by uplinks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutsideView {
+    /// Routes of the host that lead by an uplink, the best of each destination.
+    pub routes: BTreeMap<IpNet, OutsidePath>,
+    /// Neighbours on the links of uplinks, as far as their MAC addresses may be used.
+    pub neighbours: BTreeMap<(PortIndex, IpAddr), Mac>,
+}
+
+/// How the host's kernel reaches a network by an uplink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutsidePath {
+    /// The uplink it leaves by.
+    pub port: PortIndex,
+    /// The router on the way; `None` where the network is the link's own.
+    pub gateway: Option<IpAddr>,
+    /// The source address the kernel prefers.
+    pub source: IpAddr,
+    /// Longest packet that gets there.
+    pub mtu: u32,
 }
 
 /// How the host's kernel reaches an address of the underlay.

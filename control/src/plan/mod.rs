@@ -8,6 +8,7 @@
 mod bridges;
 mod host;
 mod local;
+mod outside;
 pub mod policy;
 mod routes;
 mod services;
@@ -27,7 +28,8 @@ use millrace_engine::tables::{
 use self::policy::PolicyPlanner;
 pub use bridges::BridgedPlan;
 pub use host::HostPlan;
-pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, UnderlayPath};
+pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, OutsidePath, OutsideView, UnderlayPath};
+pub use outside::OutsidePlan;
 pub use services::{FrontendKey, HealthCheck, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
 
 use crate::cluster::{Cluster, NodeName, UplinkRecord};
@@ -65,6 +67,8 @@ pub struct NodePlan {
     pub mirrors: Vec<Mirror>,
     /// Its tunnels.
     pub tunnels: TunnelPlan,
+    /// What is reached outside of tunnels.
+    pub outside: OutsidePlan,
     /// What the host's own interface shall have.
     pub host: HostPlan,
     /// MTU for interfaces of pods that are plugged in from now on, and for the host's own.
@@ -174,6 +178,7 @@ fn plan_with(
         router_addresses,
         masquerade_ports: local.masquerade_ports,
     };
+    let outside = OutsidePlan::new(local, &segment.routes);
     let host = HostPlan::new(cluster, &local.node, &segment.router_addresses);
     let pod_mtu = pod_mtu(local, &ends, &peers);
     let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
@@ -181,7 +186,7 @@ fn plan_with(
     problems.dedup();
     let segments = BTreeMap::from([(POD_SEGMENT, segment)]);
     let (bridged, mirrors) = (bridges.segments, bridges.mirrors);
-    let plan = NodePlan { ports, segments, bridged, mirrors, tunnels, host, pod_mtu, services, policy };
+    let plan = NodePlan { ports, segments, bridged, mirrors, tunnels, outside, host, pod_mtu, services, policy };
     Planned { plan, problems }
 }
 

@@ -3,7 +3,7 @@
 //! A pod here has a route of its own, and so has each address of the host. The blocks of this node lead nowhere, so that an address without a pod is
 //! answered at once instead of travelling. Blocks of other nodes, and prefixes assigned to nodes that are not run by
 //! this program, lead through the tunnel. An address that a node borrowed out of another's block has a route of its
-//! own, longer than the block's.
+//! own, longer than the block's. All else goes where the host's routes by uplinks lead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,7 +20,8 @@ use crate::problem::Problem;
 use crate::store::ObjectKey;
 
 /// All routes of the pods' segment. Of two for the same prefix the first counts: pods by port number, then the host,
-/// then single addresses of blocks that nodes agreed upon, then blocks by name, then assigned prefixes by node.
+/// then single addresses of blocks that nodes agreed upon, then blocks by name, then assigned prefixes by node, last those of
+/// the host to the outside.
 pub(super) fn routes(
     cluster: &Cluster,
     local: &LocalView,
@@ -35,7 +36,8 @@ pub(super) fn routes(
     lent(cluster, local, reach, &mut table);
     blocks(cluster, local, reach, &mut table);
     assigned(cluster, local, reach, &mut table);
-    let RouteList { routes, problems } = table;
+    let RouteList { mut routes, problems } = table;
+    super::outside::add_routes(local, ports, &mut routes);
     overlapping_blocks(cluster, problems);
     routes
 }

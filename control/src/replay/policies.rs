@@ -90,7 +90,7 @@ fn of_lesson(node: &ReplayNode, decision: &Decision) -> Option<FlowTuples> {
     match decision.lesson? {
         Lesson::Open(new) => Some(FlowTuples { original: new.original, reply: new.reply }),
         Lesson::Advance { connection, .. } => node.connection(connection).as_ref().map(FlowTuples::from),
-        Lesson::Station { .. } => None,
+        Lesson::Station { .. } | Lesson::Wants { .. } => None,
     }
 }
 

@@ -31,11 +31,13 @@ pub(crate) struct AgentOptions {
     pub(crate) workers: usize,
     /// Whether to wait for an uplink.
     pub(crate) uplink: bool,
+    /// What else stands in its configuration.
+    pub(crate) more: &'static str,
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { workers: 1, uplink: true }
+        Self { workers: 1, uplink: true, more: "" }
     }
 }
 
@@ -51,8 +53,8 @@ impl Agent {
         let shown = directory.path().display();
         let configuration = format!(
             "node = \"{node}\"\nobjects_directory = \"{shown}/objects\"\nstate_directory = \"{shown}/{node}.state\"\n\
-             socket = \"{shown}/{node}.sock\"\nworkers = {}\n",
-            options.workers
+             socket = \"{shown}/{node}.sock\"\nworkers = {}\n{}\n",
+            options.workers, options.more
         );
         fs::write(file("toml"), configuration).expect("configuration");
         let log = File::options().create(true).append(true).open(file("log")).expect("log");

@@ -92,13 +92,13 @@ fn lead(namespace: &NamespaceHandle, link: &str, networks: [&str; 2], gateways: 
 }
 
 /// A station two hops behind node b.
-struct Outside {
-    endpoint: Endpoint,
-    _namespaces: [Namespace; 2],
+pub(crate) struct Outside {
+    pub(crate) endpoint: Endpoint,
+    namespaces: [Namespace; 2],
 }
 
 impl Outside {
-    fn create(underlay: &Underlay) -> Self {
+    pub(crate) fn create(underlay: &Underlay) -> Self {
         let [middle, outside] =
             ["middle", "outside"].map(|name| Namespace::create_named(&unique(name)).expect("namespace"));
         let [node, router] = [0, 1].map(|number: usize| underlay.nodes[number].handle());
@@ -116,7 +116,20 @@ impl Outside {
         lead(outside.handle(), LAST.ends[1], UNDERLAY, gateways(&LAST, 0));
         let addresses = gateways(&LAST, 1).map(address).to_vec();
         let endpoint = Endpoint { name: "outside".to_owned(), namespace: outside.handle().clone(), addresses };
-        Self { endpoint, _namespaces: [middle, outside] }
+        Self { endpoint, namespaces: [middle, outside] }
+    }
+
+    /// Has the station and the router beside it know the way to these addresses, by node b.
+    pub(crate) fn lead_to(&self, addresses: &[IpAddr]) {
+        let [middle, outside] = self.namespaces.each_ref().map(Namespace::handle);
+        for (namespace, hop, at) in [(outside, &LAST, 0), (middle, &NARROW, 0)] {
+            let mut netlink = Netlink::open_in(namespace).expect("netlink");
+            let link = netlink.existing_link(hop.ends[1]).expect("link").index;
+            for to in addresses {
+                let gateway = address(hop.addresses[usize::from(!to.is_ipv4())][at]);
+                netlink.set_route(&Route::by_gateway((*to).into(), gateway, link)).expect("route");
+            }
+        }
     }
 }
 
@@ -132,13 +145,13 @@ fn tried(attempt: impl Fn() -> Result<String, String>) -> Result<String, String>
     seen
 }
 
-fn echo(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
+pub(crate) fn echo(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
     let came = ping(from, to.address(ipv4), 56, PATIENCE);
     if came { Ok("answered".to_owned()) } else { Err("no answer".to_owned()) }
 }
 
 /// One datagram in fragments.
-fn datagram(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
+pub(crate) fn datagram(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
     let (client, server) = (from.udp(ipv4), to.udp(ipv4));
     server.set_read_timeout(Some(PATIENCE)).expect("timeout");
     let sent: Vec<u8> = (0..FRAGMENTED_BYTES).map(|at| (at * 7 / 3) as u8).collect();
@@ -150,7 +163,7 @@ fn datagram(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String
 }
 
 /// A stream, and what the sender found the way's MTU to be.
-fn stream(from: &Endpoint, to: &Endpoint, ipv4: bool, bytes: usize) -> Result<u32, String> {
+pub(crate) fn stream(from: &Endpoint, to: &Endpoint, ipv4: bool, bytes: usize) -> Result<u32, String> {
     let said = |error: std::io::Error| error.to_string();
     let listen = || TcpListener::bind((to.address(ipv4), 0));
     let listener = to.namespace.enter(listen).expect("entered").map_err(said)?;
@@ -198,7 +211,7 @@ fn path_mtu(socket: &TcpStream) -> std::io::Result<u32> {
 }
 
 /// An ICMP error reaches the socket that it is about.
-fn closed_port(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
+pub(crate) fn closed_port(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
     let said = |error: std::io::Error| error.to_string();
     let closed = to.udp(ipv4).local_addr().map_err(said)?;
     let open = || UdpSocket::bind((from.address(ipv4), 0)).and_then(|socket| socket.connect(closed).map(|()| socket));
@@ -227,7 +240,7 @@ fn probes(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> 
     Ok("answered".to_owned())
 }
 
-fn passes(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
+pub(crate) fn passes(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, String> {
     stream(from, to, ipv4, STREAM_BYTES).map(|_| "arrived".to_owned())
 }
 
@@ -246,17 +259,17 @@ fn finds_the_mtu(from: &Endpoint, to: &Endpoint, ipv4: bool) -> Result<String, S
     stream(from, to, ipv4, STREAM_BYTES).map(|mtu| format!("arrived, MTU {mtu}"))
 }
 
-type Case = fn(&Endpoint, &Endpoint, bool) -> Result<String, String>;
+pub(crate) type Case = fn(&Endpoint, &Endpoint, bool) -> Result<String, String>;
 
 /// The table of all states.
 #[derive(Default)]
-struct Table {
-    text: String,
-    failed: usize,
+pub(crate) struct Table {
+    pub(crate) text: String,
+    pub(crate) failed: usize,
 }
 
 impl Table {
-    fn ask(&mut self, state: &str, what: &str, expected: &str, ends: (&Endpoint, &Endpoint), case: Case) {
+    pub(crate) fn ask(&mut self, state: &str, what: &str, expected: &str, ends: (&Endpoint, &Endpoint), case: Case) {
         for ipv4 in [true, false] {
             let seen = tried(|| case(ends.0, ends.1, ipv4)).unwrap_or_else(|error| error);
             let wrong = if seen == expected { "" } else { "  WRONG" };

@@ -92,7 +92,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Builds it.
     pub(crate) fn create(queues: u32, options: AgentOptions) -> Cluster {
-        let underlay = Underlay::create(queues);
+        Self::on(Underlay::create(queues), options)
+    }
+
+    /// Starts both agents on this underlay.
+    pub(crate) fn on(underlay: Underlay, options: AgentOptions) -> Cluster {
         let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object(0), uplink_object(1)];
         underlay.directory.write_objects("cluster.yaml", &objects.concat());
         let agents = [0, 1].map(|number| underlay.start(number, options));

@@ -8,6 +8,7 @@ mod agent_process;
 mod boundary;
 mod cluster;
 mod directory;
+mod egress;
 mod faults;
 mod flannel;
 mod host;
@@ -33,7 +34,7 @@ use root_tests::RootTest;
 /// A test by its name.
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 24] = [
+const TESTS: &[Test] = &[
     ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),
     ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),
     ("status_says_whether_a_pod_could_be_plugged_in", verbs::status_says_whether_a_pod_could_be_plugged_in),
@@ -46,6 +47,8 @@ const TESTS: [Test; 24] = [
     ("the_host_reaches_pods_and_pods_reach_it", host::the_host_reaches_pods_and_pods_reach_it),
     ("the_hosts_port_outlives_its_agent", host::the_hosts_port_outlives_its_agent),
     ("the_hosts_own_traffic_goes_on_beside_pods", boundary::the_hosts_own_traffic_goes_on_beside_pods),
+    ("pods_reach_the_outside", egress::pods_reach_the_outside),
+    ("an_exempt_network_sees_pods_by_their_own_addresses", egress::an_exempt_network_sees_pods_by_their_own_addresses),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),
@@ -62,5 +65,5 @@ const TESTS: [Test; 24] = [
 
 fn main() -> ExitCode {
     let listed = |(name, run): Test| RootTest { name, run, on_demand: false };
-    root_tests::run(TESTS.into_iter().map(listed).collect(), Some(1))
+    root_tests::run(TESTS.iter().copied().map(listed).collect(), Some(1))
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use millrace_control::cluster::{Cluster, InterfaceName};
-use millrace_control::plan::{LocalHost, LocalView, POD_SEGMENT, Planned, plan, underlay_destinations, wanted_uplinks};
+use millrace_control::plan::{
+    LocalHost, LocalView, OutsidePath, POD_SEGMENT, Planned, plan, underlay_destinations, wanted_uplinks,
+};
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{PortRole, RouteTarget};
 
@@ -15,6 +17,10 @@ fn routes(planned: &Planned) -> Vec<String> {
         let target = match &route.target {
             RouteTarget::Port { port, mac } => format!("port {} {mac}", port.0),
             RouteTarget::Tunnel { peer, mac } => format!("tunnel {peer} {mac}"),
+            RouteTarget::Outside { port, gateway, source, mtu } => {
+                let by = gateway.map_or("the link".to_owned(), |gateway| gateway.to_string());
+                format!("port {} by {by} as {source} mtu {mtu}", port.0)
+            }
             RouteTarget::Unreachable => "unreachable".to_owned(),
         };
         format!("{prefix} {target} ({})", route.name)
@@ -72,6 +78,48 @@ fn the_host_has_an_address_of_its_own_and_routes_pods_to_it() {
     assert!(!planned.plan.host.lacks_block);
     let PortRole::Host(role) = &planned.plan.ports[&PortIndex(9)].role else { panic!("{planned:?}") };
     assert_eq!(role.addresses, ["10.1.0.0", "10.1.0.1", "192.0.2.1"].map(address));
+}
+
+/// Routes of the host by its uplinks lead outside, behind everything that the cluster says; without a port of the host none
+/// does, since answers could not be told from what is the host's.
+#[test]
+fn the_hosts_routes_lead_outside() {
+    let mut view = local(&[attached(3, "web", &["10.1.0.1"])], &["192.0.2.1", "2001:db8::1"]);
+    let path = |gateway: Option<&str>, source| OutsidePath {
+        port: PortIndex(0),
+        gateway: gateway.map(address),
+        source: address(source),
+        mtu: 1400,
+    };
+    let elsewhere = OutsidePath { port: PortIndex(7), ..path(None, "192.0.2.1") };
+    let routes_of_host = [
+        ("0.0.0.0/0", path(Some("192.0.2.254"), "192.0.2.1")),
+        ("192.0.2.0/24", path(None, "192.0.2.1")),
+        ("10.1.0.64/26", path(Some("192.0.2.9"), "192.0.2.1")),
+        ("198.51.100.0/24", elsewhere),
+        ("fe80::/64", path(None, "2001:db8::1")),
+        ("2001:db8::/64", path(None, "2001:db8::1")),
+    ];
+    view.outside.routes = routes_of_host.map(|(prefix, path)| (prefix.parse().expect("prefix"), path)).into();
+    view.outside.neighbours = BTreeMap::from([((PortIndex(0), address("192.0.2.254")), Mac([2, 0, 0, 0, 0, 9]))]);
+    view.exempt = vec!["198.51.100.9/24".parse().expect("prefix")];
+    let without = plan(&two_nodes(), &view).plan;
+    assert_eq!((without.outside.sources.len(), without.outside.neighbours.len()), (0, 0));
+    view.host = Some(host(&["10.1.0.0"], &["192.0.2.1"]));
+    let planned = plan(&two_nodes(), &view);
+    let outside: Vec<_> = routes(&planned).into_iter().filter(|line| line.contains("(outside")).collect();
+    assert_eq!(
+        outside,
+        [
+            "0.0.0.0/0 port 0 by 192.0.2.254 as 192.0.2.1 mtu 1400 (outside, by a router)",
+            "192.0.2.0/24 port 0 by the link as 192.0.2.1 mtu 1400 (outside, on the link)",
+            "2001:db8::/64 port 0 by the link as 2001:db8::1 mtu 1400 (outside, on the link)",
+        ]
+    );
+    let sources: Vec<_> = planned.plan.outside.sources.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["192.0.2.1", "2001:db8::1"]);
+    let exempt: Vec<_> = planned.plan.outside.exempt.iter().map(ToString::to_string).collect();
+    assert_eq!((exempt, planned.plan.outside.neighbours.len()), (vec!["198.51.100.0/24".to_owned()], 1));
 }
 
 /// A block whose name sorts first comes beside the one that the host's address is of; then that one goes.

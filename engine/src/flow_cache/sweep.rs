@@ -17,7 +17,7 @@ use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 
 use crate::limits;
-use crate::packet::Mac;
+use crate::packet::{Mac, PortIndex};
 use crate::slow_path::decision::Dependencies;
 use crate::tables::{Change, ChangeSet, SegmentIndex};
 
@@ -79,6 +79,7 @@ struct Index {
     /// Networks of policies, of any segment.
     networks: Prefixes,
     peers: HashSet<IpAddr>,
+    neighbours: HashSet<(PortIndex, IpAddr)>,
     stations: HashSet<(SegmentIndex, Mac)>,
     services: HashSet<u32>,
     tunnels: bool,
@@ -92,6 +93,7 @@ impl Index {
             prefixes: HashMap::new(),
             networks: Prefixes::default(),
             peers: HashSet::new(),
+            neighbours: HashSet::new(),
             stations: HashSet::new(),
             services: HashSet::new(),
             tunnels: false,
@@ -109,6 +111,9 @@ impl Index {
                 Change::PolicyNetwork(network) => index.networks.insert(network),
                 Change::Peer(peer) => {
                     index.peers.insert(*peer);
+                }
+                Change::Neighbour(port, address) => {
+                    index.neighbours.insert((*port, *address));
                 }
                 Change::Station(segment, mac) => {
                     index.stations.insert((*segment, *mac));
@@ -135,6 +140,7 @@ impl Index {
             || self.networks.covers(*destination)
             || self.networks.covers(*source)
             || [source_mac, destination_mac].into_iter().any(|mac| self.stations.contains(&(*segment, *mac)))
+            || egress_peer.is_some_and(|neighbour| self.neighbours.contains(&(*egress, neighbour)))
             || [ingress_peer, egress_peer].into_iter().flatten().any(|peer| self.tunnels || self.peers.contains(peer))
     }
 }

@@ -322,6 +322,7 @@ fn change() -> impl Strategy<Value = Change> {
         1 => (0u16..8).prop_map(|segment| Change::Segment(SegmentIndex(segment))),
         6 => (0u16..4, network).prop_map(|(segment, network)| Change::Prefix(SegmentIndex(segment), network)),
         2 => (0u32..6).prop_map(|number| Change::Peer(peer(number))),
+        2 => (0u16..40, 0u32..6).prop_map(|(port, number)| Change::Neighbour(PortIndex(port), peer(number))),
         2 => (0u64..8).prop_map(|service| Change::Service(ServiceId(service << 32))),
         1 => Just(Change::Tunnels),
     ]

@@ -2,19 +2,23 @@
 //!
 //! First, because nothing else may look at a packet before its tenant is known and its source is believed. A pod
 //! sends from its own MAC and addresses only, and so does the host; what comes out of a tunnel must come from the node
-//! that its inner source address is routed to. What reached an uplink for the host alone goes back to its kernel from here.
+//! that its inner source address is routed to. What reached an uplink outside of any tunnel must not claim to come from the
+//! cluster; it is ours if it belongs to a connection, calls a Service, or comes from a network that reaches pods directly,
+//! else the host's, and goes back to its kernel.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::ControlFlow;
 
+use super::connection::known_outside;
 use super::decision::{Reason, Stage, Verdict};
 use super::{Arrival, Walk};
 use crate::drop_reason::DropReason;
 use crate::packet::parse::flag;
 use crate::packet::wire::vlan;
 use crate::packet::{Headers, Mac, Network};
+use crate::tables::services::Found;
 use crate::tables::{
-    BridgedPort, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, TagProtocol, UplinkPort,
+    BridgedPort, HandBack, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, TagProtocol, UplinkPort,
 };
 
 /// Finds the packet's segment or ends the walk.
@@ -26,7 +30,7 @@ pub(super) fn admit<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment
         PortRole::Pod(pod) => admit_member(walk, port, pod.segment, pod.mac, &pod.addresses),
         PortRole::Host(host) => admit_member(walk, port, host.segment, host.mac, &host.addresses),
         PortRole::Bridged(bridged) => admit_bridged(walk, port, bridged),
-        PortRole::Uplink(uplink) if walk.arrival.tunnel.is_none() => hand_back(walk, port, uplink),
+        PortRole::Uplink(uplink) if walk.arrival.tunnel.is_none() => admit_plain(walk, port, uplink),
         PortRole::Uplink(_) => admit_tunnelled(walk),
         PortRole::Mirror => walk.drop(Stage::Admit, DropReason::MirrorPort),
     }
@@ -109,14 +113,62 @@ fn membership(headers: &Headers, bridged: &BridgedPort) -> Option<(SegmentIndex,
     }
 }
 
-/// What reached an uplink outside of any tunnel is the host's, where it has a port to get it by. The steering program
-/// cannot tell whose a fragment or an ICMP message is, so it takes all of them.
-fn hand_back<T>(walk: &mut Walk<'_>, port: &Port, uplink: &UplinkPort) -> ControlFlow<Verdict, T> {
+/// What reached an uplink outside of any tunnel: ours, or the host's. The host's segment says which addresses are the
+/// cluster's own and which Services are reached from outside.
+fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> ControlFlow<Verdict, &'a Segment> {
     let target = uplink.hand_back.filter(|_| is_for_one_host(walk.arrival, uplink.mac));
     let host = target.and_then(|target| walk.tables.ports.get(target.port).map(|host| (target, host)));
     let Some((target, host)) = host else {
         return walk.drop(Stage::Admit, DropReason::NotForUs);
     };
+    let segment = match &host.role {
+        PortRole::Host(host) => walk.tables.segments.get(host.segment),
+        _ => None,
+    };
+    let Some(segment) = segment else { return hand_back(walk, port, target, host) };
+    if is_of_cluster(segment, walk.arrival.headers.source_address()) {
+        return walk.drop(Stage::Admit, DropReason::OutsideSourceSpoofed);
+    }
+    let other_end = known_outside(walk).and_then(|index| walk.tables.segments.get(index));
+    let is_ours = || calls_service(walk, segment.index) || reaches_pod(walk, segment);
+    let Some(segment) = other_end.or_else(|| is_ours().then_some(segment)) else {
+        return hand_back(walk, port, target, host);
+    };
+    walk.from_outside = true;
+    walk.dependencies.segment = segment.index;
+    walk.note(Stage::Admit, Reason::AdmittedOutside(port.name.clone(), segment.name.clone()));
+    ControlFlow::Continue(segment)
+}
+
+/// Whether an address is one of the cluster's, and of this node's: packets from it do not come from outside.
+fn is_of_cluster(segment: &Segment, address: IpAddr) -> bool {
+    let SegmentKind::Routed(routed) = &segment.kind else { return false };
+    routed.route(address).is_some_and(|(_, route)| !matches!(route.target, RouteTarget::Outside { .. }))
+}
+
+/// Whether a pod of this node is the destination and the source may call it by its own address.
+fn reaches_pod(walk: &Walk<'_>, segment: &Segment) -> bool {
+    let SegmentKind::Routed(routed) = &segment.kind else { return false };
+    let headers = walk.arrival.headers;
+    let is_pod = |port| walk.tables.ports.get(port).is_some_and(|port| matches!(port.role, PortRole::Pod(_)));
+    walk.tables.outside.is_exempt(headers.source_address())
+        && routed.route(headers.destination_address()).is_some_and(|(_, route)| match route.target {
+            RouteTarget::Port { port, .. } => is_pod(port),
+            _ => false,
+        })
+}
+
+fn calls_service(walk: &Walk<'_>, segment: SegmentIndex) -> bool {
+    let headers = walk.arrival.headers;
+    let services = walk.tables.services.get(segment).filter(|_| !headers.has(flag::LATER_FRAGMENT));
+    let found =
+        services.map(|services| services.find(headers.destination_address(), headers.protocol, headers.ports[1]));
+    matches!(found, Some(Found::Frontend(_)))
+}
+
+/// What is not ours is the host's. The steering program cannot tell whose a fragment or an ICMP message is, so it takes
+/// all of them.
+fn hand_back<T>(walk: &mut Walk<'_>, port: &Port, target: HandBack, host: &Port) -> ControlFlow<Verdict, T> {
     walk.dependencies.egress = target.port;
     walk.note(Stage::Admit, Reason::HandedBack(port.name.clone(), host.name.clone()));
     ControlFlow::Break(Verdict::HandBack(target))

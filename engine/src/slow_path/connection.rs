@@ -17,11 +17,12 @@ use crate::packet::Network;
 use crate::packet::parse::flag;
 use crate::packet::quoted::{self, QUOTE_OFFSET, Quoted};
 use crate::state::{Connection, ConnectionFlags, ConnectionState, Direction, FragmentKey, Fragmented, Tuple};
-use crate::tables::Segment;
+use crate::tables::{Segment, SegmentIndex};
 
 /// Finds the packet's connection or notes what it would open.
 pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
     let headers = walk.arrival.headers;
+    let segment = walk.side(segment.index);
     if headers.has(flag::LATER_FRAGMENT) {
         return later_fragment(walk, segment);
     }
@@ -57,20 +58,30 @@ pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<
 
 /// Whether the packet answers one that left under an address of the node's own: it is not for the node.
 pub(super) fn answers_masqueraded(walk: &Walk<'_>, segment: &Segment) -> bool {
-    let headers = walk.arrival.headers;
-    let known = if headers.has(flag::ICMP_ERROR) {
-        related(walk, segment)
-    } else {
-        tuple(walk, segment).and_then(|tuple| walk.state.connections.find(&tuple))
-    };
-    known.is_some_and(|(known, direction)| {
+    known(walk, segment.index).is_some_and(|(known, direction)| {
         direction == Direction::Reply && known.flags.has(ConnectionFlags::MASQUERADED)
     })
 }
 
+/// The connection that a packet from outside belongs to or is about, and the segment of the other end.
+pub(super) fn known_outside(walk: &Walk<'_>) -> Option<SegmentIndex> {
+    known(walk, SegmentIndex::OUTSIDE).map(|(known, direction)| match direction {
+        Direction::Original => known.reply.segment,
+        Direction::Reply => known.original.segment,
+    })
+}
+
+/// The connection that the packet belongs to, or is an error about.
+fn known(walk: &Walk<'_>, segment: SegmentIndex) -> Option<(Connection, Direction)> {
+    if walk.arrival.headers.has(flag::ICMP_ERROR) {
+        return related(walk, segment);
+    }
+    tuple(walk, segment).and_then(|tuple| walk.state.connections.find(&tuple))
+}
+
 /// A later fragment has the connection of its first one, or none if that has none. Without the first nobody knows where it
 /// belongs: it may have to be translated, and what cannot be put together again is of no use.
-fn later_fragment(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
+fn later_fragment(walk: &mut Walk<'_>, segment: SegmentIndex) -> ControlFlow<Verdict> {
     let said = fragment_key(walk, segment).and_then(|key| walk.state.fragments.find(&key, walk.now));
     if said == Some(Fragmented::Untracked) {
         return ControlFlow::Continue(());
@@ -84,20 +95,20 @@ fn later_fragment(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict
     ControlFlow::Continue(())
 }
 
-fn fragment_key(walk: &Walk<'_>, segment: &Segment) -> Option<FragmentKey> {
+fn fragment_key(walk: &Walk<'_>, segment: SegmentIndex) -> Option<FragmentKey> {
     let headers = walk.arrival.headers;
     let packet = walk.arrival.frame.get(usize::from(headers.network_offset)..)?;
-    FragmentKey::of(headers, packet, segment.index)
+    FragmentKey::of(headers, packet, segment)
 }
 
 /// The tuple that names the packet's connection: a later fragment's ports are those of its first one. ICMP errors are
 /// about a connection, and other ICMP messages belong to none.
-fn tuple(walk: &Walk<'_>, segment: &Segment) -> Option<Tuple> {
+fn tuple(walk: &Walk<'_>, segment: SegmentIndex) -> Option<Tuple> {
     let headers = walk.arrival.headers;
     if headers.has(flag::ICMP_ERROR | flag::ICMP_OTHER) {
         return None;
     }
-    let tuple = Tuple::of(headers, segment.index);
+    let tuple = Tuple::of(headers, segment);
     if !headers.has(flag::LATER_FRAGMENT) {
         return Some(tuple);
     }
@@ -109,7 +120,7 @@ fn tuple(walk: &Walk<'_>, segment: &Segment) -> Option<Tuple> {
 
 /// The connection that an ICMP error is about, and the direction the error goes: against the packet it quotes, which
 /// was translated already when it met whoever tells.
-fn related(walk: &Walk<'_>, segment: &Segment) -> Option<(Connection, Direction)> {
+fn related(walk: &Walk<'_>, segment: SegmentIndex) -> Option<(Connection, Direction)> {
     let headers = walk.arrival.headers;
     let end = usize::from(headers.network_offset) + headers.network_length as usize;
     let packet = walk.arrival.frame.get(..end).unwrap_or(walk.arrival.frame);
@@ -117,6 +128,6 @@ fn related(walk: &Walk<'_>, segment: &Segment) -> Option<(Connection, Direction)
     let quote = packet.get(usize::from(headers.transport_offset) + QUOTE_OFFSET..).filter(|_| is_first)?;
     let ipv6 = headers.network == Network::Ipv6;
     let Quoted { source, destination, ports, protocol, .. } = quoted::read(quote, ipv6)?;
-    let sent = Tuple { source, destination, ports, segment: segment.index, protocol, ipv6 };
+    let sent = Tuple { source, destination, ports, segment, protocol, ipv6 };
     walk.state.connections.find(&sent.mirrored())
 }

@@ -107,6 +107,13 @@ pub enum Lesson {
         /// Where.
         location: Location,
     },
+    /// It needs a neighbour on an uplink's link whose MAC address is not known.
+    Wants {
+        /// The uplink.
+        port: PortIndex,
+        /// The neighbour.
+        neighbour: IpAddr,
+    },
     /// It opened a connection.
     Open(NewConnection),
     /// It belongs to a connection.
@@ -135,7 +142,7 @@ pub struct Dependencies {
     pub destination: IpAddr,
     /// Peer it came from.
     pub ingress_peer: Option<IpAddr>,
-    /// Peer it goes to.
+    /// Peer it goes to through a tunnel, or the neighbour that it is handed to outside of one.
     pub egress_peer: Option<IpAddr>,
     /// Source MAC address, where a bridge decided.
     pub source_mac: Mac,
@@ -161,6 +168,7 @@ impl Dependencies {
             }
             Change::PolicyNetwork(network) => network.contains(&self.destination) || network.contains(&self.source),
             Change::Peer(peer) => Some(*peer) == self.ingress_peer || Some(*peer) == self.egress_peer,
+            Change::Neighbour(port, address) => *port == self.egress && Some(*address) == self.egress_peer,
             Change::Station(segment, mac) => {
                 *segment == self.segment && (*mac == self.source_mac || *mac == self.destination_mac)
             }
@@ -218,6 +226,8 @@ pub enum Reason {
     Admitted(Arc<str>, Arc<str>),
     /// Came out of the tunnel from this node into this segment.
     AdmittedFrom(Arc<str>, Vni, Arc<str>),
+    /// Came by this uplink outside of any tunnel and is for this segment.
+    AdmittedOutside(Arc<str>, Arc<str>),
     /// Answered.
     Answered(Reply),
     /// Came by this uplink, is not ours, and goes to the host by this port.
@@ -262,6 +272,9 @@ impl fmt::Display for Reason {
             Reason::Admitted(port, segment) => write!(formatter, "{port} in segment {segment}"),
             Reason::AdmittedFrom(peer, vni, segment) => {
                 write!(formatter, "from node {peer} by vni {vni} in segment {segment}")
+            }
+            Reason::AdmittedOutside(uplink, segment) => {
+                write!(formatter, "from outside by {uplink} for segment {segment}")
             }
             Reason::Answered(Reply::Arp(mac)) => write!(formatter, "arp answered: gateway is {mac}"),
             Reason::Answered(Reply::NeighbourAdvertisement(mac)) => write!(formatter, "nd answered: gateway is {mac}"),

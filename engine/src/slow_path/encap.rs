@@ -8,11 +8,11 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 
 use super::Walk;
-use super::decision::{Forward, Reason, Rejection, Stage, Verdict};
+use super::decision::{Forward, Lesson, Reason, Rejection, Stage, Verdict};
 use crate::drop_reason::DropReason;
 use crate::edit::{Encapsulation, MacPair, Rewrite};
 use crate::packet::{Mac, PortIndex};
-use crate::tables::{RouteTarget, RoutedSegment, Segment, SegmentKind};
+use crate::tables::{PortRole, RouteTarget, RoutedSegment, Segment, SegmentKind};
 
 /// Completes the forwarding of a routed packet.
 pub(super) fn encap(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget) -> ControlFlow<Verdict, Verdict> {
@@ -22,6 +22,7 @@ pub(super) fn encap(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget
     match target {
         RouteTarget::Port { port, mac } => leave(walk, routed, *port, *mac),
         RouteTarget::Tunnel { peer, mac } => tunnel(walk, segment, routed, *peer, *mac),
+        RouteTarget::Outside { port, gateway, mtu, .. } => leave_outside(walk, *port, *gateway, *mtu),
         RouteTarget::Unreachable => walk.drop(Stage::Encap, DropReason::Unreachable),
     }
 }
@@ -40,6 +41,37 @@ fn leave(walk: &mut Walk<'_>, routed: &RoutedSegment, port: PortIndex, mac: Mac)
         mtu: entry.mtu,
     };
     walk.dependencies.egress = port;
+    fits(walk, rewrite.mtu)?;
+    walk.note(Stage::Encap, Reason::Leaves(entry.name.clone()));
+    let translation = walk.tracking.translation();
+    ControlFlow::Continue(Verdict::Forward(Forward { egress: port, rewrite, translation }))
+}
+
+/// As plain IP by an uplink, to a router or to the destination itself. The host's kernel resolves neighbours; one that
+/// it was never asked for is reported, and the packet dropped: senders repeat themselves.
+fn leave_outside(
+    walk: &mut Walk<'_>,
+    port: PortIndex,
+    gateway: Option<IpAddr>,
+    mtu: u32,
+) -> ControlFlow<Verdict, Verdict> {
+    let neighbour = gateway.unwrap_or_else(|| walk.destination());
+    (walk.dependencies.egress, walk.dependencies.egress_peer) = (port, Some(neighbour));
+    let Some((entry, PortRole::Uplink(uplink))) = walk.tables.ports.get(port).map(|entry| (entry, &entry.role)) else {
+        return walk.drop(Stage::Encap, DropReason::PortDown);
+    };
+    let Some(destination) = walk.tables.outside.neighbour(port, neighbour) else {
+        walk.lesson = Some(Lesson::Wants { port, neighbour });
+        return walk.drop(Stage::Encap, DropReason::NeighbourUnresolved);
+    };
+    let rewrite = Rewrite {
+        decapsulate: walk.arrival.tunnel.is_some(),
+        pop_tags: 0,
+        route: Some(MacPair { destination, source: uplink.mac }),
+        push_tag: None,
+        encapsulate: None,
+        mtu: mtu.min(entry.mtu),
+    };
     fits(walk, rewrite.mtu)?;
     walk.note(Stage::Encap, Reason::Leaves(entry.name.clone()));
     let translation = walk.tracking.translation();

@@ -1,9 +1,11 @@
 //! Stage 8, `masquerade`: the source address and port under which a new connection goes on.
 //!
 //! Behind everything that judges the client, which must see its real address, and behind `route`, since the address
-//! depends on where the packet goes. Two sorts of opening get a new source: one that a stage before demanded, which
-//! becomes the node's own, and one whose answers could not be told from another connection's (a client port that is
-//! used towards two Services with one endpoint), which keeps its address and gets another port, as Linux does.
+//! depends on where the packet goes. Three sorts of opening get a new source: one that a stage before demanded, which
+//! becomes the node's own; one that leaves the cluster, which becomes the uplink's, since nobody outside knows the way to
+//! a pod but in networks that the configuration exempts; and one whose answers could not be told from another connection's (a client port that is used towards two
+//! Services with one endpoint), which keeps its address and gets another port, as Linux does. What leaves the cluster and
+//! is of no connection that answers from there would find ends here: its sender's address must not be seen outside.
 //!
 //! No port is handed out: the tuple of the answers is the claim on it, and the connection table has each tuple once. So
 //! workers need no share of the range each. The first port tried follows from a keyed hash of the packet's tuple, the
@@ -15,13 +17,15 @@ use std::ops::ControlFlow;
 
 use super::Walk;
 use super::decision::{Reason, Stage, Verdict};
-use super::tracking::Opening;
+use super::tracking::{Opening, Tracking};
 use crate::drop_reason::DropReason;
 use crate::limits::MASQUERADE_PROBES;
-use crate::packet::parse::protocol;
-use crate::state::{ConnectionFlags, Tuple};
+use crate::packet::parse::{flag, protocol};
+use crate::state::{ConnectionFlags, Direction, Tuple};
 use crate::tables::lookup::mix;
-use crate::tables::{PortRange, PortRole, RouteTarget, RoutedSegment, Segment, SegmentKind, address_octets};
+use crate::tables::{
+    PortRange, PortRole, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, address_octets,
+};
 
 /// Why the source of a connection must become the node's own: else the answer would not come back here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,9 +56,28 @@ impl Masquerade {
 /// Gives an opening the source that its answers will find, or ends the walk.
 pub(super) fn masquerade(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget) -> ControlFlow<Verdict> {
     let SegmentKind::Routed(routed) = &segment.kind else { return ControlFlow::Continue(()) };
-    let Some(opening) = walk.opening().copied() else { return ControlFlow::Continue(()) };
+    let leaves = matches!(target, RouteTarget::Outside { .. });
+    let far_side = if leaves { SegmentIndex::OUTSIDE } else { segment.index };
+    if source_is_another(walk, routed, target, far_side) {
+        walk.reopen_towards_server();
+    }
+    let is_exempt = walk.tables.outside.is_exempt(walk.destination());
+    let Some(opening) = walk.opening() else {
+        return if leaves && !is_exempt && !answers_come_from(walk, far_side) {
+            walk.drop(Stage::Masquerade, DropReason::OutsideUntracked)
+        } else {
+            ControlFlow::Continue(())
+        };
+    };
+    opening.reply_segment = far_side;
+    let opening = *opening;
+    let hides = leaves && !is_exempt;
+    if hides && !has_ports(&opening.original) {
+        return walk.drop(Stage::Masquerade, DropReason::OutsideUntracked);
+    }
+    let is_demanded = opening.masquerade.is_some() && !returns_anyway(walk, target);
     let own = opening.original.source;
-    let address = if opening.masquerade.is_some() && !returns_anyway(walk, target) {
+    let address = if hides || is_demanded || answers_go_astray(walk, target) {
         let Some(address) = source_towards(walk, routed, target) else {
             return walk.drop(Stage::Masquerade, DropReason::MasqueradeUnavailable);
         };
@@ -65,7 +88,8 @@ pub(super) fn masquerade(walk: &mut Walk<'_>, segment: &Segment, target: &RouteT
     if address == own && is_free(walk, &opening) {
         return ControlFlow::Continue(());
     }
-    let Some(chosen) = choose(walk, &opening, address, routed.masquerade_ports) else {
+    let ports = if leaves { walk.tables.outside.ports } else { routed.masquerade_ports };
+    let Some(chosen) = choose(walk, &opening, address, ports) else {
         return walk.drop(Stage::Masquerade, DropReason::MasqueradePortsExhausted);
     };
     let source = chosen.reply();
@@ -76,12 +100,49 @@ pub(super) fn masquerade(walk: &mut Walk<'_>, segment: &Segment, target: &RouteT
     ControlFlow::Continue(())
 }
 
+/// Whether a known connection's source is not what it would get now, since the node's address on the way out is another
+/// one or its server lies on the other side of the uplink now: its answers would not come back. Linux forgets such
+/// connections too when an address goes.
+fn source_is_another(walk: &Walk<'_>, routed: &RoutedSegment, target: &RouteTarget, far_side: SegmentIndex) -> bool {
+    let Tracking::Known(connection, Direction::Original) = &walk.tracking else { return false };
+    if walk.arrival.headers.has(flag::LATER_FRAGMENT) {
+        return false;
+    }
+    let is_masqueraded = connection.flags.has(ConnectionFlags::MASQUERADED);
+    let moved = connection.reply.segment != far_side;
+    let leaves = far_side == SegmentIndex::OUTSIDE;
+    // Only a new port under its own address is as good as another.
+    let has_own = connection.reply.destination == connection.original.source;
+    let wanted = || source_towards(walk, routed, target);
+    moved || (leaves && is_masqueraded && !has_own && wanted() != Some(connection.reply.destination))
+}
+
+/// Whether what opens nothing belongs to a connection with an end on that side.
+fn answers_come_from(walk: &Walk<'_>, far_side: SegmentIndex) -> bool {
+    match &walk.tracking {
+        Tracking::Known(connection, direction) | Tracking::Related(connection, direction) => match direction {
+            Direction::Original => connection.reply.segment == far_side,
+            Direction::Reply => connection.original.segment == far_side,
+        },
+        Tracking::Untracked | Tracking::Opening(_) => false,
+    }
+}
+
+/// The host's kernel answers clients outside by its own routes, past the switch that knows the client's own question.
+fn answers_go_astray(walk: &Walk<'_>, target: &RouteTarget) -> bool {
+    walk.from_outside && leads_to_host(walk, target)
+}
+
+fn leads_to_host(walk: &Walk<'_>, target: &RouteTarget) -> bool {
+    let role = |port| walk.tables.ports.get(port).map(|port| &port.role);
+    matches!(target, RouteTarget::Port { port, .. } if matches!(role(*port), Some(PortRole::Host(_))))
+}
+
 /// The host sends its answers to pods through the switch in any case, so a pod keeps its address towards the host, as it
 /// does with kube-proxy, whose rules do not touch what is for the host itself.
 fn returns_anyway(walk: &Walk<'_>, target: &RouteTarget) -> bool {
-    let role = |port| walk.tables.ports.get(port).map(|port| &port.role);
-    let from_pod = matches!(role(walk.arrival.port), Some(PortRole::Pod(_)));
-    from_pod && matches!(target, RouteTarget::Port { port, .. } if matches!(role(*port), Some(PortRole::Host(_))))
+    let role = walk.tables.ports.get(walk.arrival.port).map(|port| &port.role);
+    matches!(role, Some(PortRole::Pod(_))) && leads_to_host(walk, target)
 }
 
 /// The switch's own address towards the destination. That of the gateway is good on this node only: every node has it.
@@ -150,7 +211,6 @@ mod tests {
     use super::*;
     use crate::packet::wire::icmp;
     use crate::state::ConnectionState;
-    use crate::tables::SegmentIndex;
 
     /// The identifier of an echo stands for both ports, so its answer must be known by the new one on both sides.
     #[test]

@@ -19,6 +19,10 @@ use crate::tables::{RoutedSegment, Segment, SegmentKind};
 /// Answers, drops, or lets the packet pass on.
 pub(super) fn reply(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
     let SegmentKind::Routed(routed) = &segment.kind else { return ControlFlow::Continue(()) };
+    // Admission let it in for its connection or a Service: it is no talk with the gateway.
+    if walk.from_outside {
+        return ControlFlow::Continue(());
+    }
     match walk.arrival.headers.network {
         Network::Arp => reply_arp(walk, routed),
         Network::Other => walk.drop(Stage::Reply, DropReason::EtherTypeUnsupported),

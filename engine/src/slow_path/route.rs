@@ -33,6 +33,10 @@ pub(super) fn route<'a>(walk: &mut Walk<'a>, segment: &'a Segment) -> ControlFlo
         RouteTarget::Tunnel { .. } if walk.arrival.tunnel.is_some() => {
             walk.drop(Stage::Route, DropReason::SplitHorizon)
         }
+        // This node is the way out for its own pods only; answers of what it masqueraded itself are known.
+        RouteTarget::Outside { .. } if walk.arrival.tunnel.is_some() && !walk.tracking.is_known() => {
+            walk.drop(Stage::Route, DropReason::SplitHorizon)
+        }
         target => ControlFlow::Continue(target),
     }
 }

@@ -19,7 +19,7 @@ use super::decision::Lesson;
 use super::{Masquerade, Walk};
 use crate::edit::Translation;
 use crate::packet::Headers;
-use crate::packet::parse::flag;
+use crate::packet::parse::{flag, protocol};
 use crate::state::{
     Connection, ConnectionFlags, ConnectionReference, ConnectionState, Direction, NewConnection, Tuple,
 };
@@ -123,6 +123,11 @@ impl Opening {
 }
 
 impl Tracking {
+    /// Whether the packet belongs to a connection that is open already, or is about one.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self, Tracking::Known(..) | Tracking::Related(..))
+    }
+
     /// What is done to this packet.
     pub(super) fn translation(&self) -> Translation {
         match self {
@@ -185,6 +190,21 @@ impl Walk<'_> {
         };
         let replaces = Some(connection.reference);
         self.tracking = Tracking::Opening(Opening { replaces, ..Opening::new(original, state) });
+    }
+
+    /// The same, but the server and what stands for it stay: only the source is to be chosen again.
+    pub(super) fn reopen_towards_server(&mut self) {
+        let Tracking::Known(connection, _) = self.tracking else { return };
+        self.reopen();
+        let Some(opening) = self.opening() else { return };
+        let server = (connection.reply.source, connection.reply.ports[0]);
+        let called = (connection.original.destination, connection.original.ports[1]);
+        let is_echo = matches!(connection.original.protocol, protocol::ICMP | protocol::ICMPV6);
+        // An echo's identifier follows the source that it gets.
+        let is_another = if is_echo { server.0 != called.0 } else { server != called };
+        opening.translation.destination = is_another.then_some(server);
+        opening.flags = connection.flags.without(ConnectionFlags::MASQUERADED);
+        (opening.service, opening.endpoint) = (connection.service, connection.endpoint);
     }
 
     /// Who speaks to whom; `None` for packets of no connection, whose own addresses are all there is.

@@ -22,6 +22,8 @@ pub(super) struct Walk<'a> {
     pub(super) now: Time,
     pub(super) dependencies: Dependencies,
     pub(super) lesson: Option<Lesson>,
+    /// Whether the packet came by an uplink outside of any tunnel and is ours.
+    pub(super) from_outside: bool,
     /// Tags that said the packet's segment and come off.
     pub(super) pop_tags: u8,
     /// Whose packet it is, from stage `connection` on.
@@ -54,12 +56,18 @@ impl<'a> Walk<'a> {
             now,
             dependencies,
             lesson: None,
+            from_outside: false,
             pop_tags: 0,
             tracking: Tracking::Untracked,
             pick: None,
             fragment: None,
             trail: Trail::default(),
         }
+    }
+
+    /// Where the packet's connection knows it from, if the packet is of `segment`.
+    pub(super) fn side(&self, segment: SegmentIndex) -> SegmentIndex {
+        if self.from_outside { SegmentIndex::OUTSIDE } else { segment }
     }
 
     /// Notes why a stage did what it did.

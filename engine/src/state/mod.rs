@@ -7,6 +7,7 @@ mod endpoint_loads;
 mod fragments;
 mod mac_table;
 mod storms;
+mod wanted;
 
 use std::io;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
 pub use fragments::{FragmentKey, Fragmented, Fragments};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
 pub use storms::Storms;
+pub use wanted::WantedNeighbours;
 
 use crate::flow_cache::HashKey;
 
@@ -41,6 +43,8 @@ pub struct State {
     pub fragments: Fragments,
     /// Denied packets that wait to be logged.
     pub denials: Denials,
+    /// Neighbours that packets to the outside wait for.
+    pub wanted: WantedNeighbours,
 }
 
 impl State {
@@ -58,6 +62,7 @@ impl State {
             endpoint_loads: EndpointLoads::default(),
             fragments: Fragments::new(hash_key),
             denials: Denials::default(),
+            wanted: WantedNeighbours::default(),
         })
     }
 }

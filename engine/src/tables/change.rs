@@ -24,6 +24,9 @@ pub enum Change {
     Prefix(SegmentIndex, IpNet),
     /// The peer appeared, went or is reached otherwise: flows through its tunnel, either way.
     Peer(IpAddr),
+    /// The MAC address of this neighbour on an uplink's link is another, known now, or unknown: flows that leave by it
+    /// outside of tunnels.
+    Neighbour(PortIndex, IpAddr),
     /// The station with this MAC address lives at another port or peer: flows of the segment from or to it. A publish
     /// brings it for configured stations; of learned ones the worker that learns of the move tells the others.
     Station(SegmentIndex, Mac),
@@ -55,6 +58,7 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> ChangeSet {
     ports(old, new, &mut changes);
     segments(old, new, &mut changes);
     tunnels(old, new, &mut changes);
+    outside(old, new, &mut changes);
     old.services.changes(&new.services, &mut changes);
     policies(old, new, &mut changes);
     changes.sort_unstable();
@@ -125,6 +129,15 @@ fn bridged_changes(segment: SegmentIndex, old: &BridgedSegment, new: &BridgedSeg
     let stations = old.stations.iter().chain(&new.stations).map(|(mac, _)| *mac);
     changes
         .extend(stations.filter(|mac| old.station(*mac) != new.station(*mac)).map(|mac| Change::Station(segment, mac)));
+}
+
+fn outside(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {
+    let (before, now) = (&old.outside, &new.outside);
+    now.for_each_changed_neighbour(before, |port, address| changes.push(Change::Neighbour(port, address)));
+    let differs = |network: &&IpNet| before.exempt.contains(network) != now.exempt.contains(network);
+    for network in before.exempt.iter().chain(now.exempt.iter()).filter(differs) {
+        changes.extend(new.segments.iter().map(|segment| Change::Prefix(segment.index, *network)));
+    }
 }
 
 fn tunnels(old: &Snapshot, new: &Snapshot, changes: &mut Vec<Change>) {

@@ -8,6 +8,7 @@
 mod bridging;
 pub mod change;
 pub mod lookup;
+mod outside;
 pub mod policy;
 mod ports;
 mod publish;
@@ -20,6 +21,7 @@ pub use bridging::{
     VlanMember,
 };
 pub use change::{Change, ChangeSet};
+pub use outside::Outside;
 pub use policy::PolicyTable;
 pub use ports::{HandBack, HostPort, PodPort, Port, PortRole, PortTable, UplinkPort};
 pub use publish::{Publisher, Subscription};
@@ -41,6 +43,8 @@ pub struct Snapshot {
     pub segments: SegmentTable,
     /// Other nodes and how to reach them.
     pub tunnels: Tunnels,
+    /// What is reached outside of any tunnel.
+    pub outside: Outside,
     /// Addresses that stand for endpoints.
     pub services: ServiceTable,
     /// Ports whose frames are copied, each once. No decision rests on them.

@@ -13,6 +13,12 @@ use crate::packet::{Mac, PortIndex};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SegmentIndex(pub u16);
 
+impl SegmentIndex {
+    /// Where packets are that an uplink carries outside of any tunnel: no tenant's, so that a connection between a tenant
+    /// and the outside is found by its packets of either side.
+    pub const OUTSIDE: SegmentIndex = SegmentIndex(u16::MAX);
+}
+
 /// A VXLAN network identifier: 24 bits (RFC 7348 section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Vni(u32);
@@ -105,6 +111,17 @@ pub enum RouteTarget {
         /// Inner destination MAC: the VTEP device of that node.
         mac: Mac,
     },
+    /// Out of an uplink, as plain IP.
+    Outside {
+        /// The uplink.
+        port: PortIndex,
+        /// The router on the way; `None` if the destination itself is on the link.
+        gateway: Option<IpAddr>,
+        /// The node's address towards there: what connections are masqueraded as.
+        source: IpAddr,
+        /// Longest packet that gets there, in bytes.
+        mtu: u32,
+    },
     /// Nowhere; the sender is told.
     Unreachable,
 }
@@ -117,13 +134,16 @@ impl RoutedSegment {
         self.gateway_addresses.contains(&address) || (self.router_addresses.contains(&address) && !delivered())
     }
 
-    /// The address of the switch's own that packets to `receiver` come from, ICMP errors and masqueraded ones: the
-    /// node's where there is one, else the gateway's. To the host itself they come from the gateway too, since a kernel
-    /// takes no packet from an address of its own.
+    /// The address of the switch's own that packets to `receiver` come from, ICMP errors and masqueraded ones: to the
+    /// outside that of the uplink, else the node's among pods where there is one, else the gateway's. To the host itself
+    /// they come from the gateway too, since a kernel takes no packet from an address of its own.
     #[must_use]
     pub fn source_towards(&self, receiver: IpAddr) -> Option<IpAddr> {
         let same_family = |address: &&IpAddr| address.is_ipv4() == receiver.is_ipv4();
         let target = |address: IpAddr| self.route(address).map(|(_, route)| &route.target);
+        if let Some(RouteTarget::Outside { source, .. }) = target(receiver) {
+            return Some(*source);
+        }
         let same_port =
             |own: &IpAddr| matches!(target(*own), own @ Some(RouteTarget::Port { .. }) if own == target(receiver));
         let own = self.router_addresses.iter().find(same_family).filter(|own| !same_port(own));
@@ -188,6 +208,12 @@ impl PortRange {
     #[must_use]
     pub const fn first(self) -> u16 {
         self.first
+    }
+
+    /// The last port, itself included.
+    #[must_use]
+    pub const fn last(self) -> u16 {
+        self.last
     }
 
     /// How many there are, at least one.

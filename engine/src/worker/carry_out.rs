@@ -202,6 +202,10 @@ impl Worker {
                 let learned = self.learn_station(segment, mac, location);
                 if learned || attempt > 0 { Learning::Done(None) } else { Learning::Again }
             }
+            Some(Lesson::Wants { port, neighbour }) => {
+                self.state.wanted.ask(port, neighbour);
+                Learning::Done(None)
+            }
             Some(Lesson::Open(new)) => self.open(&new),
             Some(Lesson::Advance { connection, direction, signal }) => self.advance(connection, direction, signal),
         }

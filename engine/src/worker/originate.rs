@@ -1,7 +1,7 @@
 //! Packets the switch sends of its own: answers of the gateway and ICMP errors.
 //!
-//! An answer to a local port goes back by that port. What must reach a sender on another node is routed like any
-//! packet, through stages 4 and 5. ICMP errors pass a token bucket (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
+//! An answer to a local port goes back by that port. What must reach a sender on another node or outside is routed like
+//! any packet, through stages 4 and 5. ICMP errors pass a token bucket (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
 
 use std::net::IpAddr;
 
@@ -15,7 +15,7 @@ use crate::edit::{self, CompiledRewrite};
 use crate::limits::{ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SECOND};
 use crate::packet::parse::parse;
 use crate::packet::wire::{arp, icmp, icmpv6, nd, tcp};
-use crate::packet::{Checksum, Headers, Mac, Network, Packet, checksum};
+use crate::packet::{Checksum, Headers, Mac, Network, Packet, PortIndex, checksum};
 use crate::slow_path::{self, Arrival, Rejection, Reply, Verdict};
 use crate::tables::{PortRole, RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot};
 use crate::transmit::Layout;
@@ -137,10 +137,15 @@ impl Worker {
         answer.ingress = ingress;
         self.counters.event(Event::FramesMade).add(1);
         self.counters.event(event_of(rejection)).add(1);
-        match frame.tunnel {
-            None => self.send_back(answer),
-            Some(_) => self.route_own(frame, answer),
+        if frame.tunnel.is_none() && !self.is_uplink(ingress) {
+            self.send_back(answer)
+        } else {
+            self.route_own(frame, answer)
         }
+    }
+
+    fn is_uplink(&self, port: PortIndex) -> bool {
+        self.tables.ports.get(port).is_some_and(|port| matches!(port.role, PortRole::Uplink(_)))
     }
 
     /// Sends a frame out of the port it came by, as it is.
@@ -195,7 +200,12 @@ fn routed_segment<'a>(
         None => match &tables.ports.get(packet.ingress)?.role {
             PortRole::Pod(pod) => pod.segment,
             PortRole::Host(host) => host.segment,
-            PortRole::Bridged(_) | PortRole::Uplink(_) | PortRole::Mirror => return None,
+            // From outside: what it calls is in the host's segment.
+            PortRole::Uplink(uplink) => match &tables.ports.get(uplink.hand_back?.port)?.role {
+                PortRole::Host(host) => host.segment,
+                _ => return None,
+            },
+            PortRole::Bridged(_) | PortRole::Mirror => return None,
         },
     };
     match tables.segments.get(index).map(AsRef::as_ref) {

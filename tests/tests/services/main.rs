@@ -6,4 +6,5 @@ mod endpoints;
 mod fragments;
 mod masquerade;
 mod matrix;
+mod outside;
 mod related;

@@ -58,6 +58,22 @@ const CELLS: &[Cell] = &[
     ("host", "externalIP", "external-local", "local node, remote node"),
     ("host", "externalIP", "internal-local", "local node, remote node"),
     ("host", "externalIP", "both-local", "local node, remote node"),
+    ("outside", "ClusterIP", "both-cluster", "local node, remote node"),
+    ("outside", "ClusterIP", "external-local", "local node, remote node"),
+    ("outside", "ClusterIP", "internal-local", "local node"),
+    ("outside", "ClusterIP", "both-local", "local node"),
+    ("outside", "NodePort", "both-cluster", "local node, remote node"),
+    ("outside", "NodePort", "external-local", "local kept"),
+    ("outside", "NodePort", "internal-local", "local node, remote node"),
+    ("outside", "NodePort", "both-local", "local kept"),
+    ("outside", "LoadBalancer", "both-cluster", "local node, remote node"),
+    ("outside", "LoadBalancer", "external-local", "local kept"),
+    ("outside", "LoadBalancer", "internal-local", "local node, remote node"),
+    ("outside", "LoadBalancer", "both-local", "local kept"),
+    ("outside", "externalIP", "both-cluster", "local node, remote node"),
+    ("outside", "externalIP", "external-local", "local kept"),
+    ("outside", "externalIP", "internal-local", "local node, remote node"),
+    ("outside", "externalIP", "both-local", "local kept"),
 ];
 
 /// The same where no Service has an endpoint: everybody is told.
@@ -74,6 +90,11 @@ const EMPTY: &[Cell] = &[
     ("host", "ClusterIP", "both-local", "told"),
     ("host", "LoadBalancer", "both-cluster", "told"),
     ("host", "externalIP", "both-local", "told"),
+    ("outside", "ClusterIP", "both-cluster", "told"),
+    ("outside", "NodePort", "both-cluster", "told"),
+    ("outside", "NodePort", "both-local", "told"),
+    ("outside", "LoadBalancer", "both-cluster", "told"),
+    ("outside", "externalIP", "both-local", "told"),
 ];
 
 /// And where the only endpoint is on the other node: a policy of `Local` is silence.
@@ -92,6 +113,11 @@ const REMOTE: &[Cell] = &[
     ("host", "NodePort", "external-local", "remote node"),
     ("host", "LoadBalancer", "external-local", "remote node"),
     ("host", "externalIP", "external-local", "remote node"),
+    ("outside", "ClusterIP", "internal-local", "nothing"),
+    ("outside", "NodePort", "both-cluster", "remote node"),
+    ("outside", "NodePort", "external-local", "nothing"),
+    ("outside", "LoadBalancer", "external-local", "nothing"),
+    ("outside", "externalIP", "external-local", "nothing"),
 ];
 
 /// And where the only endpoint is the caller itself: it gets its own question from the node, so that it answers the node.

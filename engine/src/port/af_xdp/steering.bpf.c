@@ -8,7 +8,7 @@
 // - with HAND_BACK, which says that user space gives the kernel what turns out not to be its own: TCP, UDP and SCTP to
 //   a known destination (address, protocol, port) or to a port range of an own address; all fragments to own addresses,
 //   since later ones carry no port; and ICMP to them, since an error says only inside whose it is. Neighbour discovery
-//   stays with the kernel.
+//   stays with the kernel. Of WHOLE addresses, such as those of pods, everything is taken.
 //
 // Tagged frames, IPv6 with other extension headers than a leading fragment header, link-local addresses (never in
 // `addresses`) and whatever else cannot be told for certain pass. Where no socket is bound to the receiving queue the
@@ -47,6 +47,7 @@ enum {
     TUNNEL_END = 1, // VXLAN to it is ours
     OWN = 2,        // fragments and ICMP to it are taken
     RANGES = 4,     // the port ranges are ours at this address
+    WHOLE = 8,      // whatever it is, it is for user space
 };
 
 #define PORT_RANGES 4
@@ -229,6 +230,8 @@ INLINE int is_ours(const u8 *frame, const u8 *end, const struct configuration *r
     if (!kind)
         return 0;
     u8 handed_back = (rules->flags & HAND_BACK) && (*kind & OWN);
+    if ((rules->flags & HAND_BACK) && (*kind & WHOLE))
+        return 1;
     if (packet.fragment)
         return handed_back;
     switch (packet.protocol) {

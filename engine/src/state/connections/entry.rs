@@ -58,7 +58,9 @@ impl ConnectionFlags {
         self.0 & other.0 == other.0
     }
 
-    const fn without(self, other: ConnectionFlags) -> ConnectionFlags {
+    /// These but not those.
+    #[must_use]
+    pub const fn without(self, other: ConnectionFlags) -> ConnectionFlags {
         ConnectionFlags(self.0 & !other.0)
     }
 }

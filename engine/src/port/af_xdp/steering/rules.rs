@@ -18,6 +18,7 @@ const HAS_DESTINATIONS: u8 = 4;
 const TUNNEL_END: u8 = 1;
 const OWN: u8 = 2;
 const RANGES: u8 = 4;
+const WHOLE: u8 = 8;
 
 /// What of VXLAN is ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct SharedRules {
     pub ranges: Vec<SteeredPorts>,
     /// Addresses that the ranges hold for. Fragments and ICMP to them are steered too.
     pub ranged: HashSet<IpAddr>,
+    /// Addresses that everything to is steered.
+    pub whole: HashSet<IpAddr>,
 }
 
 /// What is steered to user space.
@@ -105,6 +108,7 @@ impl Contents {
         contents.add(shared.own.iter().copied(), OWN);
         contents.add(shared.destinations.iter().map(|destination| destination.address), OWN);
         contents.add(shared.ranged.iter().copied(), OWN | RANGES);
+        contents.add(shared.whole.iter().copied(), WHOLE);
         contents.destinations =
             shared.destinations.iter().map(|destination| (destination_key(destination), 1)).collect();
         contents
