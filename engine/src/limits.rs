@@ -167,6 +167,13 @@ pub const OUTSIDE_NEIGHBOURS: usize = 4_096;
 /// connection to the outside.
 pub const OUTSIDE_EXEMPT: usize = 64;
 
+/// Rules of the host's routing for ports at its own addresses; each is asked for every route that the kernel looks up.
+pub const OWN_PORT_RULES: usize = 64;
+
+/// Addresses of Services outside of the ranges of ClusterIPs that the host routes to the switch; about 300 B of the kernel's
+/// memory each.
+pub const HOST_SERVICE_ROUTES: usize = 4_096;
+
 /// Neighbours that packets waited for and the host's kernel was not asked for yet; 2 KiB, taken at start.
 pub const WANTED_NEIGHBOURS: usize = 64;
 

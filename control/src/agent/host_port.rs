@@ -5,9 +5,11 @@
 //! `millrace agent --remove-host-port`. Should somebody delete it, the next look makes it again. Runs on the underlay
 //! thread, but for [`remove`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::tap::{TapDevice, TapQueue};
@@ -16,8 +18,8 @@ use millrace_engine::tables::PortRole;
 use super::pods::Pods;
 use super::shared::{Shared, Standing};
 use crate::cluster::{InterfaceName, NodeName};
-use crate::kernel::{HostInterface, KernelError, Netlink, configure_host_interface};
-use crate::plan::{GATEWAY_MAC, HostPlan, LocalHost, NodePlan};
+use crate::kernel::{HostInterface, KernelError, Netlink, OwnPorts, configure_host_interface};
+use crate::plan::{GATEWAY_MAC, HostPlan, HostServices, LocalHost, NodePlan};
 use crate::stable_hash::hash_64;
 
 /// Name of the interface.
@@ -34,6 +36,8 @@ pub(super) struct HostPort {
     mac: Mac,
     /// Number of the link whose queues the workers hold.
     attached: Option<u32>,
+    /// What the host sends to Services, with the plan and the host's addresses that it follows from.
+    services: Option<(Arc<NodePlan>, Vec<IpAddr>, Arc<HostServices>)>,
     problems: Vec<String>,
 }
 
@@ -41,7 +45,7 @@ impl HostPort {
     pub(super) fn new(shared: Arc<Shared>, pods: Arc<Pods>) -> Self {
         let interface = InterfaceName::new(HOST_INTERFACE).unwrap_or_else(|_| unreachable!("the name is a valid one"));
         let mac = mac(&shared.node);
-        Self { shared, pods, interface, mac, attached: None, problems: Vec::new() }
+        Self { shared, pods, interface, mac, attached: None, services: None, problems: Vec::new() }
     }
 
     /// Brings the port and its interface into step with the plan; what of it is there afterwards.
@@ -56,7 +60,8 @@ impl HostPort {
         let configured = match standing.plan.as_deref().filter(|_| told) {
             Some(plan) => {
                 self.claim(standing, &plan.host);
-                self.configure(netlink, plan)
+                let services = self.services(standing);
+                self.configure(netlink, plan, &services)
             }
             None => Ok(()),
         };
@@ -65,7 +70,28 @@ impl HostPort {
         self.local(netlink).map_err(|error| self.problems.push(said(error))).ok()
     }
 
-    fn configure(&self, netlink: &mut Netlink, plan: &NodePlan) -> Result<(), KernelError> {
+    /// What of Services the host sends by this port; a walk over all of them, once for each plan.
+    fn services(&mut self, standing: &Standing) -> Arc<HostServices> {
+        let (Some(plan), Some(cluster)) = (&standing.plan, &standing.cluster) else { return Arc::default() };
+        let own = standing.local.as_deref().and_then(|local| local.host.as_ref()).map(|host| host.addresses.as_slice());
+        let own = own.unwrap_or_default();
+        let known = self.services.as_ref().filter(|(known, at, _)| Arc::ptr_eq(known, plan) && at.as_slice() == own);
+        let services = match known {
+            Some((_, _, services)) => Arc::clone(services),
+            None => Arc::new(plan.services.for_host(cluster, own)),
+        };
+        self.services = Some((Arc::clone(plan), own.to_vec(), Arc::clone(&services)));
+        if services.left_out > 0 {
+            self.problems.push(format!(
+                "the host routes {} addresses of Services to the switch, {} found no room",
+                limits::HOST_SERVICE_ROUTES,
+                services.left_out
+            ));
+        }
+        services
+    }
+
+    fn configure(&self, netlink: &mut Netlink, plan: &NodePlan, services: &HostServices) -> Result<(), KernelError> {
         // Without an uplink in the plan the MTU of pods is a guess, and right after a start a wrong one.
         let bounded = plan.ports.values().any(|port| matches!(port.role, PortRole::Uplink(_)));
         let wanted = HostInterface {
@@ -74,7 +100,9 @@ impl HostPort {
             gateway_mac: GATEWAY_MAC,
             mtu: bounded.then_some(plan.pod_mtu),
             addresses: &plan.host.addresses,
-            prefixes: &plan.host.prefixes,
+            prefixes: &plan.host.prefixes.union(&services.prefixes).copied().collect(),
+            own_addresses: &services.addresses,
+            own_ports: &OwnPorts::covering(&services.ports),
         };
         configure_host_interface(netlink, &wanted)
     }
@@ -150,5 +178,6 @@ pub fn remove() -> anyhow::Result<bool> {
             link.kind.unwrap_or_default()
         );
     }
+    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new())?;
     Ok(netlink.delete_link(HOST_INTERFACE)?)
 }

@@ -7,18 +7,20 @@
 //!
 //! Frames that the switch hands back to the host come in here although the host sends their answers by its uplink, so
 //! the reverse path filter must be loose (RFC 3704 section 2.4; ip-sysctl.rst: the stricter of `all` and the interface
-//! would be the larger number, and loose is the largest). Receiving needs neither forwarding nor `accept_local`.
+//! would be the larger number, and loose is the largest). Answers of Services that the host called at an address of its own
+//! come from that address, which `accept_local` lets in; the switch lets nobody else send from it. Receiving needs no
+//! forwarding.
 //!
 //! A handful of netlink calls, tens of microseconds each, on the underlay thread.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::Mac;
 
-use super::{GATEWAY_IPV4, GATEWAY_IPV6, KernelError, Link, LinkChange, Netlink, Route, sysctl};
+use super::{GATEWAY_IPV4, GATEWAY_IPV6, KernelError, Link, LinkChange, Netlink, OwnPorts, Route, own_ports, sysctl};
 
 /// What the host's own interface shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,10 @@ pub struct HostInterface<'a> {
     pub addresses: &'a [IpAddr],
     /// What is routed to it, of families it has an address of.
     pub prefixes: &'a BTreeSet<IpNet>,
+    /// Addresses of the host's, of other interfaces too, at which these ports are the switch's.
+    pub own_addresses: &'a BTreeSet<IpAddr>,
+    /// These ports.
+    pub own_ports: &'a BTreeSet<OwnPorts>,
 }
 
 /// Brings the interface, which must exist in the calling thread's namespace, to what it shall be.
@@ -48,12 +54,14 @@ pub fn configure_host_interface(netlink: &mut Netlink, wanted: &HostInterface<'_
     let addresses = set_addresses(netlink, wanted);
     let neighbours = set_neighbours(netlink, &link, wanted);
     let routes = set_routes(netlink, &link, wanted);
-    settings.and(linked).and(addresses).and(neighbours).and(routes)
+    let ports = set_own_ports(netlink, &link, wanted);
+    settings.and(linked).and(addresses).and(neighbours).and(routes).and(ports)
 }
 
 fn write_settings(wanted: &HostInterface<'_>) -> Result<(), KernelError> {
     let name = wanted.name;
-    sysctl::write_own(&[(format!("ipv4/conf/{name}/rp_filter"), "2")], false)?;
+    let ipv4 = |setting: &str, value| (format!("ipv4/conf/{name}/{setting}"), value);
+    sysctl::write_own(&[ipv4("rp_filter", "2"), ipv4("accept_local", "1")], false)?;
     let has_ipv6 = wanted.addresses.iter().any(IpAddr::is_ipv6);
     let ipv6 = |setting: &str, value| (format!("ipv6/conf/{name}/{setting}"), value);
     let settings = [ipv6("accept_dad", "0"), ipv6("accept_ra", "0"), ipv6("autoconf", "0"), ipv6("disable_ipv6", "0")];
@@ -110,29 +118,44 @@ fn set_neighbours(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>
 }
 
 fn set_routes(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>) -> Result<(), KernelError> {
+    // The kernel reports neither the flag "on link" nor the scope for both families.
+    let said = |route: &Route| (route.destination, (route.gateway, route.source));
     let present: Vec<Route> =
         netlink.own_routes()?.into_iter().filter(|route| route.link == Some(link.index)).collect();
-    let mut desired: Vec<Route> = Vec::new();
+    let known: BTreeMap<_, _> = present.iter().map(said).collect();
+    let mut desired: BTreeMap<IpNet, Route> = BTreeMap::new();
     for gateway in gateways(wanted) {
-        let source = wanted.addresses.iter().copied().find(|address| address.is_ipv4() == gateway.is_ipv4());
+        let source = own_source(wanted, gateway.is_ipv4());
         let prefixes = wanted.prefixes.iter().filter(|prefix| prefix.addr().is_ipv4() == gateway.is_ipv4());
-        desired.extend(prefixes.map(|prefix| Route { source, ..Route::by_gateway(*prefix, gateway, link.index) }));
+        let route = |prefix: &IpNet| Route { source, ..Route::by_gateway(*prefix, gateway, link.index) };
+        desired.extend(prefixes.map(|prefix| (*prefix, route(prefix))));
     }
-    // The kernel reports neither the flag "on link" nor the scope for both families.
-    let same = |one: &Route, other: &Route| {
-        (one.destination, one.gateway, one.source) == (other.destination, other.gateway, other.source)
-    };
-    for route in &desired {
-        if !present.iter().any(|there| same(there, route)) {
+    for route in desired.values() {
+        let (destination, way) = said(route);
+        if known.get(&destination) != Some(&way) {
             netlink.set_route(route)?;
         }
     }
-    for route in &present {
-        if !desired.iter().any(|kept| kept.destination == route.destination) {
-            netlink.delete_route(route)?;
-        }
+    for route in present.iter().filter(|route| !desired.contains_key(&route.destination)) {
+        netlink.delete_route(route)?;
     }
     Ok(())
+}
+
+/// The source that the host's sockets prefer towards the switch.
+fn own_source(wanted: &HostInterface<'_>, ipv4: bool) -> Option<IpAddr> {
+    wanted.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
+}
+
+fn set_own_ports(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>) -> Result<(), KernelError> {
+    let gateways: Vec<IpAddr> = gateways(wanted).collect();
+    let gateway = |ipv4: bool| {
+        let gateway = gateways.iter().copied().find(|gateway| gateway.is_ipv4() == ipv4)?;
+        Some((gateway, own_source(wanted, ipv4)?))
+    };
+    let routes = own_ports::own_routes(wanted.own_addresses, gateway, link.index);
+    let served = |ports: &&OwnPorts| routes.keys().any(|address| address.is_ipv4() == ports.ipv4);
+    netlink.set_own_ports(&routes, &wanted.own_ports.iter().filter(served).copied().collect())
 }
 
 /// Gateways of the families that the interface has an address of.

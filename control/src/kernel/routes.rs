@@ -16,7 +16,7 @@ use super::{KernelError, Netlink, unless_absent};
 /// `/etc/iproute2/rt_protos`, and shown by `ip route` as `proto 77`.
 pub const ROUTE_PROTOCOL: u8 = 77;
 
-/// A route of the main table.
+/// A route, of the main table unless it says otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// Where to.
@@ -33,6 +33,8 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// Drops what it covers, without an ICMP error.
     pub blackhole: bool,
+    /// The table it stands in, mostly the main one.
+    pub table: u8,
 }
 
 impl Route {
@@ -59,6 +61,7 @@ impl Route {
             source: None,
             mtu: None,
             blackhole: true,
+            table: RouteHeader::RT_TABLE_MAIN,
         }
     }
 
@@ -72,7 +75,7 @@ impl Route {
         let header = &mut message.header;
         header.address_family = family(self.destination.addr());
         header.destination_prefix_length = self.destination.prefix_len();
-        header.table = RouteHeader::RT_TABLE_MAIN;
+        header.table = self.table;
         header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
         header.kind = if self.blackhole { RouteType::BlackHole } else { RouteType::Unicast };
         let direct = !self.blackhole && self.gateway.is_none() && self.destination.addr().is_ipv4();
@@ -100,6 +103,7 @@ impl Route {
         };
         let mut route = Route::blackhole(IpNet::new(zero, message.header.destination_prefix_length).ok()?);
         route.blackhole = message.header.kind == RouteType::BlackHole;
+        route.table = message.header.table;
         route.onlink = message.header.flags.contains(RouteFlags::Onlink);
         for attribute in &message.attributes {
             match attribute {
@@ -208,6 +212,11 @@ impl Netlink {
     /// # Errors
     /// What the kernel said.
     pub fn own_routes(&mut self) -> Result<Vec<Route>, KernelError> {
+        self.routes_of(RouteHeader::RT_TABLE_MAIN)
+    }
+
+    /// The routes of this table that this program made.
+    pub(super) fn routes_of(&mut self, table: u8) -> Result<Vec<Route>, KernelError> {
         let items =
             self.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()), || "list the routes".to_owned())?;
         Ok(items
@@ -215,7 +224,7 @@ impl Netlink {
             .filter_map(|item| match item {
                 RouteNetlinkMessage::NewRoute(message)
                     if message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-                        && message.header.table == RouteHeader::RT_TABLE_MAIN =>
+                        && message.header.table == table =>
                 {
                     Route::read(message)
                 }

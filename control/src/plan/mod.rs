@@ -30,7 +30,7 @@ pub use bridges::BridgedPlan;
 pub use host::HostPlan;
 pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, OutsidePath, OutsideView, UnderlayPath};
 pub use outside::OutsidePlan;
-pub use services::{FrontendKey, HealthCheck, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
+pub use services::{FrontendKey, HealthCheck, HostServices, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
 
 use crate::cluster::{Cluster, NodeName, UplinkRecord};
 use crate::observe::{IP_POOL, Touched};

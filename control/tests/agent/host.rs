@@ -94,7 +94,7 @@ fn routes(namespace: &NamespaceHandle) -> Vec<String> {
     netlink.own_routes().expect("routes").iter().map(ToString::to_string).collect()
 }
 
-fn remove(underlay: &Underlay) -> Output {
+pub(crate) fn remove(underlay: &Underlay) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
     command.args(["agent", "--remove-host-port", "--config"]).arg(underlay.directory.file("a.toml"));
     underlay.nodes[0].handle().enter(|| command.output()).expect("entered").expect("program")

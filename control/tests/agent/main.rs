@@ -23,6 +23,7 @@ mod reachability;
 mod restart;
 #[path = "../support/root_tests.rs"]
 mod root_tests;
+mod services;
 mod traffic;
 mod verbs;
 mod workers;
@@ -49,6 +50,8 @@ const TESTS: &[Test] = &[
     ("the_hosts_own_traffic_goes_on_beside_pods", boundary::the_hosts_own_traffic_goes_on_beside_pods),
     ("pods_reach_the_outside", egress::pods_reach_the_outside),
     ("an_exempt_network_sees_pods_by_their_own_addresses", egress::an_exempt_network_sees_pods_by_their_own_addresses),
+    ("the_host_reaches_services", services::the_host_reaches_services),
+    ("clients_outside_reach_services", services::clients_outside_reach_services),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),

@@ -8,3 +8,4 @@ mod masquerade;
 mod matrix;
 mod outside;
 mod related;
+mod states;

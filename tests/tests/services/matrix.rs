@@ -10,10 +10,10 @@ use millrace_tests::service_world::{Protocol, ServiceWorld, node_address, pod_ad
 use serde_json::{Value, json};
 
 /// Connections for each cell: that one of two endpoints gets none happens once in 2^23.
-const CONNECTIONS: u16 = 24;
+pub(super) const CONNECTIONS: u16 = 24;
 
 /// Services of the matrix: name, internal policy, external policy.
-const SERVICES: [(&str, &str, &str); 4] = [
+pub(super) const SERVICES: [(&str, &str, &str); 4] = [
     ("both-cluster", "Cluster", "Cluster"),
     ("external-local", "Cluster", "Local"),
     ("internal-local", "Local", "Cluster"),
@@ -140,9 +140,10 @@ const ALL: &[Cell] = &[
     ("host", "ClusterIP", "both-cluster", "local node, remote node"),
 ];
 
-const PROTOCOLS: [(Protocol, &str); 3] = [(Protocol::Tcp, "TCP"), (Protocol::Udp, "UDP"), (Protocol::Sctp, "SCTP")];
+pub(super) const PROTOCOLS: [(Protocol, &str); 3] =
+    [(Protocol::Tcp, "TCP"), (Protocol::Udp, "UDP"), (Protocol::Sctp, "SCTP")];
 
-fn address(sort: &str, number: usize, ipv4: bool) -> IpAddr {
+pub(super) fn address(sort: &str, number: usize, ipv4: bool) -> IpAddr {
     let text = match (sort, ipv4) {
         ("ClusterIP", true) => format!("10.96.0.{number}"),
         ("ClusterIP", false) => format!("fd00:96::{number}"),
@@ -155,12 +156,12 @@ fn address(sort: &str, number: usize, ipv4: bool) -> IpAddr {
     text.parse().expect("address")
 }
 
-fn node_port(number: usize, protocol: usize) -> u16 {
+pub(super) fn node_port(number: usize, protocol: usize) -> u16 {
     30_000 + number as u16 * 10 + protocol as u16
 }
 
 /// A Service with every sort of address, in both families and all protocols.
-fn service(number: usize) -> Value {
+pub(super) fn service(number: usize) -> Value {
     let (name, internal, external) = SERVICES[number];
     let both = |sort| [true, false].map(|ipv4| address(sort, number + 1, ipv4).to_string());
     let ports: Vec<Value> = PROTOCOLS
@@ -182,12 +183,12 @@ fn service(number: usize) -> Value {
     })
 }
 
-/// Slices of a Service whose endpoints are these pods.
-fn slices(service: &str, pods: &[(&str, &str)]) -> [Value; 2] {
+/// Slices of a Service whose endpoints are these pods, with fields more.
+pub(super) fn slices(service: &str, pods: &[(&str, &str, Value)]) -> [Value; 2] {
     [true, false].map(|ipv4| {
-        let addresses: Vec<String> = pods.iter().map(|(pod, _)| pod_address(pod, ipv4).to_string()).collect();
+        let addresses: Vec<String> = pods.iter().map(|(pod, ..)| pod_address(pod, ipv4).to_string()).collect();
         let listed: Vec<_> =
-            pods.iter().zip(&addresses).map(|((_, node), at)| (at.as_str(), *node, Value::Null)).collect();
+            pods.iter().zip(&addresses).map(|((_, node, more), at)| (at.as_str(), *node, more.clone())).collect();
         let mut slice = objects::slice(service, ipv4, &listed);
         let ports = PROTOCOLS.map(|(_, name)| json!({"name": name.to_lowercase(), "port": 8080, "protocol": name}));
         slice["ports"] = json!(ports);
@@ -196,9 +197,10 @@ fn slices(service: &str, pods: &[(&str, &str)]) -> [Value; 2] {
 }
 
 fn fill(mut world: ServiceWorld, pods: &[(&str, &str)]) -> ServiceWorld {
+    let pods: Vec<_> = pods.iter().map(|(pod, node)| (*pod, *node, Value::Null)).collect();
     for (number, (name, ..)) in SERVICES.iter().enumerate() {
         world.apply(&service(number));
-        slices(name, pods).iter().for_each(|slice| world.apply(slice));
+        slices(name, &pods).iter().for_each(|slice| world.apply(slice));
     }
     world
 }

@@ -7,6 +7,7 @@
 
 mod derive;
 mod endpoints;
+mod for_host;
 mod frontends;
 mod memory;
 
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use millrace_engine::tables::services::{Frontend, ServicePort};
 
+pub use for_host::HostServices;
 pub(super) use memory::Memory;
 
 use super::LocalView;

@@ -1,0 +1,263 @@
+//! Ports of the host's own addresses that are the switch's: what the host's sockets send there goes by its own port.
+//!
+//! A packet to an own address never leaves the kernel: the table `local`, which is asked first, leads it to `lo`. So the rule
+//! for that table is moved behind rules of our own ([`LOCAL_PRIORITY`]), and these lead locally made packets to such a port
+//! into a table of our own, whose routes are the own addresses by the gateway of the switch (ip-rule(8); ports in rules since
+//! Linux 4.17). Nothing is rewritten, so a socket knows its peer by the address that it called, in every protocol.
+//!
+//! The kernel walks the rules for each route it looks up. So there are few: neighbouring ports share one, and if
+//! [`OWN_PORT_RULES`] do not suffice the nearest ranges become one. A port in between then goes by the switch too, and comes
+//! back to the host as it would have by `lo`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use millrace_engine::limits::OWN_PORT_RULES;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+
+use super::routes::ROUTE_PROTOCOL;
+use super::{KernelError, Netlink, Route, unless_absent};
+
+/// Number of our table.
+pub const OWN_PORTS_TABLE: u8 = 77;
+/// The kernel's table of own addresses (rtnetlink(7), `RT_TABLE_LOCAL`).
+const LOCAL_TABLE: u8 = 255;
+/// Priority of our rules; smaller ones are asked earlier.
+const RULE_PRIORITY: u32 = 77;
+/// Priority of the rule for the table `local` while there are rules of ours.
+const LOCAL_PRIORITY: u32 = 100;
+/// Its priority as the kernel makes it.
+const LOCAL_FIRST: u32 = 0;
+
+/// Ports of a protocol at the host's own addresses of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnPorts {
+    /// Of which family.
+    pub ipv4: bool,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The first port.
+    pub first: u16,
+    /// The last, itself included.
+    pub last: u16,
+}
+
+impl OwnPorts {
+    /// As few ranges as hold all of these ports, given as family, protocol and port.
+    #[must_use]
+    pub fn covering(ports: &BTreeSet<(bool, u8, u16)>) -> BTreeSet<OwnPorts> {
+        let mut ranges: Vec<OwnPorts> = Vec::new();
+        for (ipv4, protocol, port) in ports.iter().copied() {
+            match ranges.last_mut() {
+                Some(range) if range.is_like(ipv4, protocol) && range.last.checked_add(1) == Some(port) => {
+                    range.last = port
+                }
+                _ => ranges.push(OwnPorts { ipv4, protocol, first: port, last: port }),
+            }
+        }
+        join_nearest(&mut ranges);
+        ranges.into_iter().collect()
+    }
+
+    fn is_like(&self, ipv4: bool, protocol: u8) -> bool {
+        (self.ipv4, self.protocol) == (ipv4, protocol)
+    }
+
+    fn rule(&self) -> RuleMessage {
+        let mut message = rule(self.ipv4, OWN_PORTS_TABLE, RULE_PRIORITY);
+        message.attributes.extend([
+            RuleAttribute::Iifname("lo".to_owned()),
+            RuleAttribute::IpProtocol(IpProtocol::from(i32::from(self.protocol))),
+            RuleAttribute::DestinationPortRange(RulePortRange { start: self.first, end: self.last }),
+            RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)),
+        ]);
+        message
+    }
+
+    fn read(message: &RuleMessage) -> Option<OwnPorts> {
+        let ours = message.header.table == OWN_PORTS_TABLE && priority(message) == RULE_PRIORITY;
+        let protocol = message.attributes.iter().find_map(|attribute| match attribute {
+            RuleAttribute::IpProtocol(protocol) => u8::try_from(i32::from(*protocol)).ok(),
+            _ => None,
+        });
+        let ports = message.attributes.iter().find_map(|attribute| match attribute {
+            RuleAttribute::DestinationPortRange(range) => Some(*range),
+            _ => None,
+        });
+        let (protocol, RulePortRange { start, end }) = (protocol.filter(|_| ours)?, ports?);
+        let ipv4 = message.header.family == AddressFamily::Inet;
+        Some(OwnPorts { ipv4, protocol, first: start, last: end })
+    }
+}
+
+/// Joins neighbours, the nearest first, until there are few enough. There are six sorts of range at most.
+fn join_nearest(ranges: &mut Vec<OwnPorts>) {
+    while ranges.len() > OWN_PORT_RULES {
+        let gap = |at: &usize| {
+            let (one, next) = (ranges[*at], ranges[at + 1]);
+            one.is_like(next.ipv4, next.protocol).then(|| next.first - one.last)
+        };
+        let nearest = (0..ranges.len() - 1).filter(|at| gap(at).is_some()).min_by_key(gap);
+        let Some(at) = nearest else { return };
+        ranges[at].last = ranges.remove(at + 1).last;
+    }
+}
+
+fn rule(ipv4: bool, table: u8, priority: u32) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.table = table;
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![RuleAttribute::Priority(priority)];
+    message
+}
+
+/// The kernel leaves priority 0 out.
+fn priority(message: &RuleMessage) -> u32 {
+    let said = |attribute: &RuleAttribute| match attribute {
+        RuleAttribute::Priority(priority) => Some(*priority),
+        _ => None,
+    };
+    message.attributes.iter().find_map(said).unwrap_or(LOCAL_FIRST)
+}
+
+impl Netlink {
+    /// Has what the host sends to these ports of its own addresses go by these routes of our table, and nothing else. May be
+    /// repeated, and writes only what differs.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn set_own_ports(
+        &mut self,
+        routes: &BTreeMap<IpAddr, Route>,
+        ports: &BTreeSet<OwnPorts>,
+    ) -> Result<(), KernelError> {
+        let rules = self.rules()?;
+        self.set_own_routes(routes)?;
+        for ipv4 in [true, false] {
+            let wanted = ports.iter().any(|ports| ports.ipv4 == ipv4);
+            let known = || rules.iter().filter(|rule| (rule.header.family == AddressFamily::Inet) == ipv4);
+            if wanted {
+                self.move_local_table(ipv4, known(), LOCAL_FIRST, LOCAL_PRIORITY)?;
+            }
+            let present: BTreeSet<OwnPorts> = known().filter_map(OwnPorts::read).collect();
+            for added in ports.iter().filter(|ports| ports.ipv4 == ipv4 && !present.contains(ports)) {
+                let attempt = || format!("have {added:?} go by the switch");
+                self.request(RouteNetlinkMessage::NewRule(added.rule()), NLM_F_CREATE | NLM_F_EXCL, attempt)?;
+            }
+            for gone in present.difference(ports) {
+                let attempt = || format!("have {gone:?} go by the host again");
+                unless_absent(self.request(RouteNetlinkMessage::DelRule(gone.rule()), 0, attempt).map(|_| ()))?;
+            }
+            // Only what this program moved is moved back.
+            if !wanted && !present.is_empty() {
+                self.move_local_table(ipv4, known(), LOCAL_PRIORITY, LOCAL_FIRST)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_own_routes(&mut self, wanted: &BTreeMap<IpAddr, Route>) -> Result<(), KernelError> {
+        let present = self.routes_of(OWN_PORTS_TABLE)?;
+        for route in wanted.values() {
+            let same = |known: &Route| {
+                (known.destination, known.link, known.source) == (route.destination, route.link, route.source)
+            };
+            if !present.iter().any(same) {
+                self.set_route(route)?;
+            }
+        }
+        for route in present.iter().filter(|route| !wanted.contains_key(&route.destination.addr())) {
+            self.delete_route(route)?;
+        }
+        Ok(())
+    }
+
+    /// First the new place, then the old one is left: there is no moment without.
+    fn move_local_table<'a>(
+        &mut self,
+        ipv4: bool,
+        mut known: impl Iterator<Item = &'a RuleMessage> + Clone,
+        from: u32,
+        to: u32,
+    ) -> Result<(), KernelError> {
+        let is_local = |rule: &RuleMessage, at| rule.header.table == LOCAL_TABLE && priority(rule) == at;
+        if !known.clone().any(|rule| is_local(rule, to)) {
+            let attempt = || format!("ask the table `local` at priority {to}");
+            let message = rule(ipv4, LOCAL_TABLE, to);
+            self.request(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL, attempt)?;
+        }
+        if known.any(|rule| is_local(rule, from)) {
+            let attempt = || format!("ask the table `local` no more at priority {from}");
+            let message = rule(ipv4, LOCAL_TABLE, from);
+            unless_absent(self.request(RouteNetlinkMessage::DelRule(message), 0, attempt).map(|_| ()))?;
+        }
+        Ok(())
+    }
+
+    fn rules(&mut self) -> Result<Vec<RuleMessage>, KernelError> {
+        let items = self.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()), || "list the rules".to_owned())?;
+        Ok(items
+            .into_iter()
+            .filter_map(|item| match item {
+                RouteNetlinkMessage::NewRule(message) => Some(message),
+                _ => None,
+            })
+            .collect())
+    }
+}
+
+/// The routes of our table: each own address by the switch's gateway.
+#[must_use]
+pub fn own_routes<'a>(
+    addresses: impl IntoIterator<Item = &'a IpAddr>,
+    gateway: impl Fn(bool) -> Option<(IpAddr, IpAddr)>,
+    link: u32,
+) -> BTreeMap<IpAddr, Route> {
+    let route = |address: &IpAddr| {
+        let (gateway, source) = gateway(address.is_ipv4())?;
+        let route = Route::by_gateway(IpNet::from(*address), gateway, link);
+        Some((*address, Route { source: Some(source), table: OWN_PORTS_TABLE, ..route }))
+    };
+    addresses.into_iter().filter_map(route).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covering(ports: impl IntoIterator<Item = (bool, u8, u16)>) -> Vec<(bool, u8, u16, u16)> {
+        let ranges = OwnPorts::covering(&ports.into_iter().collect());
+        ranges.into_iter().map(|range| (range.ipv4, range.protocol, range.first, range.last)).collect()
+    }
+
+    #[test]
+    fn neighbouring_ports_share_a_rule() {
+        let ports = [(true, 6, 30_001), (true, 6, 30_000), (true, 6, 30_003), (true, 17, 30_002), (false, 6, 65_535)];
+        let expected = [
+            (false, 6, 65_535, 65_535),
+            (true, 6, 30_000, 30_001),
+            (true, 6, 30_003, 30_003),
+            (true, 17, 30_002, 30_002),
+        ];
+        assert_eq!(covering(ports), expected);
+        assert_eq!(covering([]), []);
+    }
+
+    #[test]
+    fn too_many_ranges_are_joined_where_little_lies_between() {
+        let scattered = (0..OWN_PORT_RULES as u16).map(|number| (true, 6, 1_000 + 10 * number));
+        let near = [(true, 6, 40_000), (true, 6, 40_002), (true, 17, 1_000)];
+        let ranges = covering(scattered.chain(near));
+        assert_eq!(ranges.len(), OWN_PORT_RULES);
+        assert!(
+            ranges.contains(&(true, 6, 40_000, 40_002)) && ranges.contains(&(true, 17, 1_000, 1_000)),
+            "{ranges:?}"
+        );
+        assert!(ranges.contains(&(true, 6, 1_000 + 630, 1_000 + 630)), "{ranges:?}");
+    }
+}
