@@ -73,7 +73,12 @@ fn assert_works(report: &Value) {
     for row in rows {
         assert_eq!(row["reached"], true, "{row}");
     }
-    let services = ["Service: connections spread", "Service: an affine client", "Service: an endpoint leaves"];
+    let services = [
+        "Service: connections spread",
+        "Service: a node port from outside",
+        "Service: an affine client",
+        "Service: an endpoint leaves",
+    ];
     for name in services.into_iter().chain(["reachability", "frames unaccounted for", "unplugging all pods"]) {
         assert_eq!(check(report, name)["held"], true, "{}", check(report, name));
     }

@@ -1,4 +1,4 @@
-//! The cluster: two node namespaces joined by a veth pair, an agent in each, two pods on each.
+//! The cluster: two node namespaces joined by a veth pair, an agent in each, two pods on each; and a station outside.
 
 use std::path::Path;
 
@@ -9,8 +9,10 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use super::agent_process::AgentProcess;
 use super::interruption::Interruption;
 use super::objects::{self, NODES, NodePlan, PODS, UPLINK};
+use super::outside::Outside;
 use super::pods::{self, Pod, Runtime};
 use super::run_directory::RunDirectory;
+use super::traffic::Endpoint;
 use super::{RunSummary, say};
 use crate::kernel::{LinkChange, Namespace, Netlink};
 
@@ -28,6 +30,8 @@ pub(super) struct Node {
 pub(super) struct Cluster {
     pub(super) nodes: Vec<Node>,
     pub(super) pods: Vec<Pod>,
+    /// A station outside, once there is one.
+    outside: Option<Outside>,
     directory: RunDirectory,
 }
 
@@ -35,7 +39,7 @@ impl Cluster {
     /// Builds it all; what was built is gone again after an error.
     pub(super) fn build(workers: usize, interruption: &Interruption) -> anyhow::Result<Cluster> {
         let directory = RunDirectory::create()?;
-        let mut cluster = Cluster { nodes: Vec::new(), pods: Vec::new(), directory };
+        let mut cluster = Cluster { nodes: Vec::new(), pods: Vec::new(), outside: None, directory };
         say("building two nodes, joined by a veth pair");
         let objects = cluster.directory.path().join("objects");
         objects::write(&objects)?;
@@ -44,6 +48,7 @@ impl Cluster {
         let [first, second] = namespaces;
         let namespaces = [first?, second?];
         join_nodes(&namespaces, workers)?;
+        cluster.outside = Some(Outside::join(cluster.directory.namespace("outside")?, &namespaces)?);
         interruption.check()?;
         say("starting an agent on each node");
         let cores = cores()?;
@@ -74,6 +79,11 @@ impl Cluster {
     /// The pod at this place of [`PODS`].
     pub(super) fn pod(&self, number: usize) -> anyhow::Result<&Pod> {
         self.pods.get(number).context("there is no such pod")
+    }
+
+    /// Where traffic from outside starts.
+    pub(super) fn outside(&self) -> anyhow::Result<&Endpoint> {
+        self.outside.as_ref().map(|outside| &outside.endpoint).context("there is no station outside")
     }
 
     fn runtime(&self, node: &str) -> anyhow::Result<Runtime<'_>> {
@@ -123,6 +133,7 @@ impl Cluster {
             let _ = node.namespace.keep();
         }
         self.pods.drain(..).for_each(Pod::keep);
+        self.outside.take().into_iter().for_each(Outside::keep);
         Ok(summary)
     }
 }

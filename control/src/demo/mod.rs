@@ -12,6 +12,7 @@ mod counters;
 mod idle;
 pub mod interruption;
 mod objects;
+mod outside;
 mod performance;
 mod pods;
 mod reachability;

@@ -49,15 +49,22 @@ pub(super) struct ServicePlan {
     pub(super) ipv4: &'static str,
     pub(super) ipv6: &'static str,
     affinity: &'static str,
+    /// Its port at every node.
+    pub(super) node_port: u16,
 }
 
 /// The Service whose connections spread over all endpoints.
 pub(super) const SPREAD: ServicePlan =
-    ServicePlan { name: "web", ipv4: "10.96.0.10", ipv6: "fd00:96::10", affinity: "None" };
+    ServicePlan { name: "web", ipv4: "10.96.0.10", ipv6: "fd00:96::10", affinity: "None", node_port: 30_080 };
 
 /// The same endpoints for clients that stay with one of them.
-pub(super) const AFFINE: ServicePlan =
-    ServicePlan { name: "web-affine", ipv4: "10.96.0.11", ipv6: "fd00:96::11", affinity: "ClientIP" };
+pub(super) const AFFINE: ServicePlan = ServicePlan {
+    name: "web-affine",
+    ipv4: "10.96.0.11",
+    ipv6: "fd00:96::11",
+    affinity: "ClientIP",
+    node_port: 30_081,
+};
 
 /// The Services' port, and that of their endpoints.
 pub(super) const SERVICE_PORT: u16 = 80;
@@ -123,12 +130,12 @@ pub(super) fn write(directory: &Path) -> anyhow::Result<()> {
 /// Writes the Services and where they are served, in place of what was written before; no reader sees half of it.
 pub(super) fn write_services(directory: &Path, served: &[ServedPod<'_>]) -> anyhow::Result<()> {
     let mut text = "# Two Services and the pods that serve them.\n".to_owned();
-    for ServicePlan { name, ipv4, ipv6, affinity } in [SPREAD, AFFINE] {
+    for ServicePlan { name, ipv4, ipv6, affinity, node_port } in [SPREAD, AFFINE] {
         write!(
             text,
             "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\n\
-             spec:\n  clusterIPs: [{ipv4}, '{ipv6}']\n  ipFamilyPolicy: RequireDualStack\n  sessionAffinity: {affinity}\n  \
-             ports: [{{name: http, port: {SERVICE_PORT}, targetPort: {TARGET_PORT}, protocol: TCP}}]\n"
+             spec:\n  type: NodePort\n  clusterIPs: [{ipv4}, '{ipv6}']\n  ipFamilyPolicy: RequireDualStack\n  sessionAffinity: {affinity}\n  \
+             ports: [{{name: http, port: {SERVICE_PORT}, targetPort: {TARGET_PORT}, nodePort: {node_port}, protocol: TCP}}]\n"
         )?;
         for family in ["IPv4", "IPv6"] {
             write!(

@@ -6,7 +6,7 @@ use super::counters::NodeCounters;
 use super::idle::{FIRST_PACKET_MICROSECONDS, FirstPacket, Idle, SHARE};
 use super::performance::{Latency, RATIO, RETRANSMITTED_SHARE, Throughput};
 use super::reachability::{Row, Way};
-use super::services::{CONNECTIONS, Services};
+use super::services::{CONNECTIONS, Services, Spread};
 
 /// All that was seen.
 #[derive(Clone, Debug, Serialize)]
@@ -55,7 +55,8 @@ impl Report {
     pub(super) fn judge(&mut self) {
         self.checks = vec![
             self.reachability_check(),
-            self.spread_check(),
+            self.spread_check("Service: connections spread", |services| &services.spread),
+            self.spread_check("Service: a node port from outside", |services| &services.from_outside),
             self.affinity_check(),
             self.departure_check(),
             self.unaccounted_check(),
@@ -89,19 +90,14 @@ impl Report {
         requirement("reachability", format!("all {all}"), format!("{reached} of {all}"), all > 0 && reached == all)
     }
 
-    fn spread_check(&self) -> Check {
-        let spread = || self.services.iter().flat_map(|services| &services.spread);
+    fn spread_check(&self, name: &'static str, of: fn(&Services) -> &Vec<Spread>) -> Check {
+        let spread = || self.services.iter().flat_map(of);
         let shares = spread().flat_map(|spread| spread.endpoints.iter().map(|share| share.connections));
         let least = shares.min().unwrap_or(0);
         let failed: usize = spread().map(|spread| spread.failed).sum();
         let wanted = CONNECTIONS / 6;
         let expected = format!("each endpoint at least {wanted} of {CONNECTIONS}, none failed");
-        requirement(
-            "Service: connections spread",
-            expected,
-            format!("least {least}, {failed} failed"),
-            least >= wanted && failed == 0,
-        )
+        requirement(name, expected, format!("least {least}, {failed} failed"), least >= wanted && failed == 0)
     }
 
     fn affinity_check(&self) -> Check {

@@ -1,5 +1,5 @@
-//! A Service over both nodes, as a client pod sees it: how connections spread, that an affine client stays with one
-//! endpoint, and that an endpoint which leaves takes no connection down.
+//! A Service over both nodes, as a client pod and a client outside see it: how connections spread, that an affine client stays
+//! with one endpoint, and that an endpoint which leaves takes no connection down.
 
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::cluster::Cluster;
 use super::interruption::Interruption;
-use super::objects::{self, AFFINE, PODS, SERVICE_PORT, SPREAD, ServedPod, TARGET_PORT};
-use super::traffic::{Family, named_server};
+use super::objects::{self, AFFINE, NODES, PODS, SERVICE_PORT, SPREAD, ServedPod, TARGET_PORT};
+use super::traffic::{Endpoint, Family, named_server};
 
 /// Connections of a family that are spread; each of three endpoints gets a third, and less than half of that by a chance
 /// of one in ten million.
@@ -32,6 +32,8 @@ const LEFT: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Services {
     pub(super) spread: Vec<Spread>,
+    /// The same from outside, by the node port of the first node.
+    pub(super) from_outside: Vec<Spread>,
     /// Endpoints that the affine client met, of one wanted.
     pub(super) affine_endpoints: usize,
     pub(super) departure: Departure,
@@ -87,29 +89,45 @@ pub(super) fn check(cluster: &Cluster, interruption: &Interruption) -> anyhow::R
 
 fn look(cluster: &Cluster, served: &[ServedPod<'_>], interruption: &Interruption) -> anyhow::Result<Services> {
     wait_until_in_force(cluster, interruption)?;
-    let spread = Family::BOTH.into_iter().map(|family| spread(cluster, family, interruption));
-    let spread = spread.collect::<anyhow::Result<Vec<_>>>()?;
-    let affine = connect(cluster, address(&AFFINE, Family::Ipv4)?, AFFINE_CONNECTIONS, interruption)?;
+    let client = &cluster.pod(0)?.endpoint;
+    let both = |client, to: fn(Family) -> anyhow::Result<(IpAddr, u16)>| {
+        let spread = Family::BOTH.into_iter().map(|family| spread(client, family, to(family)?, interruption));
+        spread.collect::<anyhow::Result<Vec<_>>>()
+    };
+    let spread = both(client, |family| address(&SPREAD, family))?;
+    let from_outside = both(cluster.outside()?, |family| node_port(&SPREAD, family))?;
+    let affine = connect(client, address(&AFFINE, Family::Ipv4)?, AFFINE_CONNECTIONS, interruption)?;
     let mut met: Vec<u8> = affine.into_iter().map(|answer| answer.unwrap_or(u8::MAX)).collect();
     met.sort_unstable();
     met.dedup();
     let departure = departure(cluster, served, interruption)?;
     interruption.check()?;
-    Ok(Services { spread, affine_endpoints: met.len(), departure })
+    Ok(Services { spread, from_outside, affine_endpoints: met.len(), departure })
 }
 
-fn address(service: &objects::ServicePlan, family: Family) -> anyhow::Result<IpAddr> {
+fn address(service: &objects::ServicePlan, family: Family) -> anyhow::Result<(IpAddr, u16)> {
     let text = if family == Family::Ipv4 { service.ipv4 } else { service.ipv6 };
-    text.parse().with_context(|| format!("the address of {}", service.name))
+    Ok((text.parse().with_context(|| format!("the address of {}", service.name))?, SERVICE_PORT))
+}
+
+fn node_port(service: &objects::ServicePlan, family: Family) -> anyhow::Result<(IpAddr, u16)> {
+    let [first, _] = NODES;
+    let text = if family == Family::Ipv4 { first.ipv4 } else { first.ipv6 };
+    Ok((text.parse().context("the address of a node")?, service.node_port))
 }
 
 fn wait_until_in_force(cluster: &Cluster, interruption: &Interruption) -> anyhow::Result<()> {
     let end = Instant::now() + IN_FORCE;
+    let client = &cluster.pod(0)?.endpoint;
     for service in [&SPREAD, &AFFINE] {
         for family in Family::BOTH {
-            while !matches!(connect(cluster, address(service, family)?, 1, interruption)?.as_slice(), [Ok(_)]) {
-                interruption.pause(Duration::from_millis(20))?;
-                ensure!(Instant::now() < end, "Service {} does not answer over {}", service.name, family.text());
+            let from_pod = (client, address(service, family)?);
+            let from_outside = (cluster.outside()?, node_port(service, family)?);
+            for (client, to) in [from_pod, from_outside] {
+                while !matches!(connect(client, to, 1, interruption)?.as_slice(), [Ok(_)]) {
+                    interruption.pause(Duration::from_millis(20))?;
+                    ensure!(Instant::now() < end, "Service {} does not answer over {}", service.name, family.text());
+                }
             }
         }
     }
@@ -117,19 +135,18 @@ fn wait_until_in_force(cluster: &Cluster, interruption: &Interruption) -> anyhow
 }
 
 fn connect(
-    cluster: &Cluster,
-    to: IpAddr,
+    client: &Endpoint,
+    to: (IpAddr, u16),
     times: usize,
     interruption: &Interruption,
 ) -> anyhow::Result<Vec<Result<u8, ErrorKind>>> {
-    let client = &cluster.pod(0)?.endpoint;
     let goes_on = |done| done < times && !interruption.is_set();
-    let answers = named_server::ask(client, (to, SERVICE_PORT), PATIENCE, goes_on)?;
+    let answers = named_server::ask(client, to, PATIENCE, goes_on)?;
     Ok(answers.into_iter().map(|(_, answer)| answer).collect())
 }
 
-fn spread(cluster: &Cluster, family: Family, interruption: &Interruption) -> anyhow::Result<Spread> {
-    let answers = connect(cluster, address(&SPREAD, family)?, CONNECTIONS, interruption)?;
+fn spread(client: &Endpoint, family: Family, to: (IpAddr, u16), interruption: &Interruption) -> anyhow::Result<Spread> {
+    let answers = connect(client, to, CONNECTIONS, interruption)?;
     let share = |(number, plan): (usize, &objects::PodPlan)| {
         let connections = answers.iter().filter(|answer| **answer == Ok(number as u8)).count();
         Share { pod: plan.name, node: plan.node, connections }
@@ -142,7 +159,7 @@ fn spread(cluster: &Cluster, family: Family, interruption: &Interruption) -> any
 /// goes on, as one that drains does.
 fn departure(cluster: &Cluster, served: &[ServedPod<'_>], interruption: &Interruption) -> anyhow::Result<Departure> {
     let (leaving, staying) = served.split_last().context("no endpoint")?;
-    let (client, to) = (&cluster.pod(0)?.endpoint, (address(&SPREAD, Family::Ipv4)?, SERVICE_PORT));
+    let (client, to) = (&cluster.pod(0)?.endpoint, address(&SPREAD, Family::Ipv4)?);
     let (asked, changed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let start = Instant::now();
     let (answers, change) = std::thread::scope(|scope| {

@@ -9,6 +9,7 @@ use millrace_engine::cycles::Work;
 use super::counters::NodeCounters;
 use super::reachability::{Row, Way};
 use super::report::{CheckKind, Report};
+use super::services::{Share, Spread};
 use super::traffic::Family;
 use super::traffic::stream::StreamResult;
 use super::work::NodeWork;
@@ -55,16 +56,16 @@ fn reachability(report: &Report) -> String {
 /// What each endpoint of the Service was given.
 fn services(report: &Report) -> String {
     let Some(services) = &report.services else { return String::new() };
-    let rows = services.spread.iter().flat_map(|spread| {
-        spread.endpoints.iter().map(|share| {
-            vec![
-                left(format!("{} on node {}", share.pod, share.node)),
-                left(spread.family.text()),
-                right(share.connections),
-            ]
-        })
-    });
-    render(&["Endpoint of Service web", "Client's family", "Connections"], rows)
+    let from = |client: &'static str, spread: &[Spread]| -> Vec<Vec<Cell>> {
+        let shares = spread.iter().flat_map(|spread| spread.endpoints.iter().map(|share| (spread.family, share)));
+        let row = |(family, share): (Family, &Share)| {
+            let endpoint = format!("{} on node {}", share.pod, share.node);
+            vec![left(endpoint), left(client), left(family.text()), right(share.connections)]
+        };
+        shares.map(row).collect()
+    };
+    let rows = [from("pod", &services.spread), from("outside, node port", &services.from_outside)].concat();
+    render(&["Endpoint of Service web", "Client", "Family", "Connections"], rows.into_iter())
 }
 
 fn speed(report: &Report) -> String {
