@@ -78,6 +78,7 @@ fn assert_works(report: &Value) {
         "Service: a node port from outside",
         "Service: an affine client",
         "Service: an endpoint leaves",
+        "policy on a live flow",
     ];
     for name in services.into_iter().chain(["reachability", "frames unaccounted for", "unplugging all pods"]) {
         assert_eq!(check(report, name)["held"], true, "{}", check(report, name));

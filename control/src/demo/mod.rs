@@ -1,7 +1,7 @@
 //! `millrace demo`: a two-node cluster in network namespaces of this machine, looked at and measured.
 //!
 //! [`cluster`] builds it: two nodes joined by a veth pair, an agent in each, pods plugged in by `millrace-cni`.
-//! [`reachability`], [`services`], [`performance`], [`idle`] and [`counters`] look at it with the tools of [`traffic`];
+//! [`reachability`], [`services`], [`policies`], [`performance`], [`idle`] and [`counters`] look at it with the tools of [`traffic`];
 //! [`report`] says what held. Everything a run makes hangs on the name of its [`run_directory`], so it can be removed
 //! after a crash too. Progress goes to standard error. Nothing but the kernel is needed, and nothing of the machine's
 //! own network is touched.
@@ -15,6 +15,7 @@ mod objects;
 mod outside;
 mod performance;
 mod pods;
+mod policies;
 mod reachability;
 mod reference;
 mod report;
@@ -106,6 +107,11 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
         say("checking a Service over both nodes");
         services = Some(services::check(cluster, interruption)?);
     }
+    let mut policies = None;
+    if missed == 0 {
+        say("closing, opening and closing a pod by a policy while traffic runs");
+        policies = Some(policies::check(cluster, interruption)?);
+    }
     // Measuring ways that do not work would only wait.
     let (mut throughput, mut latency, mut first_packet_after_idle) = (Vec::new(), Vec::new(), Vec::new());
     if missed == 0 {
@@ -127,6 +133,7 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
         checks: Vec::new(),
         reachability,
         services,
+        policies,
         throughput,
         latency,
         idle,

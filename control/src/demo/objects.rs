@@ -114,17 +114,27 @@ pub(super) fn write(directory: &Path) -> anyhow::Result<()> {
              spec: {{node: {name}, interface: {UPLINK}}}\n"
         )?;
     }
-    let mut pods = "# Where each pod runs; its addresses are assigned when it is plugged in.\n".to_owned();
+    fs::write(directory.join("cluster.yaml"), nodes)?;
+    write_pods(directory, &[])
+}
+
+/// Writes the pods: where each runs, and the addresses of those that are plugged in. A kubelet tells these in the pod's
+/// status; it is by them that other nodes know whose address it is.
+pub(super) fn write_pods(directory: &Path, plugged: &[ServedPod<'_>]) -> anyhow::Result<()> {
+    let mut text = "# Where each pod runs; its addresses are assigned when it is plugged in.\n".to_owned();
     for PodPlan { name, node } in PODS {
+        let addresses = plugged.iter().filter(|pod| pod.name == name).flat_map(|pod| pod.addresses);
+        let listed: Vec<String> = addresses.map(|address| format!("{{ip: '{address}'}}")).collect();
         write!(
-            pods,
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{app: demo}}}}\n\
-             spec: {{nodeName: {node}, containers: [{{name: demo}}]}}\n"
+            text,
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{app: demo, pod: {name}}}}}\n\
+             spec: {{nodeName: {node}, containers: [{{name: demo}}]}}\nstatus: {{podIPs: [{}]}}\n",
+            listed.join(", ")
         )?;
     }
-    fs::write(directory.join("cluster.yaml"), nodes)?;
-    fs::write(directory.join("pods.yaml"), pods)?;
-    Ok(())
+    let (partial, whole) = (directory.join(".pods"), directory.join("pods.yaml"));
+    fs::write(&partial, text)?;
+    fs::rename(partial, whole).context("cannot write the pods")
 }
 
 /// Writes the Services and where they are served, in place of what was written before; no reader sees half of it.
@@ -162,9 +172,39 @@ pub(super) fn write_services(directory: &Path, served: &[ServedPod<'_>]) -> anyh
     fs::rename(partial, whole).context("cannot write the Services")
 }
 
+/// The demo's policy, as `show policies` names it.
+pub(super) const POLICY: &str = "default/demo";
+
+/// What the policy lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// Nothing.
+    None,
+    /// What the first pod sends.
+    Client,
+}
+
+/// Writes the policy of one pod in place of what was written before, or takes it away.
+pub(super) fn write_policy(directory: &Path, pod: &str, rules: Option<Rules>) -> anyhow::Result<()> {
+    let whole = directory.join("policy.yaml");
+    let ingress = match rules {
+        None => return fs::remove_file(whole).context("cannot take the policy away"),
+        Some(Rules::None) => "[]".to_owned(),
+        Some(Rules::Client) => format!("[{{from: [{{podSelector: {{matchLabels: {{pod: {}}}}}}}]}}]", PODS[0].name),
+    };
+    let text = format!(
+        "# Who may open connections to {pod}.\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+         metadata: {{name: demo, namespace: default}}\n\
+         spec: {{podSelector: {{matchLabels: {{pod: {pod}}}}}, policyTypes: [Ingress], ingress: {ingress}}}\n"
+    );
+    let partial = directory.join(".policy");
+    fs::write(&partial, text)?;
+    fs::rename(partial, whole).context("cannot write the policy")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::ServedPod;
+    use super::{Rules, ServedPod};
     use crate::observe::{KINDS, Observed};
     use crate::store::{DirectoryStore, Event, ObjectStore};
 
@@ -175,6 +215,8 @@ mod tests {
         let addresses = ["10.77.0.1".parse().expect("address"), "fd00:77::1".parse().expect("address")];
         let served = ServedPod { name: "web-0", node: "a", addresses: &addresses };
         super::write_services(&directory, &[served]).expect("written");
+        super::write_pods(&directory, &[served]).expect("written");
+        super::write_policy(&directory, "web-1", Some(Rules::Client)).expect("written");
         let store = DirectoryStore::open(&directory).expect("store");
         let mut observed = Observed::default();
         let watch = store.watch(&KINDS).expect("watch");
@@ -191,6 +233,6 @@ mod tests {
         let cluster = observed.cluster();
         let counts = (cluster.nodes.len(), cluster.pods.len(), cluster.uplinks.len(), cluster.pools.len());
         assert_eq!(counts, (2, 4, 2, 2));
-        assert_eq!(cluster.services.len(), 2);
+        assert_eq!((cluster.services.len(), cluster.policies.len()), (2, 1));
     }
 }

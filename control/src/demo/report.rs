@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::counters::NodeCounters;
 use super::idle::{FIRST_PACKET_MICROSECONDS, FirstPacket, Idle, SHARE};
 use super::performance::{Latency, RATIO, RETRANSMITTED_SHARE, Throughput};
+use super::policies::Policies;
 use super::reachability::{Row, Way};
 use super::services::{CONNECTIONS, Services, Spread};
 
@@ -19,6 +20,8 @@ pub(super) struct Report {
     pub(super) reachability: Vec<Row>,
     /// `None` where pods do not even reach each other.
     pub(super) services: Option<Services>,
+    /// The same.
+    pub(super) policies: Option<Policies>,
     /// Every attempt, in order of time.
     pub(super) throughput: Vec<Throughput>,
     pub(super) latency: Vec<Latency>,
@@ -59,6 +62,7 @@ impl Report {
             self.spread_check("Service: a node port from outside", |services| &services.from_outside),
             self.affinity_check(),
             self.departure_check(),
+            self.policy_check(),
             self.unaccounted_check(),
             self.retransmission_check(),
             self.unplug_check(),
@@ -115,6 +119,22 @@ impl Report {
             )
         });
         requirement("Service: an endpoint leaves", "no connection fails or comes late".to_owned(), seen, held)
+    }
+
+    fn policy_check(&self) -> Check {
+        let changes = self.policies.iter().flat_map(|policies| &policies.changes);
+        let seen: Vec<String> = changes
+            .map(|change| match change.effect_milliseconds {
+                Some(milliseconds) => format!("{} after {milliseconds:.1} ms", change.what),
+                None => format!("not {}", change.what),
+            })
+            .collect();
+        let denied = self.policies.as_ref().map_or(0, |policies| policies.denied_packets);
+        let took_effect =
+            |policies: &Policies| policies.changes.iter().all(|change| change.effect_milliseconds.is_some());
+        let held = self.policies.as_ref().is_some_and(took_effect) && denied > 0;
+        let expected = "closed, opened, closed again, denials counted for it".to_owned();
+        requirement("policy on a live flow", expected, format!("{}; {denied} denied", seen.join(", ")), held)
     }
 
     fn unaccounted_check(&self) -> Check {

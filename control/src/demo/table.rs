@@ -19,6 +19,7 @@ pub(super) fn text(report: &Report) -> String {
     [
         reachability(report),
         services(report),
+        policies(report),
         speed(report),
         work(report),
         counters(report),
@@ -66,6 +67,17 @@ fn services(report: &Report) -> String {
     };
     let rows = [from("pod", &services.spread), from("outside, node port", &services.from_outside)].concat();
     render(&["Endpoint of Service web", "Client", "Family", "Connections"], rows.into_iter())
+}
+
+/// How long each change of the policy took to be felt by a flow that was running.
+fn policies(report: &Report) -> String {
+    let Some(policies) = &report.policies else { return String::new() };
+    let rows = policies.changes.iter().map(|change| {
+        let effect = change.effect_milliseconds.map_or("never".to_owned(), |effect| format!("{effect:.1} ms"));
+        vec![left(change.what), right(effect)]
+    });
+    let denied = format!("Datagrams denied and counted for the policy: {}.\n", policies.denied_packets);
+    render(&["Policy on a live flow", "From writing the object to its effect"], rows) + &denied
 }
 
 fn speed(report: &Report) -> String {
