@@ -3,10 +3,12 @@
 //! - [`oracle`]: policies as the API's comments tell them, read from the raw objects, one after the other.
 //! - [`judge`]: the same objects through observe, plan and compile into tables, and a packet through the stages.
 //! - [`random_cluster`]: clusters with every feature of the API, from a seed.
+//! - [`shrink`]: the smallest objects that still show something.
 
 pub mod judge;
 pub mod oracle;
 pub mod random_cluster;
+pub mod shrink;
 
 use std::fmt;
 use std::net::IpAddr;

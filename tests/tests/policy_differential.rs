@@ -5,14 +5,16 @@
 //! `policy reach` has of each pair of pods what the oracle has.
 //!
 //! `MILLRACE_POLICY_CLUSTERS` says how many clusters (2,000 without it); `MILLRACE_SEED` runs one. A mismatch prints
-//! the seed and the smallest set of objects that still shows it.
+//! the seed and the smallest objects that still show it, as YAML.
 
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use millrace_control::observe::KINDS;
+use millrace_control::store::{DirectoryStore, ObjectStore};
 use millrace_tests::policies::judge::Judge;
 use millrace_tests::policies::random_cluster::{RandomCluster, ground};
-use millrace_tests::policies::{Flow, NODE, oracle};
+use millrace_tests::policies::{Flow, NODE, oracle, shrink};
 use millrace_tests::random::{Random, Rerun, seeds};
 use serde_json::Value;
 
@@ -103,44 +105,23 @@ fn check_reach(judge: &Judge, objects: &[Value], seed: u64) {
     }
 }
 
-fn fails(objects: &[Value], flow: Flow) -> bool {
+/// Whether a node with these objects alone shows something; objects that are not valid show nothing.
+fn shows(objects: &[Value], what: impl Fn(&Judge) -> bool) -> bool {
     let run = || {
         let mut judge = Judge::new();
         objects.iter().for_each(|object| judge.apply(object));
         judge.settle(false);
-        mismatch(&judge, objects, flow).is_some()
+        what(&judge)
     };
     catch_unwind(AssertUnwindSafe(run)).unwrap_or(false)
 }
 
-/// Leaves out whatever can be left out, objects first, then items of lists.
-fn smallest(mut objects: Vec<Value>, flow: Flow) -> Vec<Value> {
-    let mut at = ground().len();
-    while at < objects.len() {
-        let mut fewer = objects.clone();
-        fewer.remove(at);
-        if fails(&fewer, flow) { objects = fewer } else { at += 1 }
-    }
-    for at in ground().len()..objects.len() {
-        for pointer in ["/spec/ingress", "/spec/egress"] {
-            let count = objects[at].pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
-            for item in (0..count).rev() {
-                let mut fewer = objects.clone();
-                fewer[at].pointer_mut(pointer).and_then(Value::as_array_mut).expect("a list").remove(item);
-                if fails(&fewer, flow) {
-                    objects = fewer;
-                }
-            }
-        }
-    }
-    objects
-}
-
 fn report(seed: u64, objects: &[Value], flow: Flow, what: &str) -> String {
-    let smallest = smallest(objects.to_vec(), flow);
-    // JSON is YAML.
-    let documents: Vec<String> = smallest[ground().len()..].iter().map(|object| format!("---\n{object:#}")).collect();
-    format!("seed {seed}: {what}\n{}", documents.join("\n"))
+    let kept = ground().len();
+    let smallest = shrink::smallest(objects.to_vec(), kept, &|objects: &[Value]| {
+        shows(objects, |judge| mismatch(judge, objects, flow).is_some())
+    });
+    format!("seed {seed}: {what}\n{}", shrink::yaml(&smallest[kept..]))
 }
 
 fn check_flows(judge: &Judge, cluster: &RandomCluster, random: &mut Random, seed: u64) -> [u64; 2] {
@@ -197,4 +178,42 @@ fn the_engine_says_what_the_oracle_says() {
     }
     println!("{} packets denied, {} allowed", verdicts[0], verdicts[1]);
     assert!(std::env::var_os("MILLRACE_SEED").is_some() || (verdicts[0] > 1000 && verdicts[1] > 1000), "{verdicts:?}");
+}
+
+/// What a mismatch would be told with: denied packets stand in for it, since there is none.
+#[test]
+fn what_is_found_is_told_by_the_smallest_objects_that_show_it() {
+    let kept = ground().len();
+    let mut told = 0;
+    for seed in 0..200 {
+        let random = &mut Random::new(seed);
+        let cluster = RandomCluster::new(random);
+        let Some(flow) = cluster.flow(random, |address| is_here(&cluster.objects, address)) else { continue };
+        let denied = |objects: &[Value]| shows(objects, |judge| judge.allowed(flow).is_err());
+        if !denied(&cluster.objects) {
+            continue;
+        }
+        told += 1;
+        let smallest = shrink::smallest(cluster.objects.clone(), kept, &denied);
+        // The policy that does it, and of the two pods those without which the packet would go nowhere.
+        let policies = |object: &&Value| object["kind"].as_str().is_some_and(|kind| kind.ends_with("NetworkPolicy"));
+        let (policies, all) = (smallest[kept..].iter().filter(policies).count(), smallest.len() - kept);
+        assert!(policies == 1 && all <= 3, "seed {seed}: {}", shrink::yaml(&smallest[kept..]));
+        let directory = std::env::temp_dir().join(format!("millrace-shrunk-{}-{seed}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("directory");
+        std::fs::write(directory.join("smallest.yaml"), shrink::yaml(&smallest)).expect("written");
+        let store = DirectoryStore::open(&directory).expect("store");
+        let mut read: Vec<Value> =
+            KINDS.iter().flat_map(|kind| store.list(kind).expect("list")).map(|object| object.to_json()).collect();
+        std::fs::remove_dir_all(&directory).expect("removed");
+        let order = |object: &Value| (object["kind"].to_string(), object["metadata"].to_string());
+        let mut written = smallest;
+        written.sort_by_key(order);
+        read.sort_by_key(order);
+        assert_eq!(read, written, "seed {seed}: the YAML says something else");
+        if told == 5 {
+            return;
+        }
+    }
+    panic!("only {told} clusters deny their first flow");
 }

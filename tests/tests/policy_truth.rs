@@ -100,6 +100,10 @@ fn cluster() -> (Vec<Value>, BTreeMap<String, [IpAddr; 2]>) {
         objects
             .push(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}}));
     }
+    objects.push(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "host", "namespace": "y", "labels": {"pod": "host"}},
+        "spec": {"nodeName": "d", "hostNetwork": true}, "status": {"phase": "Running", "podIPs": [{"ip": "198.51.100.7"}]},
+    }));
     objects.push(add("y", "far", "b", ["10.2.0.5".to_owned(), "fd00:2::5".to_owned()]));
     (objects, addresses)
 }
