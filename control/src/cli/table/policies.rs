@@ -101,3 +101,107 @@ pub(in crate::cli) fn policy_reach(report: &PolicyReachReport) -> String {
     let heads = ["Unused rule of", "Direction", "Pods", "Rule", "Action", "Peers", "Ports"];
     text + "\n" + &render(&heads, rows, "Every rule that lets something through was used.")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::model::{PodPolicyReport, PolicyReport, ReachReport, UnusedRuleReport};
+
+    /// Lines with one blank between words.
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    fn rule(number: u16, used: u64) -> PolicyRuleReport {
+        PolicyRuleReport {
+            number,
+            name: "from clients".into(),
+            action: "Accept".into(),
+            peers: vec!["pods app=client in namespace default".into(), "network 10.0.0.0/8".into()],
+            ports: vec!["tcp/80".into()],
+            used,
+        }
+    }
+
+    #[test]
+    fn rules_of_a_pod_are_readable() {
+        let report = PoliciesReport {
+            pod: Some(PodPolicyReport {
+                pod: "default/web".into(),
+                ingress: "isolated: what no rule allows is denied".into(),
+                egress: "open: no policy selects the pod".into(),
+            }),
+            policies: vec![PolicyReport {
+                policy: "default/web".into(),
+                direction: "ingress".into(),
+                tier: "NetworkPolicy".into(),
+                pods: 1,
+                denied_packets: 1_234,
+                rules: vec![rule(1, 7)],
+            }],
+        };
+        let expected = [
+            "Pod default/web",
+            "Ingress isolated: what no rule allows is denied",
+            "Egress open: no policy selects the pod",
+            "Policy Direction Pods Denied Rule Action Peers Ports Used",
+            "default/web ingress 1 1,234 1 from clients Accept pods app=client in namespace default tcp/80 7",
+            "NetworkPolicy network 10.0.0.0/8",
+        ];
+        assert_eq!(lines(&policies(&report)), expected);
+    }
+
+    #[test]
+    fn changes_say_which_rule_makes_them() {
+        let end = |name: &str, address: &str, port| FlowEndReport { name: name.into(), address: address.into(), port };
+        let verdict = |allowed, reason: &str| FlowVerdictReport { allowed, reasons: vec![reason.into()] };
+        let flow = FlowChangeReport {
+            protocol: "tcp".into(),
+            state: "ESTABLISHED".into(),
+            source: end("", "203.0.113.9", 40_000),
+            destination: end("default/web", "10.1.0.6", 80),
+            before: verdict(true, "ingress allowed by default/web rule 1"),
+            after: verdict(false, "ingress drop policy_ingress: isolated by default/web"),
+        };
+        let report = PolicyDiffReport { judged: 1_000, changing: 2, flows: vec![flow], ..Default::default() };
+        let expected = [
+            "Flow State Now Then Because",
+            "tcp 203.0.113.9:40000 ESTABLISHED allowed denied now: ingress allowed by default/web rule 1",
+            "> default/web 10.1.0.6:80 then: ingress drop policy_ingress: isolated by default/web",
+            "2 of 1,000 flows would get another verdict; 1 are listed.",
+        ];
+        assert_eq!(lines(&policy_diff(&report)), expected);
+        let nothing = PolicyDiffReport { judged: 3, ..Default::default() };
+        let expected = ["No verdict would change.", "0 of 3 flows would get another verdict."];
+        assert_eq!(lines(&policy_diff(&nothing)), expected);
+    }
+
+    #[test]
+    fn who_reaches_whom_and_what_is_unused() {
+        let reach = |family: &str, ports: &[&str]| ReachReport {
+            source: "default/client".into(),
+            target: "default/web".into(),
+            family: family.into(),
+            ports: ports.iter().map(ToString::to_string).collect(),
+        };
+        let unused =
+            UnusedRuleReport { policy: "default/web".into(), direction: "ingress".into(), rule: rule(2, 0), pods: 3 };
+        let report = PolicyReachReport {
+            pairs: 6,
+            open_pairs: 1,
+            reach: vec![reach("ipv4", &["tcp/80", "icmp"]), reach("ipv6", &["all"])],
+            unused_rules: Some(vec![unused]),
+        };
+        let expected = [
+            "From To Ports",
+            "default/client default/web (ipv4) tcp/80, icmp",
+            "default/client default/web (ipv6) all",
+            "1 of 6 pairs have something open.",
+            "",
+            "Unused rule of Direction Pods Rule Action Peers Ports",
+            "default/web ingress 3 2 from clients Accept pods app=client in namespace default tcp/80",
+            "network 10.0.0.0/8",
+        ];
+        assert_eq!(lines(&policy_reach(&report)), expected);
+    }
+}
