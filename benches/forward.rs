@@ -107,7 +107,7 @@ impl Path {
     fn traffic(self, ipv6: bool, order: Vec<u32>, again: usize) -> Traffic {
         let template = self.frame(ipv6).build();
         let inner = if self == Path::Decapsulate { 50 } else { 0 };
-        Traffic { template, ports_offset: inner + if ipv6 { 54 } else { 34 }, order, again }
+        Traffic { template, ports_offset: inner + if ipv6 { 54 } else { 34 }, order, again, answers_from: None }
     }
 }
 

@@ -86,7 +86,8 @@ impl Workload {
         switch.publish(tables(policy));
         let packet = frame().from(mac(SENDER), address(SENDING)).to(GATEWAY_MAC, address(RECEIVING));
         let template = packet.udp().payload_of(18).build();
-        let mut traffic = Some(Traffic { template, ports_offset: 34, order: (0..flows).collect(), again: 0 });
+        let mut traffic =
+            Some(Traffic { template, ports_offset: 34, order: (0..flows).collect(), again: 0, answers_from: None });
         let mut attach = |port: u16, traffic| {
             let (queue, control) = RingQueue::new(port, traffic, MemoryQueue::LIKE_TAP, RUN);
             switch.attach(queue.port(), vec![Some(Box::new(queue))]).expect("attach");

@@ -11,6 +11,9 @@ use millrace_engine::limits::{VECTOR_PACKETS, XDP_HEADROOM_BYTES};
 use millrace_engine::packet::{FrameMemory, Packet, PortIndex};
 use millrace_engine::port::{Capabilities, PortQueue, QueueDescription};
 
+/// Destination port of the first 65,536 flows; the next ones have the next port.
+pub(crate) const FIRST_PORT: u16 = 1_024;
+
 /// What arrives at a port.
 pub(crate) struct Traffic {
     /// Every frame, but for the ports.
@@ -21,6 +24,8 @@ pub(crate) struct Traffic {
     pub(crate) order: Vec<u32>,
     /// Where `order` begins again when it is through: what lies before fills tables.
     pub(crate) again: usize,
+    /// Of answers: their source port is the flow's destination port plus this.
+    pub(crate) answers_from: Option<u16>,
 }
 
 /// The bench's hold on a port. Between two runs: [`Control::take_sent`] and a turn, [`Control::let_arrive`] and a turn.
@@ -101,7 +106,11 @@ impl Traffic {
         let (flow, length) = (self.flow(next), self.template.len());
         let bytes = &mut memory.bytes_mut(&mut frame)[XDP_HEADROOM_BYTES..XDP_HEADROOM_BYTES + length];
         bytes.copy_from_slice(&self.template);
-        let ports = (1_024 + (flow >> 16)) | flow << 16;
+        let service = u32::from(FIRST_PORT) + (flow >> 16);
+        let ports = match self.answers_from {
+            None => service | flow << 16,
+            Some(shift) => (service + u32::from(shift)) << 16 | flow & 0xffff,
+        };
         bytes[self.ports_offset..self.ports_offset + 4].copy_from_slice(&ports.to_be_bytes());
         Some(Packet::new(frame, XDP_HEADROOM_BYTES, length))
     }

@@ -16,6 +16,7 @@ use millrace_control::reconcile::{Input, Reconciler, Settled};
 use millrace_control::store::{ObjectStore, Watch};
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, WireFrame};
+use millrace_engine::switch::SwitchOptions;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 use millrace_engine::testing::node::Node;
 
@@ -111,8 +112,26 @@ impl ClusterNode {
         workers: usize,
         store: &dyn ObjectStore,
     ) -> Self {
+        Self::around(number, local, addresses, Node::new(workers), store)
+    }
+
+    /// The same with a switch of another size.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn of_size(
+        number: u8,
+        local: LocalView,
+        addresses: &[IpAddr],
+        options: SwitchOptions,
+        store: &dyn ObjectStore,
+    ) -> Self {
+        Self::around(number, local, addresses, Node::with_options(options), store)
+    }
+
+    fn around(number: u8, local: LocalView, addresses: &[IpAddr], mut node: Node, store: &dyn ObjectStore) -> Self {
         let name = local.node.as_str().to_owned();
-        let mut node = Node::new(workers);
         node.attach(UPLINK, MemoryQueue::LIKE_AF_XDP, 0);
         let node = Arc::new(Mutex::new(node));
         let tables = SwitchTables { node: Arc::clone(&node) };

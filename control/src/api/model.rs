@@ -351,6 +351,8 @@ pub struct ConnectionsQuery {
     pub pod: Option<String>,
     /// Only those in this state, as Linux names it: `ESTABLISHED`, `UNREPLIED`.
     pub state: Option<String>,
+    /// Only those opened to this Service, as `NAMESPACE/NAME` or, one port of it, `NAMESPACE/NAME:PORT`.
+    pub service: Option<String>,
 }
 
 /// `show connections`: the connection table.
@@ -375,6 +377,9 @@ pub struct ConnectionReport {
     pub protocol: String,
     /// State, as Linux names it.
     pub state: String,
+    /// The Service it was opened to, as `show services` names it, if there still is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub service: Option<String>,
     /// Whether it was answered.
     pub replied: bool,
     /// Packets as the opener sends them.

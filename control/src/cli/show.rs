@@ -49,6 +49,9 @@ enum What {
         /// Only those in this state, as Linux names it: ESTABLISHED, SYN_SENT, UNREPLIED
         #[arg(long)]
         state: Option<String>,
+        /// Only those opened to this Service: NAMESPACE/NAME, or one port of it, NAMESPACE/NAME:PORT
+        #[arg(long)]
+        service: Option<String>,
     },
     /// Policies that judge pods of this node, with what each rule decided
     Policies {
@@ -75,12 +78,13 @@ pub(super) fn run(options: &ShowOptions) -> anyhow::Result<()> {
         What::Fdb => output.print(&client.show::<Vec<StationReport>>("fdb")?, |list| table::stations(list)),
         What::Ipam => output.print(&client.show("ipam")?, table::ipam),
         What::Flows { limit } => output.print(&client.show(&format!("flows?limit={limit}"))?, table::flows),
-        What::Connections { limit, pod, state } => {
+        What::Connections { limit, pod, state, service } => {
             let part = |name: &str, value: &Option<String>| match value {
                 Some(value) => format!("&{name}={}", percent_encoded(value)),
                 None => String::new(),
             };
-            let path = format!("connections?limit={limit}{}{}", part("pod", pod), part("state", state));
+            let filters = [("pod", pod), ("state", state), ("service", service)].map(|(name, value)| part(name, value));
+            let path = format!("connections?limit={limit}{}", filters.concat());
             output.print(&client.show(&path)?, table::connections)
         }
         What::Policies { pod } => {

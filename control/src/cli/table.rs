@@ -214,7 +214,7 @@ pub(super) fn flows(report: &FlowsReport) -> String {
 
 /// `show connections`.
 pub(super) fn connections(report: &ConnectionsReport) -> String {
-    let heads = ["Segment", "Protocol", "State", "From", "To", "Answers from", "Answers to", "Age", "Idle"];
+    let heads = ["Segment", "Protocol", "State", "From", "To", "Answers from", "Answers to", "Service", "Age", "Idle"];
     let rows = report.connections.iter().map(|connection| {
         let (original, reply) = (&connection.original, &connection.reply);
         vec![
@@ -225,6 +225,7 @@ pub(super) fn connections(report: &ConnectionsReport) -> String {
             left(endpoint(&original.destination, original.destination_port)),
             left(endpoint(&reply.source, reply.source_port)),
             left(endpoint(&reply.destination, reply.destination_port)),
+            left(connection.service.as_deref().unwrap_or_default()),
             right(duration(connection.age_milliseconds)),
             right(duration(connection.idle_milliseconds)),
         ]

@@ -8,6 +8,7 @@ mod rewrite;
 #[cfg(test)]
 mod tests;
 mod translate;
+mod translate_plain;
 
 pub use apply::{Subject, apply};
 pub use compiled::CompiledRewrite;

@@ -4,9 +4,10 @@
 //! flow's rewrite carries; what [`super::apply`] asks of every packet is decided there already. The result is the same;
 //! a test compares them. About ten cycles for a routed packet, fifteen with outer headers.
 
-use super::CompiledRewrite;
 use super::apply::{ECN_MASK, carry_congestion, entropy_port};
 use super::compiled::step;
+use super::translate_plain::translate_plain;
+use super::{CompiledRewrite, Translation};
 use crate::drop_reason::DropReason;
 use crate::packet::parse::Plain;
 use crate::packet::wire::{ethernet, ipv4, ipv6, udp};
@@ -24,7 +25,7 @@ const D: u8 = step::DECAPSULATE;
 const R: u8 = step::ROUTE;
 const E: u8 = step::ENCAPSULATE;
 
-/// Applies the rewrite to a plain packet with nothing left to do to its payload; `None`, and nothing changed, if the
+/// Applies translation and rewrite to a plain packet with nothing left to do to its payload; `None`, and nothing changed, if the
 /// rewrite is one for [`super::apply`]. `flow_hash` chooses the tunnel's source port.
 ///
 /// # Errors
@@ -36,6 +37,7 @@ pub fn apply_plain(
     plain: &Plain,
     flow_hash: u64,
     compiled: &CompiledRewrite,
+    translation: &Translation,
 ) -> Option<Result<(), DropReason>> {
     let edit = match compiled.steps {
         0 => edit::<0>,
@@ -48,6 +50,12 @@ pub fn apply_plain(
         step if step == D | R | E => edit::<{ D | R | E }>,
         _ => return None,
     };
+    if !translation.is_none() {
+        let frame = memory.head_mut(packet).get_mut(usize::from(plain.offset)..).unwrap_or_default();
+        if translate_plain(frame, plain.is_ipv6, translation).is_none() {
+            return Some(Err(DropReason::EthernetTruncated));
+        }
+    }
     Some(edit(memory, packet, plain, flow_hash, compiled))
 }
 

@@ -342,9 +342,9 @@ fn check_plain(case: &Case, memory: &mut FrameMemory) -> bool {
     let read = parse::plain::read(frame, packet.length() - inner_offset).filter(|_| packet.is_finished());
     let plain = read.map(|(plain, _)| Plain { offset: inner_offset as u8, outer_traffic_class, ..plain });
     let compiled = CompiledRewrite::new(&case.rewrite());
-    let short = plain
-        .filter(|_| case.translation().is_none())
-        .and_then(|plain| super::apply_plain(memory, &mut packet, &plain, case.flow_hash, &compiled));
+    let short = plain.and_then(|plain| {
+        super::apply_plain(memory, &mut packet, &plain, case.flow_hash, &compiled, &case.translation())
+    });
     if let Some(result) = short {
         let (expected, layout) = case.apply(memory);
         assert_eq!(result, layout.map(|_| ()), "{case:?}");
@@ -364,15 +364,16 @@ fn plain_packets_go_the_short_way() {
     for plain in plain().into_iter().filter(short) {
         for (route, encapsulate) in [(false, None), (true, None), (false, Some(false)), (true, Some(false))] {
             for tunnelled in [None, Some((false, 0)), Some((true, 0x21))] {
-                let case = Case { route, encapsulate, tunnelled, ..plain.clone() };
-                assert!(check_plain(&case, &mut memory), "{case:?}");
+                for translate in [[false, false], [true, false], [false, true], [true, true]] {
+                    let case = Case { route, encapsulate, tunnelled, translate, ..plain.clone() };
+                    assert!(check_plain(&case, &mut memory), "{case:?}");
+                }
             }
         }
         for other in [
             Case { encapsulate: Some(true), ..plain.clone() },
             Case { push: true, ..plain.clone() },
             Case { tags: 1, ..plain.clone() },
-            Case { translate: [true, false], ..plain.clone() },
         ] {
             assert!(!check_plain(&other, &mut memory), "{other:?}");
         }

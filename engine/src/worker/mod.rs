@@ -38,7 +38,7 @@ use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
 use crate::cycles::{Stopwatch, Work};
 use crate::edit;
-use crate::flow_cache::{FlowCache, LookupBatch};
+use crate::flow_cache::{Action, FlowCache, LookupBatch};
 use crate::limits::VECTOR_PACKETS;
 use crate::packet::parse::Plain;
 use crate::packet::{FrameMemory, Packet};
@@ -189,9 +189,8 @@ impl Worker {
             if !action.rewrite.fits(plain) {
                 return Fate::Undecided;
             }
-            if action.translation.is_none()
-                && let Some(edited) = edit::apply_plain(&self.memory, packet, plain, hash, action.rewrite)
-            {
+            let Action { rewrite, translation, .. } = &action;
+            if let Some(edited) = edit::apply_plain(&self.memory, packet, plain, hash, rewrite, translation) {
                 self.hits += 1;
                 return edited.map_or_else(Fate::Dropped, |()| Fate::Leaves(action.egress));
             }

@@ -1,6 +1,9 @@
 //! `show connections`: walks the connection table in bounded steps, each under one shard's lock, and keeps what was
 //! asked for.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use millrace_engine::clock::{Clock, Time};
 use millrace_engine::state::{Connection, Connections, Tuple};
 use millrace_engine::tables::{PortRole, SegmentIndex, Snapshot};
@@ -12,7 +15,11 @@ struct Wanted {
     /// Segment and addresses of the pod, in network order; of no pod, if the name is nobody's.
     pod: Option<Vec<(SegmentIndex, Vec<std::net::IpAddr>)>>,
     state: Option<String>,
+    service: Option<String>,
 }
+
+/// Names of the ports of Services, by the numbers that connections keep.
+struct ServiceNames(HashMap<u32, Arc<str>>);
 
 /// The first connections that match, and how many there are.
 pub(super) fn connections(
@@ -21,17 +28,18 @@ pub(super) fn connections(
     query: &ConnectionsQuery,
     limit: usize,
 ) -> ConnectionsReport {
-    let wanted = Wanted::new(tables, query);
+    let (wanted, services) = (Wanted::new(tables, query), ServiceNames::new(tables));
     let now = Clock::Monotonic.now();
     let mut report = ConnectionsReport { capacity: connections.capacity() as u64, ..Default::default() };
     let mut from = Some(0);
     while let Some(place) = from {
         from = connections.for_each(place, |connection| {
             report.total += 1;
-            if wanted.is(connection) {
+            let service = services.of(connection);
+            if wanted.is(connection, service) {
                 report.matching += 1;
                 if report.connections.len() < limit {
-                    report.connections.push(one(tables, connection, now));
+                    report.connections.push(one(tables, connection, service, now));
                 }
             }
         });
@@ -49,10 +57,14 @@ impl Wanted {
             });
             places.collect()
         });
-        Self { pod, state: query.state.as_ref().map(|state| state.to_ascii_uppercase()) }
+        Self {
+            pod,
+            state: query.state.as_ref().map(|state| state.to_ascii_uppercase()),
+            service: query.service.clone(),
+        }
     }
 
-    fn is(&self, connection: &Connection) -> bool {
+    fn is(&self, connection: &Connection, service: Option<&str>) -> bool {
         let of_pod = |tuple: &Tuple, (segment, addresses): &(SegmentIndex, Vec<std::net::IpAddr>)| {
             tuple.segment == *segment && addresses.contains(&tuple.source_address())
         };
@@ -63,11 +75,32 @@ impl Wanted {
             .pod
             .as_ref()
             .is_none_or(|places| places.iter().any(|place| tuples.iter().any(|tuple| of_pod(tuple, place))));
-        state && pod
+        let service = self.service.as_ref().is_none_or(|wanted| {
+            // A port's name is the Service's, then a colon and the port's own.
+            let rest = service.and_then(|name| name.strip_prefix(wanted.as_str()));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+        });
+        state && pod && service
     }
 }
 
-fn one(tables: &Snapshot, connection: &Connection, now: Time) -> ConnectionReport {
+impl ServiceNames {
+    fn new(tables: &Snapshot) -> Self {
+        let mut names = HashMap::new();
+        for (_, services) in tables.services.iter() {
+            services.for_each(|_, _, frontend| {
+                names.insert(frontend.service.id.tag(), Arc::clone(&frontend.service.name));
+            });
+        }
+        Self(names)
+    }
+
+    fn of(&self, connection: &Connection) -> Option<&str> {
+        self.0.get(&connection.service).map(|name| &**name)
+    }
+}
+
+fn one(tables: &Snapshot, connection: &Connection, service: Option<&str>, now: Time) -> ConnectionReport {
     const AHEAD_MS: u32 = 60_000;
     // A worker may have seen a packet since the clock was read. Ages count modulo 49 days.
     let passed = |since_ms: u32| {
@@ -79,6 +112,7 @@ fn one(tables: &Snapshot, connection: &Connection, now: Time) -> ConnectionRepor
         segment: segment.map_or_else(String::new, |segment| segment.name.to_string()),
         protocol: super::protocol_name(connection.original.protocol),
         state: connection.state.name().to_owned(),
+        service: service.map(str::to_owned),
         replied: connection.replied,
         original: tuple(&connection.original),
         reply: tuple(&connection.reply),
@@ -102,7 +136,25 @@ mod tests {
     use millrace_engine::flow_cache::HashKey;
     use millrace_engine::packet::{Mac, PortIndex};
     use millrace_engine::state::{ConnectionFlags, ConnectionState, NewConnection, Opened};
+    use millrace_engine::tables::services::{Balance, Frontend, FrontendKind, Scope, ServiceId, ServicePort};
     use millrace_engine::tables::{PodPort, Port};
+
+    fn web() -> ServicePort {
+        ServicePort {
+            // The number that connections keep of it is 1.
+            id: ServiceId(1 << 32),
+            name: "default/web:http".into(),
+            protocol: 6,
+            endpoints: Arc::default(),
+            cluster: Scope::default(),
+            local: Scope::default(),
+            any_usable: true,
+            internal_local: false,
+            external_local: false,
+            affinity: None,
+            balance: Balance::Random,
+        }
+    }
 
     /// Connection number `number` from 10.1.0.1 to 10.1.0.2, or between other hosts.
     fn open(connections: &Connections, number: u16, of_pod: bool, state: ConnectionState) {
@@ -121,7 +173,7 @@ mod tests {
             reply: original.mirrored(),
             state,
             flags: ConnectionFlags::NONE,
-            service: 0,
+            service: u32::from(of_pod),
             endpoint: 0,
             replaces: None,
         };
@@ -137,8 +189,13 @@ mod tests {
         let addresses = vec!["10.1.0.1".parse().expect("address")];
         let role = PortRole::Pod(PodPort { segment: SegmentIndex(0), mac: Mac::ZERO, addresses });
         tables.ports.insert(Port { index: PortIndex(1), name: "default/web".into(), mtu: 1450, role });
+        tables.services.edit(SegmentIndex(0), |services| {
+            let frontend = Frontend { kind: FrontendKind::ClusterIp, service: Arc::new(web()), sources: None };
+            services.insert("10.96.0.1".parse().expect("address"), 6, 80, frontend);
+        });
         let ask = |pod: Option<&str>, state: Option<&str>, limit| {
-            let query = ConnectionsQuery { limit: None, pod: pod.map(Into::into), state: state.map(Into::into) };
+            let query =
+                ConnectionsQuery { pod: pod.map(Into::into), state: state.map(Into::into), ..Default::default() };
             let report = connections(&tables, &table, &query, limit);
             assert_eq!((report.total, report.capacity), (400, 4096));
             (report.matching, report.connections.len())
@@ -148,5 +205,13 @@ mod tests {
         assert_eq!(ask(None, Some("syn_sent"), 1000), (100, 100));
         assert_eq!(ask(Some("default/web"), Some("SYN_SENT"), 1000), (0, 0));
         assert_eq!(ask(Some("default/nobody"), None, 1000), (0, 0));
+        let to_service = |name: &str| {
+            let query = ConnectionsQuery { service: Some(name.into()), ..Default::default() };
+            let report = connections(&tables, &table, &query, 1);
+            (report.matching, report.connections.first().and_then(|first| first.service.clone()))
+        };
+        let found = (300, Some("default/web:http".to_owned()));
+        assert_eq!((to_service("default/web"), to_service("default/web:http")), (found.clone(), found));
+        assert_eq!((to_service("default/we"), to_service("default/web:https")), ((0, None), (0, None)));
     }
 }
