@@ -511,7 +511,7 @@ mod tests {
         assert_eq!(printed, File::default());
         assert_eq!(parse(&text), parse(""));
         let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-        assert_eq!(fields, 21, "{text}");
+        assert_eq!(fields, 24, "{text}");
         let mut before = "";
         for line in text.lines() {
             assert!(
