@@ -174,6 +174,10 @@ pub const OWN_PORT_RULES: usize = 64;
 /// memory each.
 pub const HOST_SERVICE_ROUTES: usize = 4_096;
 
+/// Addresses of load balancers that a node announces on its links; about 100 B each, and a place among the addresses that
+/// an uplink's program knows.
+pub const ANNOUNCED_ADDRESSES: usize = 1_024;
+
 /// Neighbours that packets waited for and the host's kernel was not asked for yet; 2 KiB, taken at start.
 pub const WANTED_NEIGHBOURS: usize = 64;
 

@@ -261,6 +261,11 @@ impl Switch {
         changes
     }
 
+    /// Sends a frame of the switch's own out of a port, as it stands; at most a head frame's bytes.
+    pub fn send(&mut self, port: PortIndex, frame: &[u8]) {
+        self.command(0, Command::Send(port, frame.into()));
+    }
+
     /// Frees tables that no worker uses any more.
     pub fn collect_tables(&mut self) {
         self.publisher.collect();

@@ -195,6 +195,7 @@ fn what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back() {
         ranges: vec![SteeredPorts { protocol: 17, first: OTHER - 1, last: OTHER }],
         ranged: HashSet::from(["192.0.2.2", "2001:db8::2"].map(ip)),
         whole: HashSet::new(),
+        announced: HashSet::new(),
     };
     let with = |change: &dyn Fn(&mut SharedRules)| {
         let mut shared = shared.clone();
@@ -237,6 +238,26 @@ fn what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back() {
     });
 }
 
+fn questions_for_announced_addresses_are_steered() {
+    let network = Network::new();
+    let (known, other) = (["192.0.2.77", "2001:db8::77"], ["192.0.2.78", "2001:db8::78"]);
+    let announced = HashSet::from(known.map(ip));
+    let rules = SteeringRules { shared: Some(SharedRules { announced, ..SharedRules::default() }), ..rules().into() };
+    network.switch.run(|| {
+        let mut steering = Steering::by_rules("a0", rules, AttachPreference::Native).expect("steering");
+        let mut ends = Ends::open(&mut steering);
+        // The sender's kernel must ask before it can send.
+        for (source, known, other) in [("192.0.2.1", known[0], other[0]), ("2001:db8::1", known[1], other[1])] {
+            network.send(source, other, OTHER, 10, false);
+            assert_eq!(ends.next(Duration::from_millis(100)), None, "a question for another address");
+            network.send(source, known, OTHER, 10, false);
+            let length = if source.contains(':') { 86 } else { 42 };
+            assert_eq!(ends.next(Duration::from_secs(2)), Some(('x', length)), "a question for {known}");
+        }
+        ends.queue.close(&mut ends.memory);
+    });
+}
+
 fn steering_follows_its_rules_and_ends_with_its_socket() {
     let network = Network::new();
     network.switch.run(|| {
@@ -258,9 +279,9 @@ fn steering_follows_its_rules_and_ends_with_its_socket() {
         goes(&mut ends, "old port", "192.0.2.1", VXLAN, 'k');
         goes(&mut ends, "new port", "192.0.2.1", OTHER, 'x');
         let number = |number: u32| IpAddr::from((0x0a00_0000 + number).to_be_bytes());
-        let many = (0..16_385).map(number).collect();
+        let many = (0..65_537).map(number).collect();
         let error = steering.set_rules(&VxlanRules { local: many, ..rules() }.into()).expect_err("too many");
-        assert!(matches!(error, SteeringError::TooMany { count: 16_385, limit: 16_384, .. }), "{error}");
+        assert!(matches!(error, SteeringError::TooMany { count: 65_537, limit: 65_536, .. }), "{error}");
         goes(&mut ends, "after a refusal", "192.0.2.1", OTHER, 'x');
         steering.set_peers((0..16_384).map(number).collect()).expect("a large cluster");
         goes(&mut ends, "none of many peers", "192.0.2.1", OTHER, 'k');
@@ -324,6 +345,7 @@ root_tests! {
     every run [
         only_vxlan_from_known_peers_to_our_tunnel_address_is_steered,
         what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back,
+        questions_for_announced_addresses_are_steered,
         steering_follows_its_rules_and_ends_with_its_socket,
         a_killed_process_leaves_the_interface_to_the_kernel,
     ],

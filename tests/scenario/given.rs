@@ -6,6 +6,7 @@
 //! node f vtep 192.0.2.4 foreign         a Node object only; its next hop is resolved
 //! node a vtep 192.0.2.1 exempt 198.51.100.0/24   a node whose pods keep their addresses towards this network
 //! outside 0.0.0.0/0 on a by 192.0.2.254 as 192.0.2.1   a route of the host by its uplink; the router's MAC address is known
+//! outside 192.0.2.0/24 on a as 192.0.2.1   the same of the link's own network
 //! no neighbour 192.0.2.254              to nobody any more
 //! block 10.1.0.0/24 on a                an IpBlock of this node; pools exist for 10.0.0.0/8 and fd00::/16
 //! pod client on a 10.1.0.5 fd00:1::5    plugged in at node a
@@ -28,7 +29,7 @@ use ipnet::IpNet;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Given {
     Node { name: String, addresses: Vec<IpAddr>, presence: Presence, exempt: Option<IpNet> },
-    Outside { prefix: IpNet, node: String, gateway: IpAddr, source: IpAddr },
+    Outside { prefix: IpNet, node: String, gateway: Option<IpAddr>, source: IpAddr },
     NoNeighbour(IpAddr),
     Block { cidr: String, node: String },
     Pod { name: String, node: String, addresses: Vec<IpAddr>, labels: Vec<(String, String)> },
@@ -81,9 +82,12 @@ impl Given {
             ["outside", prefix, "on", node, "by", gateway, "as", source] => Self::Outside {
                 prefix: read(prefix)?,
                 node: (*node).to_owned(),
-                gateway: read(gateway)?,
+                gateway: Some(read(gateway)?),
                 source: read(source)?,
             },
+            ["outside", prefix, "on", node, "as", source] => {
+                Self::Outside { prefix: read(prefix)?, node: (*node).to_owned(), gateway: None, source: read(source)? }
+            }
             ["no", "neighbour", address] => Self::NoNeighbour(read(address)?),
             ["block", cidr, "on", node] => Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned() },
             ["pod", name, "on", node, rest @ ..] => {

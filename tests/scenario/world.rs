@@ -295,9 +295,9 @@ impl World {
         match given {
             Given::Outside { prefix, node, gateway, source } => {
                 let view = self.outside.entry(node.clone()).or_default();
-                let path = OutsidePath { port, gateway: Some(*gateway), source: *source, mtu: UNDERLAY_MTU };
+                let path = OutsidePath { port, gateway: *gateway, source: *source, mtu: UNDERLAY_MTU };
                 view.routes.insert(*prefix, path);
-                view.neighbours.insert((port, *gateway), UNDERLAY_STATION);
+                view.neighbours.extend(gateway.map(|gateway| ((port, gateway), UNDERLAY_STATION)));
             }
             Given::NoNeighbour(address) => {
                 self.outside

@@ -12,6 +12,7 @@
 //! the host's own port.
 
 mod addresses;
+mod announcements;
 mod attachment_check;
 mod bridge_ports;
 mod denial_log;

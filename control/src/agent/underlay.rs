@@ -16,6 +16,7 @@ use anyhow::Context;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use millrace_engine::packet::PortIndex;
 
+use super::announcements::Announcements;
 use super::bridge_ports::BridgePorts;
 use super::host_port::HostPort;
 use super::outside::WayOut;
@@ -85,6 +86,7 @@ pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, way_out: WayOut) -> an
             bridge_ports,
             host,
             way_out,
+            announcements: Announcements::default(),
             shared,
             netlink,
             told: None,
@@ -110,6 +112,7 @@ struct Follower {
     host: HostPort,
     bridge_ports: BridgePorts,
     way_out: WayOut,
+    announcements: Announcements,
     told: Option<Seen>,
     told_outside: OutsideView,
     told_host: Option<LocalHost>,
@@ -163,6 +166,9 @@ impl Follower {
             problems.extend(self.way_out.reserve().err());
         }
         self.uplinks.steer(paths.keys().copied(), &uplinks, standing.plan.as_ref());
+        if let Some(plan) = &standing.plan {
+            problems.extend(self.announcements.follow(plan, &self.uplinks, &uplinks, &self.shared));
+        }
         let outside = self.way_out.view(&mut self.netlink, &self.uplinks, &uplinks, &mut problems);
         self.tell(Seen { uplinks, bridge_ports, paths });
         match outside {

@@ -12,8 +12,8 @@ use millrace_engine::packet::PortIndex;
 use millrace_engine::packet::parse::protocol;
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
-    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, SharedRules, SteeredPorts, Steering, SteeringRules,
-    VxlanRules,
+    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules,
+    SteeredPorts, Steering, SteeringRules, VxlanRules,
 };
 use millrace_engine::tables::{PortRange, PortRole};
 
@@ -165,6 +165,7 @@ impl Uplinks {
             ranges: RANGED_PROTOCOLS.map(|protocol| steered_ports(protocol, plan.outside.ports)).to_vec(),
             ranged: plan.outside.sources.iter().copied().collect(),
             whole: directly_reached(plan),
+            announced: plan.outside.announced.keys().copied().collect(),
         };
         let tunnels_only = SteeringRules { vxlan, shared: None };
         let all = SteeringRules { shared: Some(shared), ..tunnels_only.clone() };
@@ -201,10 +202,17 @@ fn directly_reached(plan: &NodePlan) -> HashSet<IpAddr> {
     pods.flatten().collect()
 }
 
-/// What of Services is steered.
+/// What of Services is steered, as much as the program holds beside addresses of the node and its pods.
 fn destinations(plan: &NodePlan) -> HashSet<Destination> {
-    let destination = |Steered { address, protocol, port }| Destination { address, protocol, port };
-    plan.services.steered().into_iter().map(destination).collect()
+    let (mut addresses, mut destinations) = (HashSet::new(), HashSet::new());
+    for Steered { address, protocol, port } in plan.services.steered() {
+        if addresses.len() == STEERED_ADDRESSES / 2 || destinations.len() == STEERED_DESTINATIONS {
+            break;
+        }
+        addresses.insert(address);
+        destinations.insert(Destination { address, protocol, port });
+    }
+    destinations
 }
 
 /// Whether the workers know where the host takes back what reached this uplink and is not ours. Without, they would drop

@@ -87,6 +87,8 @@ pub struct NodeRecord {
     pub pod_cidrs: Vec<Cidr>,
     /// The zone it is in, as its label says.
     pub zone: Option<String>,
+    /// Whether it is up: its condition `Ready` says nothing else.
+    pub ready: bool,
 }
 
 impl NodeRecord {

@@ -188,6 +188,11 @@ fn outside(before: &OutsidePlan, plan: &OutsidePlan, outside: &mut Outside) {
     if before.exempt != plan.exempt {
         outside.exempt = plan.exempt.iter().copied().collect();
     }
+    if before.announced != plan.announced {
+        let mut announced: Vec<_> = plan.announced.iter().map(|(address, port)| (*port, *address)).collect();
+        announced.sort_unstable();
+        outside.announced = announced.into();
+    }
     if before.neighbours != plan.neighbours {
         outside.set_neighbours(plan.neighbours.iter().map(|(key, mac)| (*key, *mac)));
     }

@@ -15,6 +15,8 @@ use crate::store::{FieldError, Object};
 const VTEP_MAC: &str = "millrace.dev/vtep-mac";
 /// Well-known label: the zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Type of the condition that says whether a node is up.
+const READY: &str = "Ready";
 /// Annotations of flannel (`pkg/subnet/kube` there).
 const FLANNEL_TYPE: &str = "flannel.alpha.coreos.com/backend-type";
 const FLANNEL_DATA: &str = "flannel.alpha.coreos.com/backend-data";
@@ -51,6 +53,8 @@ pub(super) fn read(object: &Object) -> Result<NodeRecord, FieldError> {
     let ipv4 = given(FLANNEL_ADDRESS)?.or(first(true));
     let ipv6 = given(FLANNEL_ADDRESS_V6)?.or(first(false));
     let pod_cidrs = pod_cidrs(object, &node)?;
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.filter(|condition| condition.type_ == READY).all(|condition| condition.status == "True");
     let labels = node.metadata.labels.unwrap_or_default();
     Ok(NodeRecord {
         ipv4_end: ipv4.map(|address| TunnelEnd { address, mac }),
@@ -61,6 +65,7 @@ pub(super) fn read(object: &Object) -> Result<NodeRecord, FieldError> {
         name,
         zone: labels.get(ZONE).cloned(),
         labels,
+        ready,
     })
 }
 

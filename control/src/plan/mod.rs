@@ -142,7 +142,8 @@ impl Planner {
         let services = self.services.plan(cluster, local, &mut problems);
         let policy = self.policy.update(cluster, local, touched);
         problems.extend(self.policy.problems().cloned());
-        plan_with(cluster, local, services, policy, problems)
+        let announced = self.services.announced(cluster, local);
+        plan_with(cluster, local, (services, announced), policy, problems)
     }
 
     /// Services planned since the start; grows by those whose objects changed.
@@ -155,7 +156,7 @@ impl Planner {
 fn plan_with(
     cluster: &Cluster,
     local: &LocalView,
-    services: ServicesPlan,
+    (services, announced): (ServicesPlan, BTreeMap<IpAddr, PortIndex>),
     policy: PolicyTable,
     mut problems: Vec<Problem>,
 ) -> Planned {
@@ -178,7 +179,7 @@ fn plan_with(
         router_addresses,
         masquerade_ports: local.masquerade_ports,
     };
-    let outside = OutsidePlan::new(local, &segment.routes);
+    let outside = OutsidePlan::new(local, &segment.routes, announced);
     let host = HostPlan::new(cluster, &local.node, &segment.router_addresses);
     let pod_mtu = pod_mtu(local, &ends, &peers);
     let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };

@@ -25,17 +25,23 @@ pub struct OutsidePlan {
     pub sources: BTreeSet<IpAddr>,
     /// MAC addresses of neighbours on the links of uplinks.
     pub neighbours: BTreeMap<(PortIndex, IpAddr), Mac>,
+    /// Addresses of load balancers that this node has on the link of an uplink.
+    pub announced: BTreeMap<IpAddr, PortIndex>,
 }
 
 impl Default for OutsidePlan {
     fn default() -> Self {
         let (ports, exempt) = (Outside::default().ports, BTreeSet::new());
-        Self { ports, exempt, sources: BTreeSet::new(), neighbours: BTreeMap::new() }
+        Self { ports, exempt, sources: BTreeSet::new(), neighbours: BTreeMap::new(), announced: BTreeMap::new() }
     }
 }
 
 impl OutsidePlan {
-    pub(super) fn new(local: &LocalView, routes: &BTreeMap<IpNet, Route>) -> Self {
+    pub(super) fn new(
+        local: &LocalView,
+        routes: &BTreeMap<IpNet, Route>,
+        announced: BTreeMap<IpAddr, PortIndex>,
+    ) -> Self {
         let source = |route: &Route| match route.target {
             RouteTarget::Outside { source, .. } => Some(source),
             _ => None,
@@ -47,7 +53,7 @@ impl OutsidePlan {
         let exempt = local.exempt.iter().map(IpNet::trunc).take(limits::OUTSIDE_EXEMPT).collect();
         let neighbours = local.outside.neighbours.iter().take(limits::OUTSIDE_NEIGHBOURS);
         let neighbours = neighbours.map(|(at, mac)| (*at, *mac)).collect();
-        Self { ports: local.outside_ports, exempt, sources, neighbours }
+        Self { ports: local.outside_ports, exempt, sources, neighbours, announced }
     }
 }
 

@@ -55,14 +55,26 @@ pub(crate) struct Underlay {
 impl Underlay {
     /// Joins two nodes by a veth pair of this many queues.
     pub(crate) fn create(queues: u32) -> Underlay {
-        let directory = Directory::create();
-        let nodes = NODES.map(|(name, _)| Namespace::create_named(&unique(name)).expect("namespace"));
-        let ends = [(UPLINK, None), (UPLINK, Some(nodes[1].handle()))];
-        Netlink::open_in(nodes[0].handle())
+        let underlay = Self::without_link();
+        let ends = [(UPLINK, None), (UPLINK, Some(underlay.nodes[1].handle()))];
+        Netlink::open_in(underlay.nodes[0].handle())
             .expect("netlink")
             .create_veth_with_queues(ends[0], ends[1], queues)
             .expect("veth");
-        for ((_, addresses), node) in NODES.iter().zip(&nodes) {
+        underlay.raise();
+        underlay
+    }
+
+    /// The nodes, each by itself.
+    pub(crate) fn without_link() -> Underlay {
+        let directory = Directory::create();
+        let nodes = NODES.map(|(name, _)| Namespace::create_named(&unique(name)).expect("namespace"));
+        Underlay { nodes, directory }
+    }
+
+    /// Sets their ends of the link up, with their addresses.
+    pub(crate) fn raise(&self) {
+        for ((_, addresses), node) in NODES.iter().zip(&self.nodes) {
             let mut netlink = Netlink::open_in(node.handle()).expect("netlink");
             netlink.change_link("lo", &LinkChange::up()).expect("up");
             // A kernel would leave checksums to a wire that does not exist.
@@ -72,7 +84,6 @@ impl Underlay {
                 netlink.add_address(UPLINK, format!("{address}/{length}").parse().expect("prefix")).expect("address");
             }
         }
-        Underlay { nodes, directory }
     }
 
     /// Starts the agent of a node.

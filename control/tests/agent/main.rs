@@ -5,6 +5,7 @@
 //! Tests run one after another unless `--test-threads` says otherwise, since some measure time.
 
 mod agent_process;
+mod announcing;
 mod boundary;
 mod cluster;
 mod directory;
@@ -52,6 +53,10 @@ const TESTS: &[Test] = &[
     ("an_exempt_network_sees_pods_by_their_own_addresses", egress::an_exempt_network_sees_pods_by_their_own_addresses),
     ("the_host_reaches_services", services::the_host_reaches_services),
     ("clients_outside_reach_services", services::clients_outside_reach_services),
+    (
+        "one_node_announces_a_load_balancer_and_another_takes_over",
+        announcing::one_node_announces_a_load_balancer_and_another_takes_over,
+    ),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),

@@ -53,16 +53,39 @@ fn node_port(number: u8) -> u16 {
 
 /// A Service of every kind, with TCP and UDP on one port, and its endpoints.
 fn service(number: u8, external: &str, endpoints: &[(&Endpoint, &str)]) -> String {
+    let own = |ipv4| addresses(number, ipv4);
+    let more = format!("  externalIPs: ['{}', '{}']\n", own(true)[2], own(false)[2]);
+    let [four, six] = [own(true), own(false)];
+    service_with(number, external, endpoints, &more, |ipv4| if ipv4 { [four[0], four[1]] } else { [six[0], six[1]] })
+}
+
+/// The same at this ClusterIP and this address of a load balancer.
+pub(crate) fn service_at(
+    number: u8,
+    external: &str,
+    endpoints: &[(&Endpoint, &str)],
+    addresses: impl Fn(bool) -> [IpAddr; 2],
+) -> String {
+    service_with(number, external, endpoints, "", addresses)
+}
+
+fn service_with(
+    number: u8,
+    external: &str,
+    endpoints: &[(&Endpoint, &str)],
+    more: &str,
+    addresses: impl Fn(bool) -> [IpAddr; 2],
+) -> String {
     let name = format!("s{number}");
-    let [four, six] = [addresses(number, true), addresses(number, false)];
+    let [four, six] = [addresses(true), addresses(false)];
     let node_port = node_port(number);
     let mut text = format!(
         "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  type: LoadBalancer\n  \
-         externalTrafficPolicy: {external}\n  clusterIP: {}\n  clusterIPs: ['{}', '{}']\n  externalIPs: ['{}', '{}']\n  ports:\n  \
+         externalTrafficPolicy: {external}\n  clusterIP: {}\n  clusterIPs: ['{}', '{}']\n{more}  ports:\n  \
          - {{name: tcp, port: 80, protocol: TCP, nodePort: {node_port}}}\n  \
          - {{name: udp, port: 80, protocol: UDP, nodePort: {node_port}}}\n\
          status: {{loadBalancer: {{ingress: [{{ip: '{}'}}, {{ip: '{}'}}]}}}}\n",
-        four[0], four[0], six[0], four[2], six[2], four[1], six[1]
+        four[0], four[0], six[0], four[1], six[1]
     );
     for ipv4 in [true, false] {
         let family = if ipv4 { "IPv4" } else { "IPv6" };
@@ -98,13 +121,13 @@ fn host_port_object(pod: &Endpoint, node: &str) -> String {
 }
 
 /// Servers of a pod, in both protocols and families, until dropped.
-struct Server {
+pub(crate) struct Server {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    fn start(pod: &Endpoint) -> Self {
+    pub(crate) fn start(pod: &Endpoint) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for ipv4 in [true, false] {
@@ -146,7 +169,7 @@ impl Drop for Server {
 }
 
 /// Calls once without choosing a source; what the server said.
-fn call(from: &Endpoint, to: SocketAddr, tcp: bool) -> Result<String, String> {
+pub(crate) fn call(from: &Endpoint, to: SocketAddr, tcp: bool) -> Result<String, String> {
     let said = |error: std::io::Error| error.to_string();
     let mut text = String::new();
     if tcp {
@@ -347,16 +370,21 @@ pub(crate) fn clients_outside_reach_services() {
     remove_host_port(&underlay, 1);
     let mut netlink = Netlink::open_in(underlay.nodes[1].handle()).expect("netlink");
     let link = netlink.existing_link(UPLINK).expect("link").index;
-    let to_services = ["203.0.113.16/28", "203.0.113.8/29", "2001:db8:9::/64"];
+    let to_services = ["203.0.113.16/28", "203.0.113.8/29", "2001:db8:9::/64", "10.96.0.0/16", "fd00:96::/112"];
     for prefix in to_services {
         let prefix: ipnet::IpNet = prefix.parse().expect("prefix");
         let gateway = own.address(prefix.addr().is_ipv4());
         netlink.set_route(&Route::by_gateway(prefix, gateway, link)).expect("route");
     }
     outside.lead_to(&[true, false].map(|ipv4| addresses(2, ipv4)).concat());
-    for (kind, name) in [(1, "LoadBalancer"), (2, "externalIP")] {
+    let only_here = service(2, "Local", &[(&world.ends[0], "a")]);
+    underlay.directory.write_objects("services.yaml", &only_here);
+    for (kind, name, expected) in
+        [(0, "ClusterIP", "a1 node"), (1, "LoadBalancer", "a1 kept"), (2, "externalIP", "a1 kept")]
+    {
         let to = |ipv4| at(addresses(2, ipv4)[kind], 80);
-        table.ask(&format!("{name}, Local"), &seen, to, "a1 kept");
+        wait_until_served(far, to);
+        table.ask(&format!("{name}, Local"), &seen, to, expected);
     }
     table.check();
     first.assert_sound();

@@ -3,18 +3,18 @@
 //! First, because nothing else may look at a packet before its tenant is known and its source is believed. A pod
 //! sends from its own MAC and addresses only, and so does the host; what comes out of a tunnel must come from the node
 //! that its inner source address is routed to. What reached an uplink outside of any tunnel must not claim to come from the
-//! cluster; it is ours if it belongs to a connection, calls a Service, or comes from a network that reaches pods directly,
+//! cluster; it is ours if it asks for an address that this node announces, belongs to a connection, calls a Service, or comes from a network that reaches pods directly,
 //! else the host's, and goes back to its kernel.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::ControlFlow;
 
 use super::connection::known_outside;
-use super::decision::{Reason, Stage, Verdict};
+use super::decision::{Reason, Reply, Stage, Verdict};
 use super::{Arrival, Walk};
 use crate::drop_reason::DropReason;
-use crate::packet::parse::flag;
-use crate::packet::wire::vlan;
+use crate::packet::parse::{flag, protocol};
+use crate::packet::wire::{arp, nd, vlan};
 use crate::packet::{Headers, Mac, Network};
 use crate::tables::services::Found;
 use crate::tables::{
@@ -116,6 +116,9 @@ fn membership(headers: &Headers, bridged: &BridgedPort) -> Option<(SegmentIndex,
 /// What reached an uplink outside of any tunnel: ours, or the host's. The host's segment says which addresses are the
 /// cluster's own and which Services are reached from outside.
 fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> ControlFlow<Verdict, &'a Segment> {
+    if let Some(reply) = asks_for_announced(walk, uplink.mac) {
+        return walk.answer(reply);
+    }
     let target = uplink.hand_back.filter(|_| is_for_one_host(walk.arrival, uplink.mac));
     let host = target.and_then(|target| walk.tables.ports.get(target.port).map(|host| (target, host)));
     let Some((target, host)) = host else {
@@ -138,6 +141,24 @@ fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> Con
     walk.dependencies.segment = segment.index;
     walk.note(Stage::Admit, Reason::AdmittedOutside(port.name.clone(), segment.name.clone()));
     ControlFlow::Continue(segment)
+}
+
+/// The answer to a station on the link that asks for the MAC address of an address that this node announces there.
+fn asks_for_announced(walk: &Walk<'_>, mac: Mac) -> Option<Reply> {
+    let (headers, frame) = (walk.arrival.headers, walk.arrival.frame);
+    let announces = |address: IpAddr| walk.tables.outside.announces(walk.arrival.port, address);
+    if headers.network == Network::Arp {
+        let asked = arp::read_arp(frame.get(usize::from(headers.network_offset)..)?)?;
+        let is_asked = asked.operation == arp::REQUEST && !asked.is_announcement();
+        return (is_asked && announces(asked.target_address.into())).then_some(Reply::Arp(mac));
+    }
+    let is_solicitation = headers.network == Network::Ipv6
+        && headers.protocol == protocol::ICMPV6
+        && headers.tcp_flags_or_icmp_type == nd::kind::SOLICITATION
+        && headers.ttl == nd::HOP_LIMIT;
+    let message = frame.get(usize::from(headers.transport_offset)..).filter(|_| is_solicitation)?;
+    let asked = nd::read_solicitation(message)?;
+    announces(asked.target.into()).then_some(Reply::NeighbourAdvertisement(mac))
 }
 
 /// Whether an address is one of the cluster's, and of this node's: packets from it do not come from outside.

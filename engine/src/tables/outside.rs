@@ -22,6 +22,8 @@ pub struct Outside {
     /// Networks that know the way to pods: towards them pods keep their own addresses, and from them pods are reached. At
     /// most [`OUTSIDE_EXEMPT`](limits::OUTSIDE_EXEMPT), since all are compared.
     pub exempt: Arc<[IpNet]>,
+    /// Addresses that this node has on the links of uplinks for Services, in order, each once.
+    pub announced: Arc<[(PortIndex, IpAddr)]>,
     /// In order of port and address, each once.
     neighbours: Arc<Vec<Neighbour>>,
 }
@@ -32,7 +34,7 @@ impl Default for Outside {
     fn default() -> Self {
         let (first, last) = limits::OUTSIDE_PORTS;
         let ports = PortRange::new(first, last).unwrap_or_default();
-        Self { ports, exempt: Arc::default(), neighbours: Arc::default() }
+        Self { ports, exempt: Arc::default(), announced: Arc::default(), neighbours: Arc::default() }
     }
 }
 
@@ -41,6 +43,12 @@ impl Outside {
     #[must_use]
     pub fn is_exempt(&self, address: IpAddr) -> bool {
         self.exempt.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether this node answers for the address on the link of this uplink.
+    #[must_use]
+    pub fn announces(&self, uplink: PortIndex, address: IpAddr) -> bool {
+        self.announced.binary_search(&(uplink, address)).is_ok()
     }
 
     /// The MAC address of `address` on the link of this uplink, if the host's kernel knows it.

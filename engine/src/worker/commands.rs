@@ -59,6 +59,8 @@ pub enum Command {
     ListFlows(usize, usize, Sender<(Vec<FlowReport>, Option<usize>)>),
     /// Lists the queues.
     ListQueues(Sender<Vec<QueueReport>>),
+    /// Sends a frame of the switch's own out of this port.
+    Send(PortIndex, Box<[u8]>),
     /// Closes everything and ends the thread.
     Stop,
 }
@@ -73,6 +75,7 @@ impl std::fmt::Debug for Command {
             Command::Forget(..) => "Forget",
             Command::ListFlows(..) => "ListFlows",
             Command::ListQueues(_) => "ListQueues",
+            Command::Send(..) => "Send",
             Command::Stop => "Stop",
         })
     }
@@ -111,6 +114,7 @@ impl Worker {
             Command::ListQueues(answer) => {
                 let _ = answer.send(self.queue_reports());
             }
+            Command::Send(port, frame) => self.send_own(port, &frame),
             Command::Stop => self.stopping = true,
         }
     }

@@ -148,6 +148,14 @@ impl Worker {
         self.tables.ports.get(port).is_some_and(|port| matches!(port.role, PortRole::Uplink(_)))
     }
 
+    /// Sends a frame that somebody else made; one that finds no memory is not made.
+    pub(super) fn send_own(&mut self, port: PortIndex, frame: &[u8]) {
+        let Some(mut packet) = self.memory.packet_from(frame) else { return };
+        packet.ingress = port;
+        self.counters.event(Event::FramesMade).add(1);
+        self.send_back(packet);
+    }
+
     /// Sends a frame out of the port it came by, as it is.
     fn send_back(&mut self, packet: Packet) {
         let egress = packet.ingress;

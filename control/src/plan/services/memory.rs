@@ -12,9 +12,9 @@ use crate::problem::Problem;
 
 /// What the plan of a Service came from.
 #[derive(Debug)]
-struct Input {
-    service: Arc<ServiceRecord>,
-    slices: Vec<Arc<SliceRecord>>,
+pub(super) struct Input {
+    pub(super) service: Arc<ServiceRecord>,
+    pub(super) slices: Vec<Arc<SliceRecord>>,
 }
 
 impl Input {
@@ -72,6 +72,11 @@ impl Memory {
             ranges: super::ranges(cluster, local),
             masquerade_all: local.services.masquerade_all,
         }
+    }
+
+    /// What the plans of Services came from.
+    pub(super) fn inputs(&self) -> impl Iterator<Item = &Input> {
+        self.services.values()
     }
 
     /// How many plans were made since the start.

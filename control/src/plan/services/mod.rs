@@ -5,6 +5,7 @@
 //! a look at a pointer for every other Service. Where two claim one address and port the first in order has it:
 //! Services by name, then pods' host ports; the other is a problem.
 
+mod announcement;
 mod derive;
 mod endpoints;
 mod for_host;
@@ -135,24 +136,29 @@ impl ServicesPlan {
         self.contested.is_empty() || !self.contested.contains(&(key, owner.clone()))
     }
 
-    /// Every destination that must be steered from the uplinks to the switch, sorted; those of the ranges of ClusterIPs
-    /// apart, which are steered as a whole.
+    /// Every destination that must be steered from the uplinks to the switch, each once: first those that clients outside
+    /// are meant to call, then ClusterIPs.
     #[must_use]
     pub fn steered(&self) -> Vec<Steered> {
         let ranged = |address: &IpAddr| self.ranges.iter().any(|range| range.contains(address));
-        let mut steered = Vec::new();
+        let (mut steered, mut inside) = (Vec::new(), Vec::new());
         for (key, _) in self.owners.values().flat_map(|plan| &plan.frontends) {
             match *key {
-                FrontendKey::Address { address, .. } if ranged(&address) => {}
-                FrontendKey::Address { address, protocol, port } => steered.push(Steered { address, protocol, port }),
+                FrontendKey::Address { address, protocol, port } => {
+                    let list = if ranged(&address) { &mut inside } else { &mut steered };
+                    list.push(Steered { address, protocol, port });
+                }
                 FrontendKey::NodePort { ipv4, protocol, port } => {
                     let addresses = self.node_addresses.iter().filter(|address| address.is_ipv4() == ipv4);
                     steered.extend(addresses.map(|address| Steered { address: *address, protocol, port }));
                 }
             }
         }
-        steered.sort_unstable();
-        steered.dedup();
+        for list in [&mut steered, &mut inside] {
+            list.sort_unstable();
+            list.dedup();
+        }
+        steered.append(&mut inside);
         steered
     }
 }

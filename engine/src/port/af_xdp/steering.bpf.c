@@ -9,6 +9,7 @@
 //   a known destination (address, protocol, port) or to a port range of an own address; all fragments to own addresses,
 //   since later ones carry no port; and ICMP to them, since an error says only inside whose it is. Neighbour discovery
 //   stays with the kernel. Of WHOLE addresses, such as those of pods, everything is taken.
+// - with ANNOUNCES too, ARP requests and neighbour solicitations for addresses that user space answers for.
 //
 // Tagged frames, IPv6 with other extension headers than a leading fragment header, link-local addresses (never in
 // `addresses`) and whatever else cannot be told for certain pass. Where no socket is bound to the receiving queue the
@@ -32,6 +33,7 @@ typedef unsigned long long u64;
 enum { MAP_HASH = 1, MAP_ARRAY = 2, MAP_XSKMAP = 17 };
 enum { MAP_NO_PREALLOCATION = 1 };
 enum { XDP_PASS = 2 };
+enum { ARP_BYTES = 28, ARP_REQUEST = 1, SOLICITATION = 135 };
 enum { ICMP = 1, TCP = 6, UDP = 17, FRAGMENT_HEADER = 44, ICMPV6 = 58, SCTP = 132 };
 enum { ROUTER_SOLICITATION = 133, REDIRECT = 137 };
 
@@ -40,6 +42,7 @@ enum {
     EVERYTHING = 1,   // redirect every frame
     HAND_BACK = 2,    // the host's port is there to take back what is not ours
     DESTINATIONS = 4, // `destinations` has entries
+    ANNOUNCES = 8,    // some of `addresses` is announced
 };
 
 // Bits of a value in `addresses`.
@@ -48,6 +51,7 @@ enum {
     OWN = 2,        // fragments and ICMP to it are taken
     RANGES = 4,     // the port ranges are ours at this address
     WHOLE = 8,      // whatever it is, it is for user space
+    ANNOUNCED = 16, // user space answers for it on the link
 };
 
 #define PORT_RANGES 4
@@ -103,7 +107,7 @@ struct {
 
 struct {
     MAP_UINT(type, MAP_HASH);
-    MAP_UINT(max_entries, 16384);
+    MAP_UINT(max_entries, 65536);
     MAP_UINT(map_flags, MAP_NO_PREALLOCATION);
     MAP_TYPE(key, struct address);
     MAP_TYPE(value, u8);
@@ -221,9 +225,36 @@ INLINE int is_our_port(const struct configuration *rules, const u8 *end, const s
     return map_lookup(&destinations, &destination) != 0;
 }
 
+// Whether it asks who has an address that user space answers for.
+INLINE int asks_for_announced(const u8 *frame, const u8 *end)
+{
+    struct address asked = {};
+    if (frame + 14 + ARP_BYTES > end)
+        return 0;
+    const u8 *header = frame + 14;
+    u16 type = *(const u16 *)(frame + 12);
+    if (type == network_order(0x0806)) {
+        if (header[6] != 0 || header[7] != ARP_REQUEST)
+            return 0;
+        asked.family = 4;
+        copy(asked.bytes, header + 24, 4);
+    } else if (type == network_order(0x86dd)) {
+        if (header + 40 + 24 > end || header[6] != ICMPV6 || header[40] != SOLICITATION)
+            return 0;
+        asked.family = 6;
+        copy(asked.bytes, header + 40 + 8, 16);
+    } else {
+        return 0;
+    }
+    const u8 *kind = map_lookup(&addresses, &asked);
+    return kind && (*kind & ANNOUNCED);
+}
+
 INLINE int is_ours(const u8 *frame, const u8 *end, const struct configuration *rules)
 {
     struct packet packet = {};
+    if ((rules->flags & ANNOUNCES) && asks_for_announced(frame, end))
+        return 1;
     if (!read_packet(frame, end, &packet))
         return 0;
     const u8 *kind = map_lookup(&addresses, &packet.target);

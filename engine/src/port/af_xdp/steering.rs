@@ -22,7 +22,9 @@ use thiserror::Error;
 
 use super::sys;
 use rules::{AddressKey, Configuration, Contents, DestinationKey, configuration};
-pub use rules::{Destination, SharedRules, SteeredPorts, SteeringRules, VxlanRules};
+pub use rules::{
+    Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts, SteeringRules, VxlanRules,
+};
 
 static PROGRAM: &[u8] = aya::include_bytes_aligned!("steering.bpf.o");
 
@@ -278,8 +280,8 @@ impl Steering {
     pub fn set_rules(&mut self, rules: &SteeringRules) -> Result<(), SteeringError> {
         let wanted = Contents::of(rules);
         let ranges = rules.shared.as_ref().map_or(0, |shared| shared.ranges.len());
-        self.check_size("addresses", wanted.addresses.len(), rules::ADDRESSES)?;
-        self.check_size("destinations", wanted.destinations.len(), rules::DESTINATIONS)?;
+        self.check_size("addresses", wanted.addresses.len(), rules::STEERED_ADDRESSES)?;
+        self.check_size("destinations", wanted.destinations.len(), rules::STEERED_DESTINATIONS)?;
         self.check_size("tunnel peers", wanted.peers.len(), rules::KNOWN_PEERS)?;
         self.check_size("port ranges", ranges, rules::PORT_RANGES)?;
         let failed = self.map_error("addresses");

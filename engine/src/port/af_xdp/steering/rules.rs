@@ -3,9 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-/// Entries of the program's maps and of its configuration; the same numbers stand in steering.bpf.c.
-pub(super) const ADDRESSES: usize = 16_384;
-pub(super) const DESTINATIONS: usize = 131_072;
+/// Addresses of all sorts that a program holds. Entries of its maps and of its configuration; the same numbers stand in
+/// steering.bpf.c.
+pub const STEERED_ADDRESSES: usize = 65_536;
+/// Destinations of Services that a program holds.
+pub const STEERED_DESTINATIONS: usize = 131_072;
 pub(super) const KNOWN_PEERS: usize = 16_384;
 pub(super) const PORT_RANGES: usize = 4;
 
@@ -13,12 +15,14 @@ pub(super) const PORT_RANGES: usize = 4;
 const EVERYTHING: u8 = 1;
 const HAND_BACK: u8 = 2;
 const HAS_DESTINATIONS: u8 = 4;
+const ANNOUNCES: u8 = 8;
 
 /// Bits of a value in `addresses`.
 const TUNNEL_END: u8 = 1;
 const OWN: u8 = 2;
 const RANGES: u8 = 4;
 const WHOLE: u8 = 8;
+const ANNOUNCED: u8 = 16;
 
 /// What of VXLAN is ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +57,7 @@ pub struct SteeredPorts {
     pub last: u16,
 }
 
-/// What else may be ours, where the host's kernel takes back what is not. Together with the tunnel's at most 16,384
+/// What else may be ours, where the host's kernel takes back what is not. Together with the tunnel's at most 65,536
 /// addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SharedRules {
@@ -67,6 +71,8 @@ pub struct SharedRules {
     pub ranged: HashSet<IpAddr>,
     /// Addresses that everything to is steered.
     pub whole: HashSet<IpAddr>,
+    /// Addresses that ARP requests and neighbour solicitations for are steered.
+    pub announced: HashSet<IpAddr>,
 }
 
 /// What is steered to user space.
@@ -109,6 +115,7 @@ impl Contents {
         contents.add(shared.destinations.iter().map(|destination| destination.address), OWN);
         contents.add(shared.ranged.iter().copied(), OWN | RANGES);
         contents.add(shared.whole.iter().copied(), WHOLE);
+        contents.add(shared.announced.iter().copied(), ANNOUNCED);
         contents.destinations =
             shared.destinations.iter().map(|destination| (destination_key(destination), 1)).collect();
         contents
@@ -150,6 +157,7 @@ pub(super) fn configuration(rules: &SteeringRules, everything: bool) -> Configur
     bytes[2] = u8::from(everything) * EVERYTHING;
     let Some(shared) = &rules.shared else { return bytes };
     bytes[2] |= HAND_BACK | (u8::from(!shared.destinations.is_empty()) * HAS_DESTINATIONS);
+    bytes[2] |= u8::from(!shared.announced.is_empty()) * ANNOUNCES;
     for (range, target) in shared.ranges.iter().zip(bytes[4..].chunks_exact_mut(6)) {
         target[0] = range.protocol;
         target[2..4].copy_from_slice(&range.first.to_ne_bytes());

@@ -1,0 +1,65 @@
+//! Which node announces a load balancer's address on the nodes' own link, where nobody else has it.
+//!
+//! An address that lies in a network of an uplink's link is not routed by anybody: some node must answer for it there, and
+//! exactly one. Every node computes the same choice from the same objects, without a word between them: of the nodes that
+//! may, the one whose name hashes highest with the address (rendezvous hashing), so that an address moves only when its node
+//! goes, and the addresses of a lost node spread over the others. A node may if it is ready, has an address in that network,
+//! is not kept from load balancers by the well-known label, and has a ready endpoint where the policy is `Local`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use millrace_engine::limits::ANNOUNCED_ADDRESSES;
+use millrace_engine::packet::PortIndex;
+
+use super::memory::{Input, Memory};
+use crate::cluster::{Cluster, NodeRecord};
+use crate::plan::LocalView;
+use crate::stable_hash::hash_64;
+
+/// Well-known label: load balancers shall not use this node.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+impl Memory {
+    /// What this node announces, by address, with the uplink it does so on. A walk over the Services, and over the nodes
+    /// for each address of a load balancer.
+    pub(in crate::plan) fn announced(&self, cluster: &Cluster, local: &LocalView) -> BTreeMap<IpAddr, PortIndex> {
+        let mut services: BTreeMap<IpAddr, Vec<&Input>> = BTreeMap::new();
+        for input in self.inputs() {
+            for address in &input.service.load_balancer_ips {
+                services.entry(*address).or_default().push(input);
+            }
+        }
+        let is_of_node = |address: &IpAddr| cluster.nodes.values().any(|node| node.addresses.contains(address));
+        let announces = |(address, inputs): (IpAddr, Vec<&Input>)| {
+            let (network, port) = link_of(address, local).filter(|_| !is_of_node(&address))?;
+            let may = |node: &&NodeRecord| {
+                is_candidate(node, network) && inputs.iter().any(|input| input.serves_at(node, address.is_ipv4()))
+            };
+            let rank = |node: &&NodeRecord| (hash_64(&format!("{} {address}", node.name)), node.name.clone());
+            let chosen = cluster.nodes.values().filter(may).max_by_key(rank)?;
+            (chosen.name == local.node).then_some((address, port))
+        };
+        services.into_iter().filter_map(announces).take(ANNOUNCED_ADDRESSES).collect()
+    }
+}
+
+/// The network on an uplink's link that an address lies in, the narrowest.
+fn link_of(address: IpAddr, local: &LocalView) -> Option<(IpNet, PortIndex)> {
+    let on_link =
+        local.outside.routes.iter().filter(|(network, path)| path.gateway.is_none() && network.contains(&address));
+    on_link.max_by_key(|(network, _)| network.prefix_len()).map(|(network, path)| (*network, path.port))
+}
+
+fn is_candidate(node: &NodeRecord, network: IpNet) -> bool {
+    node.ready && !node.labels.contains_key(EXCLUDED) && node.addresses.iter().any(|address| network.contains(address))
+}
+
+impl Input {
+    fn serves_at(&self, node: &NodeRecord, ipv4: bool) -> bool {
+        let slices = self.slices.iter().filter(|slice| slice.ipv4 == ipv4);
+        let mut ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
+        !self.service.external_local || ready.any(|endpoint| endpoint.node.as_ref() == Some(&node.name))
+    }
+}
