@@ -96,6 +96,7 @@ pub(crate) fn local(pods: impl IntoIterator<Item = (PortIndex, usize)>) -> Local
             interface: InterfaceName::new("eth0").expect("interface"),
             mac: Mac([2, 0, 0, 0, 0, 1]),
             addresses: vec![address(number)],
+            network: None,
             mtu: 1450,
         };
         (port, pod)

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use millrace_control::cluster::{InterfaceName, NodeName, PodName, PortName};
+use millrace_control::cluster::{InterfaceName, NetworkName, NodeName, PodName, PortName};
 use millrace_control::observe::KINDS;
 use millrace_control::plan::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, OutsideView, UnderlayPath};
 use millrace_control::publish::Tables;
@@ -211,12 +211,21 @@ impl ClusterNode {
     /// # Panics
     /// If the name is none.
     pub fn plug_in(&mut self, name: &str, addresses: &[IpAddr]) -> (u16, Mac) {
+        self.plug_in_network(name, addresses, None)
+    }
+
+    /// The same into a network instead of the pods' segment.
+    ///
+    /// # Panics
+    /// If the name is none.
+    pub fn plug_in_network(&mut self, name: &str, addresses: &[IpAddr], network: Option<NetworkName>) -> (u16, Mac) {
         let taken = |port: &u16| self.pods.contains_key(&PortIndex(*port));
         let port = (1..).find(|port| !taken(port)).unwrap_or_else(|| unreachable!("fewer pods than numbers"));
         let mac = Mac([2, 0, 0, 0, self.number, port as u8]);
         let workers = self.switch().switch.options().workers;
         self.switch().attach(port, MemoryQueue::LIKE_TAP, usize::from(port) % workers);
         let pod = AttachedPod {
+            network,
             pod: PodName::new("default", name).expect("pod name"),
             container_id: name.to_owned(),
             interface: InterfaceName::new("eth0").expect("interface"),

@@ -29,7 +29,9 @@ use std::sync::Arc;
 use millrace_cni::environment::{check_container_id, check_interface_name};
 use millrace_cni::{pending, protocol};
 
-pub use attachments::{AttachedPort, Attachment, AttachmentKey, Attachments, NetworkNamespace, PodReference};
+pub use attachments::{
+    AttachedNetwork, AttachedPort, Attachment, AttachmentKey, Attachments, NetworkNamespace, PodReference,
+};
 pub use pod_network::{AddRequest, AddResult, CniFailure, DeleteRequest, PodAddress, PodNetwork, PodRoute};
 
 use crate::cluster::StationMac;
@@ -251,6 +253,7 @@ impl CniServer {
                 mac: result.mac,
                 mtu_bytes: result.mtu_bytes,
                 addresses: result.addresses.iter().map(|assigned| assigned.address).collect(),
+                network: result.network.clone(),
             }),
         };
         let recorded = self.record(attachment.clone());

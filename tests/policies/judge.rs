@@ -127,6 +127,7 @@ impl Judge {
         let attached = here.enumerate().map(|(at, pod)| {
             let port = at as u16 + 1;
             let attached = AttachedPod {
+                network: None,
                 pod: pod.name.clone(),
                 container_id: pod.name.to_string(),
                 interface: InterfaceName::new("eth0").expect("interface"),

@@ -10,11 +10,13 @@
 //! no neighbour 192.0.2.254              to nobody any more
 //! block 10.1.0.0/24 on a                an IpBlock of this node; pools exist for 10.0.0.0/8 and fd00::/16
 //! pod client on a 10.1.0.5 fd00:1::5    plugged in at node a
+//! pod cam on a 192.168.5.7 in office    plugged in at node a, in this network
 //! pod web on b 10.2.0.7 app=web         the same, and a Pod object with these labels; without labels there is no object
 //! policy web {podSelector: {}, ...}     a NetworkPolicy of the namespace `default` with this spec
 //! policy web keeps established {...}    the same, by whose change live connections may finish
 //! host a 192.0.2.1                      the host of node a has its own port, and these addresses beside those it gets
 //! bridge lan on a b vnis: [{vni: 10}]   a Bridge object; on one node, or on all with the listed ones as remotes
+//! network office on a vlan: 20          a Network object with its ports `office-wire` and `office-host`, plugged in
 //! port p1 on a in lan vlan: 20          a Port object, plugged in; `port m on a` is the end of a mirror
 //! no pod client · no block 10.1.0.0/24 · no node a · no policy web · no port p1
 //! | kind: Node ...                      a line of YAML, as written in an object file
@@ -32,11 +34,12 @@ pub(super) enum Given {
     Outside { prefix: IpNet, node: String, gateway: Option<IpAddr>, source: IpAddr },
     NoNeighbour(IpAddr),
     Block { cidr: String, node: String },
-    Pod { name: String, node: String, addresses: Vec<IpAddr>, labels: Vec<(String, String)> },
+    Pod { name: String, node: String, addresses: Vec<IpAddr>, labels: Vec<(String, String)>, network: Option<String> },
     Policy { name: String, keeps_established: bool, spec: String },
     Host { node: String, addresses: Vec<IpAddr> },
     Bridge { name: String, nodes: Vec<String>, fields: String },
     Port { name: String, node: String, bridge: Option<String>, fields: String },
+    Network { name: String, node: String, fields: String },
     Yaml(String),
     NoPod(String),
     NoBlock(String),
@@ -91,10 +94,15 @@ impl Given {
             ["no", "neighbour", address] => Self::NoNeighbour(read(address)?),
             ["block", cidr, "on", node] => Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned() },
             ["pod", name, "on", node, rest @ ..] => {
+                let (rest, network) = match rest {
+                    [rest @ .., "in", network] => (rest, Some((*network).to_owned())),
+                    rest => (rest, None),
+                };
                 let (labels, rest): (Vec<&str>, Vec<&str>) = rest.iter().partition(|word| word.contains('='));
                 let labels = labels.iter().filter_map(|label| label.split_once('='));
                 let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-                Self::Pod { name: (*name).to_owned(), node: (*node).to_owned(), addresses: addresses(&rest)?, labels }
+                let (name, node) = ((*name).to_owned(), (*node).to_owned());
+                Self::Pod { name, node, addresses: addresses(&rest)?, labels, network }
             }
             ["policy", name, "keeps", "established", rest @ ..] => {
                 Self::Policy { name: (*name).to_owned(), keeps_established: true, spec: rest.join(" ") }
@@ -114,6 +122,9 @@ impl Given {
                     fields => (None, fields),
                 };
                 Self::Port { name: (*name).to_owned(), node: (*node).to_owned(), bridge, fields: fields.join(" ") }
+            }
+            ["network", name, "on", node, fields @ ..] => {
+                Self::Network { name: (*name).to_owned(), node: (*node).to_owned(), fields: fields.join(" ") }
             }
             ["no", "port", name] => Self::NoPort((*name).to_owned()),
             ["no", "pod", name] => Self::NoPod((*name).to_owned()),
@@ -153,6 +164,9 @@ pub(super) fn yaml(given: &Given, nodes: &BTreeMap<String, Vec<IpAddr>>) -> Stri
             };
             ours("Bridge", name, &[&place, fields])
         }
+        Given::Network { name, node, fields } => {
+            ours("Network", name, &[&format!("node: {node}"), "interface: lan0", fields])
+        }
         Given::Port { name, node, bridge, fields } => {
             let bridge = bridge.as_ref().map(|bridge| format!("bridge: {bridge}")).unwrap_or_default();
             let tap = format!("tap: {{interface: {name}}}");
@@ -171,7 +185,7 @@ pub(super) fn yaml(given: &Given, nodes: &BTreeMap<String, Vec<IpAddr>>) -> Stri
                 block_name(cidr)
             )
         }
-        Given::Pod { name, node, addresses, labels } if !labels.is_empty() => {
+        Given::Pod { name, node, addresses, labels, .. } if !labels.is_empty() => {
             let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}: {value}")).collect();
             let ips: Vec<String> = addresses.iter().map(|address| format!("{{ip: \"{address}\"}}")).collect();
             format!(

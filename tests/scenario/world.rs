@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use millrace_control::cluster::{NodeName, StationMac};
+use millrace_control::cluster::{NetworkName, NodeName, StationMac};
 use millrace_control::observe::{IP_BLOCK, KINDS, NETWORK_POLICY, NODE, POD, PORT};
 use millrace_control::plan::{GATEWAY_MAC, LocalView, OutsidePath, OutsideView};
 use millrace_control::store::{DirectoryStore, Kind, ObjectKey, ObjectStore};
@@ -206,6 +206,7 @@ impl World {
             node.tell_outside(self.outside.get(&node.name).cloned().unwrap_or_default());
         }
         givens.iter().try_for_each(|given| self.add_port(given))?;
+        givens.iter().try_for_each(|given| self.add_network(given))?;
         givens.iter().try_for_each(|given| self.add_host(given))?;
         self.follow();
         givens.iter().try_for_each(|given| self.add_pod(given))?;
@@ -317,10 +318,24 @@ impl World {
     }
 
     fn add_pod(&mut self, given: &Given) -> Result<(), String> {
-        let Given::Pod { name, node, addresses, .. } = given else { return Ok(()) };
+        let Given::Pod { name, node, addresses, network, .. } = given else { return Ok(()) };
         let node = self.node(node)?;
-        let (port, mac) = self.nodes[node].plug_in(name, addresses);
-        self.ends.insert(name.clone(), End { node, port, mac, routed: true });
+        let network = network.as_deref().map(NetworkName::new).transpose().map_err(|error| error.to_string())?;
+        let routed = network.is_none();
+        let (port, mac) = self.nodes[node].plug_in_network(name, addresses, network);
+        self.ends.insert(name.clone(), End { node, port, mac, routed });
+        Ok(())
+    }
+
+    /// The wire and the host's interface of a network.
+    fn add_network(&mut self, given: &Given) -> Result<(), String> {
+        let Given::Network { name, node, .. } = given else { return Ok(()) };
+        let node = self.node(node)?;
+        for end in ["wire", "host"] {
+            let number = self.nodes[node].plug_bridge_port_in(&format!("network-{name}-{end}"));
+            let mac = Mac([2, 0, 0, 0, node as u8 + 1, number as u8]);
+            self.ends.insert(format!("{name}-{end}"), End { node, port: number, mac, routed: false });
+        }
         Ok(())
     }
 

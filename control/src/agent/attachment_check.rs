@@ -27,7 +27,7 @@ pub(super) fn pod_side(attachment: &Attachment, port: &AttachedPort) -> Result<V
             wrong.push(format!("address {address} is missing on {name}"));
         }
         // Asked of the kernel as a packet would: whatever else is in its tables.
-        let (default, gateway) = default_route(address);
+        let Some((default, gateway)) = default_route(address, port) else { continue };
         let routes = netlink.own_routes()?;
         let by_gateway = routes.iter().any(|route| {
             route.destination == default && route.gateway == Some(gateway) && route.link == Some(link.index)
@@ -58,11 +58,17 @@ fn interface(link: &Link, port: &AttachedPort) -> Vec<String> {
     wrong
 }
 
-fn default_route(address: &IpNet) -> (IpNet, IpAddr) {
-    match address {
+/// The default route of the address's family; a network may have none.
+fn default_route(address: &IpNet, port: &AttachedPort) -> Option<(IpNet, IpAddr)> {
+    let (default, ours): (IpNet, IpAddr) = match address {
         IpNet::V4(_) => (Ipv4Net::default().into(), GATEWAY_IPV4.into()),
         IpNet::V6(_) => (Ipv6Net::default().into(), GATEWAY_IPV6.into()),
-    }
+    };
+    let gateway = match &port.network {
+        None => Some(ours),
+        Some(network) => network.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == ours.is_ipv4()),
+    };
+    gateway.map(|gateway| (default, gateway))
 }
 
 /// What is wrong in the switch.
@@ -85,6 +91,7 @@ pub(super) fn switch_side(
             let missing = port.addresses.iter().filter(|address| !pod.addresses.contains(&address.addr()));
             wrong.extend(missing.map(|address| format!("the tables have no {address} at port {number}")));
         }
+        Some(PortRole::Bridged(_)) if port.network.is_some() => {}
         _ => wrong.push(format!("port {number} is not in the tables in force")),
     }
     wrong

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use millrace_engine::limits;
-use millrace_engine::packet::PortIndex;
+use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{AfXdpOptions, AfXdpQueue, AttachPreference, Steering, Umem, receive_queues};
 use millrace_engine::port::namespace::NamespaceHandle;
@@ -32,6 +32,8 @@ struct Taken {
     namespace: NamespaceHandle,
     link: u32,
     steering: Option<Steering>,
+    /// The socket beside the kernel, and what comes in by it.
+    beside: Option<(PacketSocket, Accept)>,
 }
 
 /// The bridges' ports on this node.
@@ -49,8 +51,12 @@ impl BridgePorts {
     /// Takes and gives back interfaces as the objects say; returns those in use.
     pub(super) fn follow(&mut self, cluster: &Cluster) -> BTreeMap<PortIndex, LocalPort> {
         let node = self.shared.node.clone();
+        let networks = cluster.networks.values().filter(|network| network.is_for(&node));
+        let made: Vec<BridgePortRecord> =
+            networks.flat_map(|network| [network.wire_port(), network.host_port()]).collect();
+        let objects = cluster.ports.values().filter(|port| port.is_for(&node));
         let wanted: BTreeMap<&PortName, &BridgePortRecord> =
-            cluster.ports.iter().filter(|(_, port)| port.is_for(&node)).collect();
+            objects.chain(&made).map(|port| (&port.name, port)).collect();
         let stays = |name: &PortName, taken: &Taken| wanted.get(name).is_some_and(|port| port.device == taken.device);
         let gone: Vec<PortName> =
             self.taken.iter().filter(|(name, taken)| !stays(name, taken)).map(|(name, _)| name.clone()).collect();
@@ -108,6 +114,7 @@ impl BridgePorts {
         let port = port.ok_or_else(|| format!("at most {} are possible", used.len()))?;
         let interface = record.device.interface.as_str();
         let mut netlink = Netlink::open_in(&namespace).map_err(|error| error.to_string())?;
+        let mut beside = None;
         let (queues, steering) = match record.device.kind {
             DeviceKind::Tap => (self.make_tap(&namespace, interface, port)?, None),
             DeviceKind::AfXdp => {
@@ -120,9 +127,12 @@ impl BridgePorts {
             }
             DeviceKind::Packet => {
                 let mtu = netlink.existing_link(interface).map_err(|error| error.to_string())?.mtu;
-                let opened = namespace.enter(|| PacketSocket::open(interface, mtu, &Accept::Everything));
+                let accept = Accept::Everything;
+                let opened = namespace.enter(|| PacketSocket::open(interface, mtu, &accept));
                 let socket = opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-                (self.beside_kernel(&socket, port), None)
+                let queues = self.beside_kernel(&socket, port);
+                beside = Some((socket, accept));
+                (queues, None)
             }
         };
         let change = match record.device.kind {
@@ -137,7 +147,7 @@ impl BridgePorts {
         let link = netlink.existing_link(interface).map_err(|error| error.to_string())?.index;
         self.shared.switch.with(|switch| switch.attach(port, queues)).map_err(|error| error.to_string())?;
         let device = record.device.clone();
-        self.taken.insert(name.clone(), Taken { port, device, namespace, link, steering });
+        self.taken.insert(name.clone(), Taken { port, device, namespace, link, steering, beside });
         Ok(())
     }
 
@@ -160,6 +170,19 @@ impl BridgePorts {
         let workers = self.shared.switch.with(|switch| switch.options().workers);
         let device = TapDevice::open_in_namespace(namespace, interface, workers).map_err(|error| error.to_string())?;
         Ok(device.into_queues(port).into_iter().map(|queue| Some(Box::new(queue) as Box<dyn PortQueue>)).collect())
+    }
+
+    /// Lets in at a network's wire what is for its pods and for groups.
+    pub(super) fn listen_for(&mut self, wire: &PortName, pods: Vec<Mac>) {
+        let Some((socket, accept)) = self.taken.get_mut(wire).and_then(|taken| taken.beside.as_mut()) else { return };
+        let wanted = Accept::Stations(pods);
+        if *accept == wanted {
+            return;
+        }
+        match socket.accept(&wanted) {
+            Ok(()) => *accept = wanted,
+            Err(error) => drop(self.refused.insert(wire.clone(), format!("port {wire}: {error}"))),
+        }
     }
 
     /// First the program, so that the kernel gets its packets again, then the queues. A TAP goes with its object only.

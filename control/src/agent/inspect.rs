@@ -248,6 +248,8 @@ impl Inspect for Inspector {
         let tables = self.tables();
         let count = |role: fn(&PortRole) -> bool| tables.ports.iter().filter(|port| role(&port.role)).count() as u32;
         let counters = self.counters();
+        let plugged = standing.local.iter().flat_map(|local| &local.pods);
+        let of_networks = plugged.filter(|(port, pod)| pod.network.is_some() && tables.ports.get(**port).is_some());
         Ok(StatusReport {
             node: self.shared.node.as_str().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -258,7 +260,7 @@ impl Inspect for Inspector {
                 .map_or(0, |at| Instant::now().saturating_duration_since(at).as_secs()),
             workers: counters.len() as u32,
             ports: tables.ports.iter().count() as u32,
-            pods: count(|role| matches!(role, PortRole::Pod(_))),
+            pods: count(|role| matches!(role, PortRole::Pod(_))) + of_networks.count() as u32,
             uplinks: count(|role| matches!(role, PortRole::Uplink(_))),
             unaccounted_frames: settled_unaccounted(&counters),
             problems: self.shared.problems(),

@@ -17,16 +17,17 @@ use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 
 use super::IN_FORCE;
 use super::attachment_check;
+use super::place::Place;
 use super::shared::Shared;
-use crate::cluster::{AddressWishes, Cluster, InterfaceName, PodName};
+use crate::cluster::{AddressWishes, Cluster, InterfaceName, NetworkName, PodName};
 use crate::cni_server::{
-    AddRequest, AddResult, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest, NetworkNamespace,
-    PodAddress, PodNetwork, PodReference, PodRoute,
+    AddRequest, AddResult, AttachedNetwork, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest,
+    NetworkNamespace, PodNetwork, PodReference,
 };
 use crate::ipam::{AddressAllocator, AddressRequest, AddressSource, IpamError};
-use crate::kernel::{GATEWAY_IPV4, GATEWAY_IPV6, PodInterface, configure_pod_interface};
+use crate::kernel::configure_pod_interface;
 use crate::observe::{self, POD, Record};
-use crate::plan::{AttachedPod, GATEWAY_MAC, NodePlan, POD_SEGMENT};
+use crate::plan::{AttachedPod, NodePlan, POD_SEGMENT};
 use crate::reconcile::Input;
 use crate::stable_hash::hash_64;
 use crate::store::{ObjectKey, ObjectStore};
@@ -89,12 +90,12 @@ impl Pods {
         let namespace = handle(&record.namespace);
         let device = TapDevice::attach_in_namespace(&namespace, &record.key.interface, self.workers())
             .map_err(|error| system("take up the pod's interface", error))?;
-        let addresses: Vec<IpAddr> = port.addresses.iter().map(IpNet::addr).collect();
-        let interface = PodInterface::new(addresses.clone(), port.mac, GATEWAY_MAC, port.mtu_bytes);
+        let place = Place { addresses: port.addresses.clone(), network: port.network.clone() };
+        let interface = place.interface(port.mac, port.mtu_bytes);
         self.attach(device, port.index)?;
         configure_pod_interface(&namespace, &record.key.interface, &interface)
             .map_err(|error| system("configure the pod's interface", error))?;
-        let pod = attached_pod(&record.key, record.pod.as_ref(), port.mac, addresses, port.mtu_bytes)?;
+        let pod = attached_pod(&record.key, record.pod.as_ref(), port.mac, &place, port.mtu_bytes)?;
         self.attached(|attached| attached.pods.insert(port.index, pod));
         Ok(())
     }
@@ -125,9 +126,12 @@ impl Pods {
         attached.map_err(|error| CniFailure::NotReady(error.to_string()))
     }
 
-    fn plug(&self, request: &AddRequest, port: PortIndex, addresses: &[IpAddr]) -> Result<(Mac, u32), CniFailure> {
+    fn plug(&self, request: &AddRequest, port: PortIndex, place: &Place) -> Result<(Mac, u32), CniFailure> {
         let namespace = handle(&request.namespace);
-        let mtu = self.shared.standing().plan.map_or(crate::plan::MTU_WITHOUT_UPLINK, |plan| plan.pod_mtu);
+        let mtu = match &place.network {
+            None => self.shared.standing().plan.map_or(crate::plan::MTU_WITHOUT_UPLINK, |plan| plan.pod_mtu),
+            Some(network) => self.mtu_of(&network.name)?,
+        };
         let mac = request.mac.unwrap_or_else(|| station_mac(&self.shared, &request.key));
         let name = &request.key.interface;
         let device = TapDevice::create_in_namespace(&namespace, name, self.workers()).map_err(|error| match error {
@@ -136,7 +140,7 @@ impl Pods {
             }
             error => system("make the pod's interface", error),
         })?;
-        let plugged = self.plug_device(request, port, addresses, mac, mtu, device);
+        let plugged = self.plug_device(request, port, place, mac, mtu, device);
         if plugged.is_err() {
             self.unplug(port, Some(&request.namespace), name);
         }
@@ -147,16 +151,16 @@ impl Pods {
         &self,
         request: &AddRequest,
         port: PortIndex,
-        addresses: &[IpAddr],
+        place: &Place,
         mac: Mac,
         mtu: u32,
         device: TapDevice,
     ) -> Result<(), CniFailure> {
         self.attach(device, port)?;
-        let interface = PodInterface::new(addresses.to_vec(), mac, GATEWAY_MAC, mtu);
+        let interface = place.interface(mac, mtu);
         configure_pod_interface(&handle(&request.namespace), &request.key.interface, &interface)
             .map_err(|error| system("configure the pod's interface", error))?;
-        let pod = attached_pod(&request.key, request.pod.as_ref(), mac, addresses.to_vec(), mtu)?;
+        let pod = attached_pod(&request.key, request.pod.as_ref(), mac, place, mtu)?;
         self.attached(|attached| attached.pods.insert(port, pod));
         self.tell();
         if self.shared.wait_for_port(port, true, IN_FORCE) {
@@ -221,23 +225,69 @@ impl Pods {
         Ok(wishes)
     }
 
-    fn allocate(&self, request: &AddRequest) -> Result<Vec<IpAddr>, CniFailure> {
+    /// The MTU of a network's wire, as long as the switch is at the wire.
+    fn mtu_of(&self, network: &str) -> Result<u32, CniFailure> {
+        let standing = self.shared.standing();
+        let found = standing.cluster.as_ref().zip(standing.local.as_ref()).and_then(|(cluster, local)| {
+            let name = NetworkName::new(network).ok()?;
+            let wire = cluster.networks.get(&name)?.wire_port().name;
+            local.bridge_ports.values().find(|port| port.name == wire).map(|port| port.mtu)
+        });
+        let away =
+            || format!("network {network} is not there: `millrace show status` says why its interface is not in use");
+        found.ok_or_else(|| CniFailure::NotReady(away()))
+    }
+
+    /// Where the pod belongs and which addresses it has there.
+    fn place(&self, request: &AddRequest) -> Result<Place, CniFailure> {
         let ready = self.shared.wait_until(IN_FORCE, |standing| standing.cluster.is_some() && standing.uplinks_known);
         let Some(cluster) = self.shared.standing().cluster.filter(|_| ready) else {
             return Err(CniFailure::NotReady("the objects are not known yet".into()));
         };
         let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
         let wishes = pod.as_ref().map(|pod| self.wishes(&cluster, pod)).transpose()?.unwrap_or_default();
+        let Some(name) = &wishes.network else {
+            let addresses = self.allocate(request, &cluster, &wishes, pod.as_ref())?;
+            return Ok(Place { addresses: addresses.into_iter().map(IpNet::from).collect(), network: None });
+        };
+        let network = cluster.networks.get(name).filter(|network| network.is_for(&self.shared.node));
+        let network = network.ok_or_else(|| {
+            CniFailure::Refused(format!("the pod wants to be in network {name}, which does not exist on this node"))
+        })?;
+        self.mtu_of(name.as_str())?;
+        let mut wishes = wishes.clone();
+        if wishes.pools.is_empty() {
+            let own = cluster.pools.values().filter(|pool| pool.network.as_ref() == Some(name));
+            wishes.pools = own.map(|pool| pool.name().clone()).collect();
+        }
+        if wishes.pools.is_empty() && wishes.fixed.is_empty() && request.addresses.is_empty() {
+            // It asks for its addresses itself, on the wire.
+            let network = Some(AttachedNetwork { name: name.to_string(), gateways: Vec::new() });
+            return Ok(Place { addresses: Vec::new(), network });
+        }
+        let addresses = self.allocate(request, &cluster, &wishes, pod.as_ref())?;
+        Place::in_network(network, &addresses).inspect_err(|_| {
+            self.allocator(|allocator| allocator.release(&holder(&request.key)));
+        })
+    }
+
+    fn allocate(
+        &self,
+        request: &AddRequest,
+        cluster: &Cluster,
+        wishes: &AddressWishes,
+        pod: Option<&PodName>,
+    ) -> Result<Vec<IpAddr>, CniFailure> {
         // The runtime's own wish beats the pod's annotation.
         let fixed = if request.addresses.is_empty() { &wishes.fixed } else { &request.addresses };
         let wanted = AddressRequest {
             holder: &holder(&request.key),
-            pod: pod.as_ref(),
+            pod,
             stateful_set: wishes.stateful_set.as_deref(),
             fixed,
             pools: &wishes.pools,
         };
-        let allocated = self.allocator(|addresses| addresses.allocate(self.store.as_ref(), &cluster, &wanted));
+        let allocated = self.allocator(|addresses| addresses.allocate(self.store.as_ref(), cluster, &wanted));
         allocated.map_err(|error| match error {
             error if error.is_of_the_request() => CniFailure::Refused(error.to_string()),
             IpamError::NoPool | IpamError::Exhausted { .. } | IpamError::InUse { .. } | IpamError::NotLent { .. } => {
@@ -250,20 +300,20 @@ impl Pods {
 
 impl PodNetwork for Pods {
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
-        let addresses = self.allocate(request)?;
+        let place = self.place(request)?;
         let plugged = match self.reserve_port() {
             None => Err(CniFailure::NotReady(format!(
                 "all {} ports for pods are in use",
                 FIRST_BRIDGE_PORT - FIRST_POD_PORT
             ))),
             Some(port) => {
-                let plugged = self.plug(request, port, &addresses).map(|(mac, mtu)| (port, mac, mtu));
+                let plugged = self.plug(request, port, &place).map(|(mac, mtu)| (port, mac, mtu));
                 self.attached(|attached| attached.reserved.retain(|other| *other != port));
                 plugged
             }
         };
         match plugged {
-            Ok((port, mac, mtu_bytes)) => Ok(result(port, mac, mtu_bytes, &addresses)),
+            Ok((port, mac, mtu_bytes)) => Ok(place.result(port, mac, mtu_bytes)),
             Err(failure) => {
                 self.allocator(|allocator| allocator.release(&holder(&request.key)));
                 Err(failure)
@@ -346,7 +396,7 @@ fn attached_pod(
     key: &AttachmentKey,
     pod: Option<&PodReference>,
     mac: Mac,
-    addresses: Vec<IpAddr>,
+    place: &Place,
     mtu: u32,
 ) -> Result<AttachedPod, CniFailure> {
     let stand_in = || {
@@ -361,26 +411,8 @@ fn attached_pod(
     let pod = PodName::new(&namespace, &name).map_err(|error| CniFailure::invalid("CNI_ARGS", error.to_string()))?;
     let interface =
         InterfaceName::new(&key.interface).map_err(|error| CniFailure::invalid("CNI_IFNAME", error.to_string()))?;
-    Ok(AttachedPod { pod, container_id: key.container_id.clone(), interface, mac, addresses, mtu })
-}
-
-fn result(port: PortIndex, mac: Mac, mtu_bytes: u32, addresses: &[IpAddr]) -> AddResult {
-    let gateway =
-        |address: &IpAddr| -> IpAddr { if address.is_ipv4() { GATEWAY_IPV4.into() } else { GATEWAY_IPV6.into() } };
-    let everywhere = |address: &IpAddr| -> IpNet {
-        if address.is_ipv4() { IpNet::V4(ipnet::Ipv4Net::default()) } else { IpNet::V6(ipnet::Ipv6Net::default()) }
-    };
-    AddResult {
-        port,
-        mac,
-        mtu_bytes,
-        addresses: addresses
-            .iter()
-            .map(|address| PodAddress { address: IpNet::from(*address), gateway: Some(gateway(address)) })
-            .collect(),
-        routes: addresses
-            .iter()
-            .map(|address| PodRoute { destination: everywhere(address), gateway: Some(gateway(address)) })
-            .collect(),
-    }
+    let addresses = place.addresses.iter().map(IpNet::addr).collect();
+    let network = place.network.as_ref().map(|network| NetworkName::new(&network.name)).transpose();
+    let network = network.map_err(|error| CniFailure::NotReady(error.to_string()))?;
+    Ok(AttachedPod { pod, container_id: key.container_id.clone(), interface, mac, addresses, mtu, network })
 }

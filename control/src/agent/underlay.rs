@@ -19,6 +19,7 @@ use millrace_engine::packet::PortIndex;
 use super::announcements::Announcements;
 use super::bridge_ports::BridgePorts;
 use super::host_port::HostPort;
+use super::networks;
 use super::outside::WayOut;
 use super::pods::Pods;
 use super::shared::{Shared, Standing};
@@ -152,6 +153,10 @@ impl Follower {
         let uplinks = self.uplinks.follow(&cluster, &mut self.netlink);
         let bridge_ports = self.bridge_ports.follow(&cluster);
         let mut problems = self.uplinks.problems();
+        if let Some(local) = standing.local.as_deref() {
+            let (node, ports) = (&self.shared.node, &mut self.bridge_ports);
+            problems.extend(networks::follow(&cluster, node, local, ports, &mut self.netlink));
+        }
         problems.extend(self.bridge_ports.problems());
         problems.extend_from_slice(self.host.problems());
         let mut paths = BTreeMap::new();

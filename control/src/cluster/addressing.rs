@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{BlockName, NodeName, Offsets, PodName, PoolName};
+use super::{BlockName, NetworkName, NodeName, Offsets, PodName, PoolName};
 
 /// A prefix without host bits, shorter than the whole address space and not of length 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,6 +150,8 @@ pub struct PoolRecord {
     name: PoolName,
     cidr: Cidr,
     block_length: u8,
+    /// The network whose pods its addresses are for.
+    pub network: Option<NetworkName>,
     /// Whether only pods get addresses of it that ask for it by name.
     pub only_on_request: bool,
     /// Addresses that nobody gets who does not ask for the very one.
@@ -189,7 +191,9 @@ impl PoolRecord {
         }
         match bits - block_length {
             0 => Err(PoolError::BlockTooSmall(block_length)),
-            1..=16 => Ok(Self { name, cidr, block_length, only_on_request: false, reserved: Vec::new() }),
+            1..=16 => {
+                Ok(Self { name, cidr, block_length, network: None, only_on_request: false, reserved: Vec::new() })
+            }
             _ => Err(PoolError::BlockTooLarge(block_length)),
         }
     }

@@ -8,6 +8,7 @@ mod addressing;
 mod bridging;
 mod cursor;
 mod name;
+mod network;
 mod node;
 mod offsets;
 mod policy;
@@ -25,9 +26,10 @@ pub use bridging::{
 };
 pub use cursor::Cursor;
 pub use name::{
-    BlockName, BridgeName, InterfaceName, NameError, NamespaceName, NodeName, PodName, PoolName, PortName, ServiceName,
-    ServiceRangeName, SliceName, UplinkName,
+    BlockName, BridgeName, InterfaceName, NameError, NamespaceName, NetworkName, NodeName, PodName, PoolName, PortName,
+    ServiceName, ServiceRangeName, SliceName, UplinkName,
 };
+pub use network::{NetworkRecord, SubnetRecord};
 pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkRecord};
 pub use offsets::{Offsets, OffsetsError};
 pub use policy::{NetworkBlock, Peer, PolicyName, PolicyRecord, PortRecord, RuleRecord, Tier};
@@ -65,4 +67,14 @@ pub struct Cluster {
     pub bridges: BTreeMap<BridgeName, BridgeRecord>,
     /// Ports of standalone switches.
     pub ports: BTreeMap<PortName, BridgePortRecord>,
+    /// Networks that pods may be plugged into directly.
+    pub networks: BTreeMap<NetworkName, NetworkRecord>,
+}
+
+impl Cluster {
+    /// Whether a block's addresses are of a network of their own and not of the pods' segment.
+    #[must_use]
+    pub fn is_of_network(&self, block: &BlockRecord) -> bool {
+        self.pools.get(&block.pool).is_some_and(|pool| pool.network.is_some())
+    }
 }

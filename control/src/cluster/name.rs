@@ -59,6 +59,8 @@ names! {
     BlockName checked by store::dns_subdomain;
     /// Name of an object with ranges of Services' addresses.
     ServiceRangeName checked by store::dns_subdomain;
+    /// Name of a network: a DNS label.
+    NetworkName checked by store::dns_label;
     /// Name of a bridge.
     BridgeName checked by store::dns_subdomain;
     /// Name of a port of the standalone switch.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::selector::{Labels, NAMESPACE_NAME_LABEL};
 
-use super::{NamespaceName, NodeName, PodName, PoolName};
+use super::{NamespaceName, NetworkName, NodeName, PodName, PoolName};
 
 /// A pod, on any node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,13 +54,15 @@ pub struct HostPort {
     pub address: Option<IpAddr>,
 }
 
-/// What a pod asks of address management, by its annotations and its owner.
+/// What a pod asks of its place and of address management, by its annotations and its owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AddressWishes {
     /// The very addresses it wants, at most one of each family.
     pub fixed: Vec<IpAddr>,
     /// The pools its addresses are to come from; empty for those of its namespace, or of everybody.
     pub pools: Vec<PoolName>,
+    /// The network it is plugged into, instead of the pods' segment.
+    pub network: Option<NetworkName>,
     /// The StatefulSet that owns it: its addresses are kept while it is made anew.
     pub stateful_set: Option<Arc<str>>,
 }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -69,6 +70,18 @@ pub struct AttachedPort {
     pub mtu_bytes: u32,
     /// Addresses of the pod's interface.
     pub addresses: Vec<IpNet>,
+    /// The network it is plugged into, instead of the pods' segment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<AttachedNetwork>,
+}
+
+/// A pod's place in a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedNetwork {
+    /// Name of the `Network` object.
+    pub name: String,
+    /// Its routers, of families that the pod has an address of.
+    pub gateways: Vec<IpAddr>,
 }
 
 /// One record.

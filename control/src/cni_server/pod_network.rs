@@ -9,7 +9,7 @@ use millrace_cni::protocol::{AddAnswer, AnswerAddress, AnswerRoute};
 use millrace_cni::spec::{Failure, code};
 use millrace_engine::packet::{Mac, PortIndex};
 
-use super::{Attachment, AttachmentKey, NetworkNamespace, PodReference};
+use super::{AttachedNetwork, Attachment, AttachmentKey, NetworkNamespace, PodReference};
 
 /// Makes and takes away pods' attachments. Called from blocking threads, for one container at a time.
 pub trait PodNetwork: Send + Sync + 'static {
@@ -75,6 +75,8 @@ pub struct AddResult {
     pub addresses: Vec<PodAddress>,
     /// Routes in the pod's namespace.
     pub routes: Vec<PodRoute>,
+    /// The network it is plugged into, instead of the pods' segment.
+    pub network: Option<AttachedNetwork>,
 }
 
 /// An address of a pod.

@@ -42,6 +42,7 @@ impl PodNetwork for Notes {
                 address: "10.1.0.5/32".parse().expect("an address"),
                 gateway: Some("169.254.1.1".parse().expect("an address")),
             }],
+            network: None,
             routes: vec![PodRoute { destination: "0.0.0.0/0".parse().expect("a prefix"), gateway: None }],
         })
     }

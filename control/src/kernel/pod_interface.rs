@@ -4,6 +4,8 @@
 //! believes that another is on its link, so all traffic meets the switch, and the same gateway addresses serve on
 //! every node. The gateway's MAC address is the same everywhere too and is fixed, so that the first packet waits for
 //! no resolution.
+//!
+//! A pod of a network has addresses with the network's own prefixes and routers, and resolves them as any machine there.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -23,13 +25,9 @@ pub const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodInterface {
     /// The pod's addresses: at most one of each IP version is usual.
-    pub addresses: Vec<IpAddr>,
-    /// Who routes IPv4: [`GATEWAY_IPV4`].
-    pub gateway_ipv4: Ipv4Addr,
-    /// Who routes IPv6: [`GATEWAY_IPV6`].
-    pub gateway_ipv6: Ipv6Addr,
-    /// The gateway's MAC address.
-    pub gateway_mac: Mac,
+    pub addresses: Vec<IpNet>,
+    /// Who routes everything else, for each IP version at most one.
+    pub gateways: Vec<Gateway>,
     /// The interface's MAC address.
     pub mac: Mac,
     /// Its MTU: that of the tunnel.
@@ -38,23 +36,36 @@ pub struct PodInterface {
     pub gso_max_size: u32,
 }
 
+/// A router of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its MAC address, if it is known and never changes; such a router is on the link whatever the addresses say.
+    pub mac: Option<Mac>,
+}
+
 impl PodInterface {
     /// An interface with the gateways and the GSO limit that hold on every node.
     #[must_use]
     pub fn new(addresses: Vec<IpAddr>, mac: Mac, gateway_mac: Mac, mtu: u32) -> Self {
-        Self {
-            addresses,
-            gateway_ipv4: GATEWAY_IPV4,
-            gateway_ipv6: GATEWAY_IPV6,
-            gateway_mac,
-            mac,
-            mtu,
-            gso_max_size: limits::POD_GSO_BYTES,
-        }
+        let ours = [IpAddr::V4(GATEWAY_IPV4), IpAddr::V6(GATEWAY_IPV6)];
+        let of_family = |gateway: &IpAddr| addresses.iter().any(|address| address.is_ipv4() == gateway.is_ipv4());
+        let gateways = ours.into_iter().filter(of_family).map(|address| Gateway { address, mac: Some(gateway_mac) });
+        let gateways = gateways.collect();
+        let addresses = addresses.into_iter().map(IpNet::from).collect();
+        Self { addresses, gateways, mac, mtu, gso_max_size: limits::POD_GSO_BYTES }
+    }
+
+    /// An interface in a network, with the network's routers.
+    #[must_use]
+    pub fn in_network(addresses: Vec<IpNet>, gateways: &[IpAddr], mac: Mac, mtu: u32) -> Self {
+        let gateways = gateways.iter().map(|address| Gateway { address: *address, mac: None }).collect();
+        Self { addresses, gateways, mac, mtu, gso_max_size: limits::POD_GSO_BYTES }
     }
 
     fn has_ipv6(&self) -> bool {
-        self.addresses.iter().any(IpAddr::is_ipv6)
+        self.addresses.iter().any(|address| address.addr().is_ipv6())
     }
 }
 
@@ -82,22 +93,17 @@ pub fn configure_pod_interface(
     netlink.change_link(name, &change)?;
     netlink.change_link("lo", &LinkChange::up())?;
     for address in &interface.addresses {
-        netlink.add_address(name, IpNet::from(*address))?;
+        netlink.add_address(name, *address)?;
     }
-    for gateway in gateways(interface) {
-        let default: IpNet = if gateway.is_ipv4() { Ipv4Net::default().into() } else { Ipv6Net::default().into() };
-        netlink.set_permanent_neighbour(name, gateway, interface.gateway_mac)?;
-        netlink.set_route(&Route::on_link(IpNet::from(gateway), link.index))?;
-        netlink.set_route(&Route::by_gateway(default, gateway, link.index))?;
+    for Gateway { address, mac } in &interface.gateways {
+        let default: IpNet = if address.is_ipv4() { Ipv4Net::default().into() } else { Ipv6Net::default().into() };
+        if let Some(mac) = mac {
+            netlink.set_permanent_neighbour(name, *address, *mac)?;
+            netlink.set_route(&Route::on_link(IpNet::from(*address), link.index))?;
+        }
+        netlink.set_route(&Route::by_gateway(default, *address, link.index))?;
     }
     Ok(())
-}
-
-/// Gateways of the IP versions the pod has.
-fn gateways(interface: &PodInterface) -> impl Iterator<Item = IpAddr> {
-    let ipv4 = interface.addresses.iter().any(IpAddr::is_ipv4).then_some(IpAddr::V4(interface.gateway_ipv4));
-    let ipv6 = interface.has_ipv6().then_some(IpAddr::V6(interface.gateway_ipv6));
-    ipv4.into_iter().chain(ipv6)
 }
 
 /// Nothing on a pod's link advertises, solicits or duplicates: the kernel need not look for it. IPv6 is switched on

@@ -6,6 +6,7 @@
 
 mod bridging;
 mod cluster_policy;
+mod network;
 mod node;
 mod ours;
 mod policy;
@@ -19,8 +20,9 @@ use std::sync::Arc;
 
 use crate::cluster::{
     BlockName, BlockRecord, BridgeName, BridgePortRecord, BridgeRecord, Cluster, NamespaceName, NamespaceRecord,
-    NodeName, NodeRecord, PodName, PodRecord, PolicyName, PolicyRecord, PoolName, PoolRecord, PortName, ServiceName,
-    ServiceRangeName, ServiceRangeRecord, ServiceRecord, SliceName, SliceRecord, UplinkName, UplinkRecord,
+    NetworkName, NetworkRecord, NodeName, NodeRecord, PodName, PodRecord, PolicyName, PolicyRecord, PoolName,
+    PoolRecord, PortName, ServiceName, ServiceRangeName, ServiceRangeRecord, ServiceRecord, SliceName, SliceRecord,
+    UplinkName, UplinkRecord,
 };
 use crate::problem::Problem;
 use crate::store::{Event, FieldError, Kind, Object, ObjectKey, Origin};
@@ -57,9 +59,11 @@ pub const IP_BLOCK: Kind = our_kind("IpBlock");
 pub const BRIDGE: Kind = our_kind("Bridge");
 /// Our `Port`.
 pub const PORT: Kind = our_kind("Port");
+/// Our `Network`.
+pub const NETWORK: Kind = our_kind("Network");
 
 /// All kinds to watch.
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 14] = [
     NODE,
     POD,
     NAMESPACE,
@@ -73,6 +77,7 @@ pub const KINDS: [Kind; 13] = [
     CLUSTER_NETWORK_POLICY,
     BRIDGE,
     PORT,
+    NETWORK,
 ];
 
 /// A valid object.
@@ -102,6 +107,8 @@ pub enum Record {
     Bridge(BridgeRecord),
     /// A port of a standalone switch.
     Port(BridgePortRecord),
+    /// A network that pods may be plugged into.
+    Network(NetworkRecord),
 }
 
 /// Reads an object; `None` if its kind is none of ours to read.
@@ -123,6 +130,7 @@ pub fn read(object: &Object) -> Result<Option<Record>, FieldError> {
         kind if *kind == CLUSTER_NETWORK_POLICY => Record::Policy(Box::new(cluster_policy::read(object)?)),
         kind if *kind == BRIDGE => Record::Bridge(bridging::bridge(object)?),
         kind if *kind == PORT => Record::Port(bridging::port(object)?),
+        kind if *kind == NETWORK => Record::Network(network::network(object)?),
         _ => return Ok(None),
     };
     Ok(Some(record))
@@ -234,6 +242,7 @@ impl Observed {
             Record::Policy(policy) => drop(cluster.policies.insert(policy.name.clone(), Arc::new(*policy))),
             Record::Bridge(bridge) => drop(cluster.bridges.insert(bridge.name.clone(), bridge)),
             Record::Port(port) => drop(cluster.ports.insert(port.name.clone(), port)),
+            Record::Network(network) => drop(cluster.networks.insert(network.name.clone(), network)),
         }
     }
 
@@ -256,6 +265,7 @@ impl Observed {
             kind if *kind == IP_BLOCK => remove(&mut cluster.blocks, BlockName::new(name)),
             kind if *kind == BRIDGE => remove(&mut cluster.bridges, BridgeName::new(name)),
             kind if *kind == PORT => remove(&mut cluster.ports, PortName::new(name)),
+            kind if *kind == NETWORK => remove(&mut cluster.networks, NetworkName::new(name)),
             kind if *kind == SERVICE => remove(&mut cluster.services, ServiceName::new(namespace, name)),
             kind if *kind == SERVICE_CIDR => remove(&mut cluster.service_ranges, ServiceRangeName::new(name)),
             kind if *kind == ENDPOINT_SLICE => {

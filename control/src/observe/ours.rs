@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::cluster::{
-    AssignedAddress, BlockName, BlockRecord, Cidr, InterfaceName, KeptFor, NodeName, Offsets, PodName, PoolName,
-    PoolRecord, UplinkName, UplinkRecord,
+    AssignedAddress, BlockName, BlockRecord, Cidr, InterfaceName, KeptFor, NetworkName, NodeName, Offsets, PodName,
+    PoolName, PoolRecord, UplinkName, UplinkRecord,
 };
 use crate::store::{FieldError, Kind, Located, Object};
 
@@ -53,6 +53,8 @@ struct IpPoolSpec {
     cidr: String,
     /// Prefix length of a block.
     block_size: Option<u8>,
+    /// Only for pods of this network.
+    network: Option<String>,
     /// Only for pods that ask for this pool by name.
     #[serde(default)]
     only_on_request: bool,
@@ -116,7 +118,8 @@ pub(super) fn pool(object: &Object) -> Result<PoolRecord, FieldError> {
     let mut pool = field(content, &["spec", "blockSize"], PoolRecord::new(name, cidr, spec.block_size))?;
     let reserved = spec.reserved.iter().map(|text| field(content, &["spec", "reserved"], prefix(text)));
     pool.reserved = reserved.collect::<Result<_, _>>()?;
-    pool.only_on_request = spec.only_on_request;
+    pool.network = field(content, &["spec", "network"], spec.network.as_deref().map(NetworkName::new).transpose())?;
+    pool.only_on_request = spec.only_on_request || pool.network.is_some();
     Ok(pool)
 }
 

@@ -41,7 +41,7 @@ impl Touched {
             Record::Policy(policy) => drop(self.policies.insert(policy.name.clone())),
             Record::Uplink(_) | Record::Pool(_) | Record::Block(_) => {}
             Record::Service(_) | Record::Slice(_) | Record::ServiceRange(..) => {}
-            Record::Bridge(_) | Record::Port(_) => {}
+            Record::Bridge(_) | Record::Port(_) | Record::Network(_) => {}
         }
     }
 }

@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::{ContainerPort as ApiPort, Namespace, Pod, PodSt
 use super::policy;
 use super::service::{port_number, protocol_number};
 use crate::cluster::{
-    AddressWishes, ContainerPort, HostPort, NAMESPACE_NAME_LABEL, NamespaceName, NamespaceRecord, NodeName, PodName,
-    PodRecord, PoolName,
+    AddressWishes, ContainerPort, HostPort, NAMESPACE_NAME_LABEL, NamespaceName, NamespaceRecord, NetworkName,
+    NodeName, PodName, PodRecord, PoolName,
 };
 use crate::store::{FieldError, Object};
 
@@ -17,6 +17,8 @@ use crate::store::{FieldError, Object};
 const FIXED: &str = "millrace.dev/ip";
 /// Annotation of a pod or a namespace: the pools its addresses come from, separated by commas.
 const POOLS: &str = "millrace.dev/ip-pools";
+/// Annotation of a pod: the network it is plugged into.
+const NETWORK: &str = "millrace.dev/network";
 
 pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
     let pod: Pod = object.content.read()?;
@@ -43,6 +45,7 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
     let address_wishes = AddressWishes {
         fixed: fixed(object)?,
         pools: pools(object)?,
+        network: network(object)?,
         stateful_set: sets.next().map(|owner| Arc::from(owner.name.as_str())),
     };
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
@@ -123,6 +126,16 @@ fn fixed(object: &Object) -> Result<Vec<IpAddr>, FieldError> {
         fixed.push(address);
     }
     Ok(fixed)
+}
+
+fn network(object: &Object) -> Result<Option<NetworkName>, FieldError> {
+    let mut parts = annotation(object, NETWORK);
+    let name = parts.next().map(NetworkName::new).transpose();
+    let name = name.map_err(|error| refused(object, NETWORK, error.to_string()))?;
+    match parts.next() {
+        Some(_) => Err(refused(object, NETWORK, "a pod has one interface, and so one network".to_owned())),
+        None => Ok(name),
+    }
 }
 
 fn pools(object: &Object) -> Result<Vec<PoolName>, FieldError> {

@@ -1,8 +1,10 @@
-//! Bridges of this node: each VLAN in use is a segment, each plugged-in port a member.
+//! Bridges of this node: each VLAN in use is a segment, each plugged-in port a member. A network is planned as the bridge
+//! it is, with its pods as members that have one station each, their own.
 //!
 //! A segment's number follows from its name, so that adding a bridge leaves the others' numbers, flows and stations
 //! alone; only two names that hash alike are kept apart by their order.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use millrace_engine::tables::{
     BridgedPort, BridgedSegment, Location, Member, Mirror, Port, PortRole, SegmentIndex, Tag, VlanMember, Vni,
 };
 
-use super::local::LocalView;
+use super::local::{AttachedPod, LocalView};
 use crate::cluster::{
     BridgeName, BridgePortRecord, BridgeRecord, Cluster, DEFAULT_VLAN, Membership, PortName, PortVlans, StationPlace,
     VlanId,
@@ -72,8 +74,18 @@ pub(super) fn bridges(
     taken: &[Vni],
     problems: &mut Vec<Problem>,
 ) -> Bridges {
-    let mut planner = Planner { cluster, local, problems, members: BTreeMap::new(), places: BTreeMap::new() };
+    let objects = Objects::of(cluster, local);
+    let mut planner = Planner {
+        objects: &objects,
+        cluster,
+        local,
+        problems,
+        members: BTreeMap::new(),
+        places: BTreeMap::new(),
+        pods: BTreeMap::new(),
+    };
     planner.find_members();
+    planner.find_pods();
     let numbers = planner.numbers();
     let ports = planner.ports(&numbers);
     let segments = planner.segments(&numbers, peers, taken);
@@ -81,25 +93,48 @@ pub(super) fn bridges(
     Bridges { ports, segments, mirrors }
 }
 
+/// Bridges and ports of this node: those that have objects, and those that networks are made of.
+struct Objects<'a> {
+    bridges: Cow<'a, BTreeMap<BridgeName, BridgeRecord>>,
+    ports: Cow<'a, BTreeMap<PortName, BridgePortRecord>>,
+}
+
+impl<'a> Objects<'a> {
+    /// Of a bridge or port of the same name as a network's the network's counts: its pods are plugged in.
+    fn of(cluster: &'a Cluster, local: &LocalView) -> Self {
+        let mut objects = Self { bridges: Cow::Borrowed(&cluster.bridges), ports: Cow::Borrowed(&cluster.ports) };
+        for network in cluster.networks.values().filter(|network| network.is_for(&local.node)) {
+            objects.bridges.to_mut().insert(network.bridge_name(), network.bridge());
+            for port in [network.wire_port(), network.host_port()] {
+                objects.ports.to_mut().insert(port.name.clone(), port);
+            }
+        }
+        objects
+    }
+}
+
 struct Planner<'a, 'b> {
+    objects: &'a Objects<'a>,
     cluster: &'a Cluster,
     local: &'a LocalView,
     problems: &'b mut Vec<Problem>,
     members: BTreeMap<Vlan<'a>, Vec<Member>>,
     /// Numbers of the ports that are plugged in.
     places: BTreeMap<&'a PortName, PortIndex>,
+    /// Pods that are plugged into a network, with their place in it.
+    pods: BTreeMap<PortIndex, (Vlan<'a>, &'a AttachedPod)>,
 }
 
 impl<'a> Planner<'a, '_> {
     fn bridge(&self, name: &BridgeName) -> Option<&'a BridgeRecord> {
-        self.cluster.bridges.get(name).filter(|bridge| bridge.is_for(&self.local.node))
+        self.objects.bridges.get(name).filter(|bridge| bridge.is_for(&self.local.node))
     }
 
     /// The ports that are plugged in and still wanted, with their numbers.
     fn plugged(&self) -> impl Iterator<Item = (PortIndex, &'a BridgePortRecord)> + use<'a> {
-        let (cluster, local) = (self.cluster, self.local);
+        let (objects, local) = (self.objects, self.local);
         local.bridge_ports.iter().filter_map(move |(index, plugged)| {
-            let record = cluster.ports.get(&plugged.name).filter(|record| record.is_for(&local.node))?;
+            let record = objects.ports.get(&plugged.name).filter(|record| record.is_for(&local.node))?;
             Some((*index, record))
         })
     }
@@ -124,11 +159,30 @@ impl<'a> Planner<'a, '_> {
             }
         }
         // A VLAN that goes on elsewhere is there before its first member, so that its identifier is known.
-        for bridge in self.cluster.bridges.values().filter(|bridge| bridge.is_for(&self.local.node)) {
+        for bridge in self.objects.bridges.values().filter(|bridge| bridge.is_for(&self.local.node)) {
             for vlan in bridge.vnis.keys() {
                 self.members.entry((&bridge.name, *vlan)).or_default();
             }
         }
+    }
+
+    fn find_pods(&mut self) {
+        for (index, pod) in &self.local.pods {
+            let Some(name) = &pod.network else { continue };
+            let network = self.cluster.networks.get(name).filter(|network| network.is_for(&self.local.node));
+            let known = network.and_then(|network| {
+                let (bridge, _) = self.objects.bridges.get_key_value(&network.bridge_name())?;
+                Some((bridge, network.segment_vlan()))
+            });
+            let Some(vlan) = known else {
+                let message = format!("pod {} is plugged into network {name}, which is not on this node", pod.pod);
+                self.problems.push(Problem::new(message));
+                continue;
+            };
+            self.members.entry(vlan).or_default().push(Member::new(*index, None));
+            self.pods.insert(*index, (vlan, pod));
+        }
+        self.members.values_mut().for_each(|members| members.sort_unstable_by_key(|member| member.port));
     }
 
     fn numbers(&self) -> BTreeMap<Vlan<'a>, SegmentIndex> {
@@ -155,7 +209,13 @@ impl<'a> Planner<'a, '_> {
             let mtu = self.local.bridge_ports.get(&index)?.mtu;
             Some(Port { index, name: record.name.as_str().into(), mtu, role: role(record) })
         };
-        self.plugged().filter_map(port).collect()
+        // A pod speaks from its own MAC address, which is known without learning, and from no other.
+        let of_network = |(index, (vlan, pod)): (&PortIndex, &(Vlan<'a>, &'a AttachedPod))| {
+            let untagged = Some(*numbers.get(vlan)?);
+            let role = PortRole::Bridged(BridgedPort { untagged, station_limit: 0, ..BridgedPort::default() });
+            Some(Port { index: *index, name: pod.pod.to_string().into(), mtu: pod.mtu, role })
+        };
+        self.plugged().filter_map(port).chain(self.pods.iter().filter_map(of_network)).collect()
     }
 
     fn segments(
@@ -202,7 +262,8 @@ impl<'a> Planner<'a, '_> {
 
     fn stations(&mut self, bridge: &BridgeRecord, vlan: VlanId, tunnelled: bool) -> Vec<(Mac, Location)> {
         let key = ObjectKey::cluster_scoped(BRIDGE, bridge.name.as_str());
-        let mut stations = BTreeMap::new();
+        let own = self.pods.iter().filter(|(_, ((name, place), _))| (*name, *place) == (&bridge.name, vlan));
+        let mut stations: BTreeMap<_, _> = own.map(|(index, (_, pod))| (pod.mac, Location::Port(*index))).collect();
         for station in bridge.stations.iter().filter(|station| station.vlan == vlan) {
             let location = match &station.place {
                 StationPlace::Port(port) => self.places.get(port).map(|index| Location::Port(*index)),
@@ -222,7 +283,7 @@ impl<'a> Planner<'a, '_> {
         let mut mirrors = Vec::new();
         for (source, record) in self.plugged() {
             let Some(mirror) = &record.mirror else { continue };
-            match self.cluster.ports.get(&mirror.to) {
+            match self.objects.ports.get(&mirror.to) {
                 Some(to) if to.membership.is_none() => {}
                 Some(_) => {
                     let message = format!("port {} is in a bridge; a mirror ends at a port without one", mirror.to);

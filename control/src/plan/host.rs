@@ -30,7 +30,8 @@ impl HostPlan {
     pub(super) fn new(cluster: &Cluster, node: &NodeName, addresses: &[IpAddr]) -> Self {
         let of_family = |ipv4: bool| addresses.iter().any(|address| address.is_ipv4() == ipv4);
         let prefixes = pod_prefixes(cluster, node).into_iter().filter(|prefix| of_family(prefix.addr().is_ipv4()));
-        let lacks_block = cluster.pools.values().any(|pool| !of_family(pool.cidr().is_ipv4()));
+        let mut pools = cluster.pools.values().filter(|pool| pool.network.is_none());
+        let lacks_block = pools.any(|pool| !of_family(pool.cidr().is_ipv4()));
         Self { addresses: addresses.to_vec(), prefixes: prefixes.collect(), lacks_block }
     }
 }
@@ -38,7 +39,8 @@ impl HostPlan {
 /// The node's own addresses among pods: those its interface has already, as long as they are the first of a block of
 /// this node, else the first of the first block by name.
 pub(super) fn router_addresses(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr> {
-    let blocks = cluster.blocks.values().filter(|block| block.node == local.node);
+    let of_segment = cluster.blocks.values().filter(|block| !cluster.is_of_network(block));
+    let blocks = of_segment.filter(|block| block.node == local.node);
     let mut candidates: Vec<IpAddr> = blocks.filter_map(|block| block.cidr.address(0)).collect();
     if candidates.is_empty() {
         // A node without blocks has addresses from its assigned prefixes, or none yet.
@@ -67,8 +69,8 @@ pub(super) fn role(host: &LocalHost, router_addresses: &[IpAddr]) -> HostPort {
 
 /// Pools, blocks outside of any pool, and prefixes that the cluster assigned to other nodes; the widest of each only.
 fn pod_prefixes(cluster: &Cluster, node: &NodeName) -> BTreeSet<IpNet> {
-    let pools = cluster.pools.values().map(|pool| pool.cidr());
-    let blocks = cluster.blocks.values().map(|block| block.cidr);
+    let pools = cluster.pools.values().filter(|pool| pool.network.is_none()).map(|pool| pool.cidr());
+    let blocks = cluster.blocks.values().filter(|block| !cluster.is_of_network(block)).map(|block| block.cidr);
     let others = cluster.nodes.values().filter(|other| other.name != *node);
     let assigned = others.flat_map(|other| other.pod_cidrs.iter().copied());
     let mut sorted: Vec<IpNet> = pools.chain(blocks).chain(assigned).map(|cidr| cidr.net()).collect();

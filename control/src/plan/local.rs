@@ -8,7 +8,7 @@ use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{Outside, PortRange, Tunnels, Vni};
 
 use super::ServiceOptions;
-use crate::cluster::{InterfaceName, NodeName, PodName, PortName};
+use crate::cluster::{InterfaceName, NetworkName, NodeName, PodName, PortName};
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,8 @@ pub struct AttachedPod {
     pub addresses: Vec<IpAddr>,
     /// Its MTU.
     pub mtu: u32,
+    /// The network it is plugged into, instead of the pods' segment.
+    pub network: Option<NetworkName>,
 }
 
 /// The host's own port.

@@ -237,7 +237,8 @@ fn ports(
         mtu: uplink.mtu,
         role: PortRole::Uplink(UplinkPort { mac: uplink.mac, hand_back }),
     });
-    let pods = local.pods.iter().map(|(index, pod)| tables::Port {
+    let of_segment = local.pods.iter().filter(|(_, pod)| pod.network.is_none());
+    let pods = of_segment.map(|(index, pod)| tables::Port {
         index: *index,
         name: pod.pod.to_string().into(),
         mtu: pod.mtu,

@@ -90,7 +90,7 @@ fn host(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, router_addresses: 
 /// Addresses that nodes agreed upon, out of whose block ever: they lead to the node that has them now. One of this
 /// node's without a pod leads nowhere, or it would travel to the block's node and back.
 fn lent(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
-    for block in cluster.blocks.values() {
+    for block in cluster.blocks.values().filter(|block| !cluster.is_of_network(block)) {
         for (address, entry) in block.assigned.iter().filter(|(_, entry)| entry.node != block.node) {
             let prefix = IpNet::from(*address);
             let (name, target) = if entry.node == local.node {
@@ -108,7 +108,7 @@ fn lent(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut Rou
 }
 
 fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
-    for block in cluster.blocks.values() {
+    for block in cluster.blocks.values().filter(|block| !cluster.is_of_network(block)) {
         let key = || ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str());
         if let Some(pool) = cluster.pools.get(&block.pool).filter(|pool| !pool.cidr().contains(block.cidr)) {
             let message = format!("{} lies outside its pool {} ({})", block.cidr, pool.name(), pool.cidr());

@@ -151,6 +151,7 @@ fn judged_pods(cluster: &Cluster, local: &LocalView, planner: &mut PolicyPlanner
 
 fn attached(pod: &PodName, addresses: &[IpAddr]) -> AttachedPod {
     AttachedPod {
+        network: None,
         pod: pod.clone(),
         container_id: String::new(),
         interface: InterfaceName::new("eth0").unwrap_or_else(|_| unreachable!("the name is a valid one")),

@@ -183,7 +183,10 @@ impl ReplayNode {
             let mac = captures.get(&name).and_then(sender).unwrap_or_else(|| made_up(&format!("pod {name}")));
             self.attach(port, &name, MemoryQueue::LIKE_TAP)?;
             let container_id = pod.name().to_owned();
-            pods.insert(port, AttachedPod { pod, container_id, interface: interface.clone(), mac, addresses, mtu });
+            pods.insert(
+                port,
+                AttachedPod { pod, container_id, interface: interface.clone(), mac, addresses, mtu, network: None },
+            );
         }
         reconciler.take(Input::Pods(pods));
         Ok(())

@@ -15,6 +15,7 @@ mod flannel;
 mod host;
 mod idle;
 mod kernel_peer;
+mod networks;
 mod objects;
 mod ping;
 mod plugging;
@@ -57,6 +58,8 @@ const TESTS: &[Test] = &[
         "one_node_announces_a_load_balancer_and_another_takes_over",
         announcing::one_node_announces_a_load_balancer_and_another_takes_over,
     ),
+    ("pods_stand_on_the_nodes_wire", networks::pods_stand_on_the_nodes_wire),
+    ("a_network_that_is_not_there_is_named", networks::a_network_that_is_not_there_is_named),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),

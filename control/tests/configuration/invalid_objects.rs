@@ -61,7 +61,7 @@ const FAULTS: &[(&str, &str)] = &[
     ),
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: p}\nspec:\n  cidr: 10.0.0.0/8\n  blocksize: 26\n",
-        "objects.yaml:6: IpPool p: spec.blocksize: unknown field `blocksize`, expected one of `cidr`, `blockSize`, `onlyOnRequest`, `reserved`",
+        "objects.yaml:6: IpPool p: spec.blocksize: unknown field `blocksize`, expected one of `cidr`, `blockSize`, `network`, `onlyOnRequest`, `reserved`",
     ),
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: p}\nspec:\n  blockSize: 26\n",
@@ -89,7 +89,7 @@ const FAULTS: &[(&str, &str)] = &[
     ),
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: Uplnk\nmetadata: {name: u}\n",
-        "objects.yaml:2: Uplnk u: kind: millrace.dev/v1alpha1 Uplnk is not known here; known are millrace.dev/v1alpha1 Uplink, millrace.dev/v1alpha1 IpPool, millrace.dev/v1alpha1 IpBlock, millrace.dev/v1alpha1 Bridge, millrace.dev/v1alpha1 Port",
+        "objects.yaml:2: Uplnk u: kind: millrace.dev/v1alpha1 Uplnk is not known here; known are millrace.dev/v1alpha1 Uplink, millrace.dev/v1alpha1 IpPool, millrace.dev/v1alpha1 IpBlock, millrace.dev/v1alpha1 Bridge, millrace.dev/v1alpha1 Port, millrace.dev/v1alpha1 Network",
     ),
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: Bridge\nmetadata: {name: b}\nspec:\n  vnis:\n  - {vlan: 4095, vni: 7}\n",
@@ -110,6 +110,18 @@ const FAULTS: &[(&str, &str)] = &[
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: Port\nmetadata: {name: p}\nspec:\n  bridge: b\n  afXdp: {interface: eth1, namespace: guest}\n",
         "objects.yaml:6: Port p: spec.afXdp.namespace: the namespace is given as a path such as /run/netns/guest",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Network\nmetadata: {name: n}\nspec:\n  interface: eth0\n  subnets:\n  - {cidr: 10.0.0.0/24, gateway: 10.0.1.1}\n",
+        "objects.yaml:7: Network n: spec.subnets: the gateway \"10.0.1.1\" is no address of 10.0.0.0/24",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Network\nmetadata: {name: n}\nspec:\n  interface: eth0\n  subnets:\n  - {cidr: 10.0.0.0/24}\n  - {cidr: 10.0.0.0/25}\n",
+        "objects.yaml:7: Network n: spec.subnets: 10.0.0.0/25 overlaps 10.0.0.0/24",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Network\nmetadata: {name: n}\nspec: {interface: eth0, vlan: 0}\n",
+        "objects.yaml:4: Network n: spec.vlan: 0 is no VLAN: 1 to 4094",
     ),
     ("- a list\n", "objects.yaml:1: apiVersion: is missing"),
 ];

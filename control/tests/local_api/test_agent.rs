@@ -44,6 +44,7 @@ impl PodNetwork for TestNetwork {
                 address: format!("10.1.0.{number}/32").parse().expect("an address"),
                 gateway: Some("169.254.1.1".parse().expect("an address")),
             }],
+            network: None,
             routes: vec![PodRoute {
                 destination: "0.0.0.0/0".parse().expect("a prefix"),
                 gateway: Some("169.254.1.1".parse().expect("an address")),
