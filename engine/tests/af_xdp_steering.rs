@@ -1,5 +1,6 @@
-//! Which frames the steering program hands to user space and which it leaves to the kernel, and what remains when the
-//! process dies. Real veth pairs and UDP sockets in namespaces of the test's own; needs root.
+//! Which frames the steering programs hand to user space and which they leave to the kernel, by AF_XDP and by packet
+//! sockets, and what remains when the process dies. Real veth pairs and UDP sockets in namespaces of the test's own; needs
+//! root.
 //!
 //! ```text
 //!  namespace A                                switch namespace
@@ -17,16 +18,17 @@ mod namespaces;
 use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Packet, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
-    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, SharedRules, SteeredPorts, Steering, SteeringError,
-    SteeringRules, Umem, VxlanRules, set_transmit_checksum,
+    AfXdpOptions, AfXdpQueue, AttachMode, AttachPreference, Destination, SharedRules, SteeredPorts, Steering,
+    SteeringError, SteeringRules, Umem, VxlanRules, set_transmit_checksum,
 };
+use millrace_engine::port::packet_socket::PacketSocket;
 use namespaces::{End, Namespace, add_address, add_neighbour, make_veth, set_up};
 
 const VXLAN: u16 = 8472;
@@ -87,10 +89,28 @@ fn set_ip_options(socket: &UdpSocket) {
     assert_eq!(result, 0, "IP_OPTIONS");
 }
 
-/// The switch's end: an AF_XDP queue, and the kernel's sockets behind it.
+/// How frames reach user space.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    AfXdp(AttachPreference),
+    PacketSocket,
+}
+
+impl Way {
+    fn steer(self, rules: impl Into<SteeringRules>) -> Steering {
+        match self {
+            Way::AfXdp(preference) => Steering::by_rules("a0", rules, preference).expect("steering"),
+            Way::PacketSocket => Steering::for_packet_sockets("a0", rules).expect("steering"),
+        }
+    }
+}
+
+const WAYS: [Way; 3] = [Way::AfXdp(AttachPreference::Native), Way::AfXdp(AttachPreference::Generic), Way::PacketSocket];
+
+/// The switch's end: a queue, and the kernel's sockets behind it.
 struct Ends {
     memory: FrameMemory,
-    queue: AfXdpQueue,
+    queue: Box<dyn PortQueue>,
     kernel: Vec<UdpSocket>,
     /// Lengths of frames that came together with the one last told.
     steered: VecDeque<usize>,
@@ -98,10 +118,18 @@ struct Ends {
 
 impl Ends {
     fn open(steering: &mut Steering) -> Self {
-        let memory = FrameMemory::new(FrameMemoryLayout { head_frames: HEADS, big_buffers: 0 }).expect("memory");
-        let options = AfXdpOptions::new(PortIndex(1), "a0", 0, steering.mode());
-        let queue = AfXdpQueue::open(options, &Umem::new(&memory)).expect("queue");
-        steering.insert_socket(0, queue.socket().expect("socket")).expect("insert");
+        let memory = FrameMemory::new(FrameMemoryLayout { head_frames: HEADS, big_buffers: 32 }).expect("memory");
+        let port = PortIndex(1);
+        let queue: Box<dyn PortQueue> = if steering.mode() == AttachMode::TrafficControl {
+            let socket = PacketSocket::open_group("a0", 1500, 1).expect("socket").pop().expect("one");
+            steering.admit_socket(socket.as_fd()).expect("admitted");
+            Box::new(socket.queue(port))
+        } else {
+            let options = AfXdpOptions::new(port, "a0", 0, steering.mode());
+            let queue = AfXdpQueue::open(options, &Umem::new(&memory)).expect("queue");
+            steering.insert_socket(0, queue.socket().expect("socket")).expect("insert");
+            Box::new(queue)
+        };
         let bind = |address: &str, port| {
             let socket = UdpSocket::bind(SocketAddr::new(ip(address), port)).expect("bind");
             socket.set_nonblocking(true).expect("nonblocking");
@@ -150,13 +178,13 @@ fn rules() -> VxlanRules {
 
 fn only_vxlan_from_known_peers_to_our_tunnel_address_is_steered() {
     let network = Network::new();
-    for preference in [AttachPreference::Native, AttachPreference::Generic] {
+    for way in WAYS {
         network.switch.run(|| {
-            let mut steering = Steering::by_rules("a0", rules(), preference).expect("steering");
+            let mut steering = way.steer(rules());
             let mut ends = Ends::open(&mut steering);
             let mut check = |name: &str, source, target, port, length, options, expected| {
                 network.send(source, target, port, length, options);
-                assert_eq!(ends.next(Duration::from_secs(2)), Some(expected), "{name}");
+                assert_eq!(ends.next(Duration::from_secs(2)), Some(expected), "{name}, {way:?}");
             };
             let (four, six) = (("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2"));
             check("IPv4", four.0, four.1, VXLAN, 100, false, ('x', 142));
@@ -172,7 +200,7 @@ fn only_vxlan_from_known_peers_to_our_tunnel_address_is_steered() {
             check("IPv4 in fragments", four.0, four.1, VXLAN, 4000, false, ('k', 4000));
             check("IPv6 in fragments", six.0, six.1, VXLAN, 4000, false, ('k', 4000));
             check("shortest", four.0, four.1, VXLAN, 0, false, ('x', 42));
-            assert_eq!(ends.next(Duration::from_millis(20)), None);
+            assert_eq!(ends.next(Duration::from_millis(20)), None, "{way:?}");
             ends.queue.close(&mut ends.memory);
             assert_eq!(ends.memory.free_heads(), HEADS);
         });
@@ -207,35 +235,40 @@ fn what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back() {
     let another_protocol = with(&|shared| shared.ranges.iter_mut().for_each(|range| range.protocol = 6));
     let no_destination = with(&|shared| shared.destinations.clear());
     let whole = with(&|shared| shared.whole = HashSet::from(["192.0.2.3", "2001:db8::3"].map(ip)));
-    network.switch.run(|| {
-        let mut steering =
-            Steering::by_rules("a0", SteeringRules::default(), AttachPreference::Native).expect("steering");
-        let mut ends = Ends::open(&mut steering);
-        for (source, own, other) in
-            [("192.0.2.9", "192.0.2.2", "192.0.2.3"), ("2001:db8::9", "2001:db8::2", "2001:db8::3")]
-        {
-            let mut check = |name: &str, rules: &SteeringRules, target, port, length, expected: &str| {
-                steering.set_rules(rules).expect("rules");
-                network.send(source, target, port, length, false);
-                assert_eq!(frames(&mut ends).iter().collect::<String>(), expected, "{name} from {source}");
-            };
-            check("fragments", &everything, own, 1, 4000, "xxx");
-            check("fragments, nobody to hand back to", &rules().into(), own, OTHER, 4000, "k");
-            check("a port of the range", &everything, own, OTHER, 100, "x");
-            check("a port beyond the range", &no_port, own, OTHER, 100, "k");
-            check("a range of another protocol", &another_protocol, own, OTHER, 100, "k");
-            check("a destination", &no_port, other, OTHER, 100, "x");
-            check("fragments to a destination", &no_port, other, 1, 4000, "xxx");
-            check("another port of that address", &everything, other, VXLAN, 100, "k");
-            check("another port of a whole address", &whole, other, VXLAN, 100, "x");
-            check("fragments to a whole address", &whole, other, VXLAN, 4000, "xxx");
-            check("no destination", &no_destination, other, OTHER, 100, "k");
-            check("fragments to an address of nobody", &no_destination, other, OTHER, 4000, "k");
-            check("VXLAN of no peer", &everything, own, VXLAN, 100, "k");
-        }
-        ends.queue.close(&mut ends.memory);
-        assert_eq!(ends.memory.free_heads(), HEADS);
-    });
+    let families = [("192.0.2.9", "192.0.2.2", "192.0.2.3"), ("2001:db8::9", "2001:db8::2", "2001:db8::3")];
+    for way in [Way::AfXdp(AttachPreference::Native), Way::PacketSocket] {
+        network.switch.run(|| {
+            hold_shared(&network, way, families, [&everything, &no_port, &another_protocol, &no_destination, &whole])
+        });
+    }
+}
+
+fn hold_shared(network: &Network, way: Way, families: [(&str, &str, &str); 2], rules_of: [&SteeringRules; 5]) {
+    let [everything, no_port, another_protocol, no_destination, whole] = rules_of;
+    let mut steering = way.steer(SteeringRules::default());
+    let mut ends = Ends::open(&mut steering);
+    for (source, own, other) in families {
+        let mut check = |name: &str, rules: &SteeringRules, target, port, length, expected: &str| {
+            steering.set_rules(rules).expect("rules");
+            network.send(source, target, port, length, false);
+            assert_eq!(frames(&mut ends).iter().collect::<String>(), expected, "{name} from {source}, {way:?}");
+        };
+        check("fragments", everything, own, 1, 4000, "xxx");
+        check("fragments, nobody to hand back to", &rules().into(), own, OTHER, 4000, "k");
+        check("a port of the range", everything, own, OTHER, 100, "x");
+        check("a port beyond the range", no_port, own, OTHER, 100, "k");
+        check("a range of another protocol", another_protocol, own, OTHER, 100, "k");
+        check("a destination", no_port, other, OTHER, 100, "x");
+        check("fragments to a destination", no_port, other, 1, 4000, "xxx");
+        check("another port of that address", everything, other, VXLAN, 100, "k");
+        check("another port of a whole address", whole, other, VXLAN, 100, "x");
+        check("fragments to a whole address", whole, other, VXLAN, 4000, "xxx");
+        check("no destination", no_destination, other, OTHER, 100, "k");
+        check("fragments to an address of nobody", no_destination, other, OTHER, 4000, "k");
+        check("VXLAN of no peer", everything, own, VXLAN, 100, "k");
+    }
+    ends.queue.close(&mut ends.memory);
+    assert_eq!(ends.memory.free_heads(), HEADS);
 }
 
 fn questions_for_announced_addresses_are_steered() {
@@ -290,7 +323,9 @@ fn steering_follows_its_rules_and_ends_with_its_socket() {
         steering.remove_socket(0).expect("remove");
         steering.remove_socket(0).expect("remove what is not there");
         goes(&mut ends, "no socket", "192.0.2.1", VXLAN, 'k');
-        steering.insert_socket(0, ends.queue.socket().expect("socket")).expect("insert");
+        ends.queue.close(&mut ends.memory);
+        drop(ends);
+        let mut ends = Ends::open(&mut steering);
         goes(&mut ends, "socket again", "192.0.2.1", VXLAN, 'x');
         ends.queue.close(&mut ends.memory);
         goes(&mut ends, "closed socket", "192.0.2.1", VXLAN, 'k');
@@ -299,6 +334,113 @@ fn steering_follows_its_rules_and_ends_with_its_socket() {
         goes(&mut ends, "no program", "192.0.2.1", VXLAN, 'k');
         assert!(steering_can_attach(), "the program went with its owner");
     });
+}
+
+/// The kernel hears everything again the moment nobody steers, and the socket nothing.
+fn packet_sockets_withhold_from_the_kernel_only_while_they_are_steered_to() {
+    let network = Network::new();
+    network.switch.run(|| {
+        let mut steering = Way::PacketSocket.steer(rules());
+        let mut ends = Ends::open(&mut steering);
+        let goes = |ends: &mut Ends, name: &str, expected: &str| {
+            network.send("192.0.2.1", "192.0.2.2", VXLAN, 100, false);
+            assert_eq!(frames(ends).iter().collect::<String>(), expected, "{name}");
+        };
+        goes(&mut ends, "steered", "x");
+        assert!(steering.is_attached());
+        steering.set_rules(&SteeringRules::default()).expect("rules");
+        goes(&mut ends, "no rules", "k");
+        steering.set_rules(&rules().into()).expect("rules");
+        goes(&mut ends, "rules again", "x");
+        drop(steering);
+        goes(&mut ends, "nobody steers", "k");
+        ends.queue.close(&mut ends.memory);
+        assert_eq!(ends.memory.free_heads(), HEADS);
+    });
+}
+
+/// Datagrams of the host's that are numbered, and how many of a second.
+const STREAM_PORT: u16 = 9000;
+const STREAM_PACKETS: u32 = 10_000;
+const STREAM_TIME: Duration = Duration::from_millis(500);
+
+/// Numbered datagrams from the other side at an even pace; `act` a fifth of the way in. How many did not arrive in the
+/// kernel's socket.
+fn lost_while<T: Send>(network: &Network, act: impl FnOnce() -> T) -> (usize, T) {
+    let socket = UdpSocket::bind(SocketAddr::new(ip("::"), STREAM_PORT)).expect("bind");
+    let bytes: libc::c_int = 64 << 20;
+    millrace_engine::port::socket::set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).expect("buffer");
+    let send = || {
+        let from = UdpSocket::bind(SocketAddr::new(ip("192.0.2.1"), 0)).expect("bind");
+        let begin = Instant::now();
+        for number in 0..STREAM_PACKETS {
+            let due = STREAM_TIME * number / STREAM_PACKETS;
+            while begin.elapsed() < due {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            from.send_to(&number.to_be_bytes(), SocketAddr::new(ip("192.0.2.2"), STREAM_PORT)).expect("send");
+        }
+    };
+    let outcome = std::thread::scope(|scope| {
+        let sending = network.a.spawn(scope, send);
+        std::thread::sleep(STREAM_TIME / 5);
+        let outcome = act();
+        sending.join().expect("sender");
+        outcome
+    });
+    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
+    let mut seen = HashSet::new();
+    let mut buffer = [0; 8];
+    while let Ok((4, _)) = socket.recv_from(&mut buffer) {
+        seen.insert(u32::from_be_bytes([buffer[0], buffer[1], buffer[2], buffer[3]]));
+    }
+    (STREAM_PACKETS as usize - seen.len(), outcome)
+}
+
+/// What of the host's own stream is lost while programs come, change and go. Printed; what is bounded here holds whatever
+/// else the machine does, since a program that changes drops nothing and one that comes or goes only stops the driver for a
+/// moment.
+fn what_the_hosts_stream_loses_while_programs_come_and_go() {
+    let network = Network::new();
+    network.switch.run(|| {
+        for way in WAYS {
+            let (attach, (mut steering, mut ends)) = lost_while(&network, || {
+                let mut steering = way.steer(rules());
+                let ends = Ends::open(&mut steering);
+                (steering, ends)
+            });
+            let (change, ()) = lost_while(&network, || {
+                for port in OTHER..OTHER + 100 {
+                    steering.set_rules(&VxlanRules { port, ..rules() }.into()).expect("rules");
+                }
+            });
+            let (again, ()) = lost_while(&network, || {
+                ends.queue.close(&mut ends.memory);
+                drop((steering, ends));
+                steering_again(way);
+            });
+            let (detach, ()) = {
+                let mut steering = way.steer(rules());
+                let mut ends = Ends::open(&mut steering);
+                lost_while(&network, || {
+                    drop(steering);
+                    ends.queue.close(&mut ends.memory);
+                })
+            };
+            println!(
+                "{way:?}: of {STREAM_PACKETS} packets in {STREAM_TIME:?} lost at attach {attach}, at 100 changes of rules {change}, at \
+                 detach and attach {again}, at detach {detach}"
+            );
+            assert_eq!(change, 0, "{way:?}");
+            assert!(attach.max(again).max(detach) < STREAM_PACKETS as usize / 10, "{way:?}: an outage, not a moment");
+        }
+    });
+}
+
+fn steering_again(way: Way) {
+    let mut steering = way.steer(rules());
+    let mut ends = Ends::open(&mut steering);
+    ends.queue.close(&mut ends.memory);
 }
 
 fn steering_can_attach() -> bool {
@@ -347,6 +489,8 @@ root_tests! {
         what_is_shared_with_the_host_is_steered_only_where_it_is_handed_back,
         questions_for_announced_addresses_are_steered,
         steering_follows_its_rules_and_ends_with_its_socket,
+        packet_sockets_withhold_from_the_kernel_only_while_they_are_steered_to,
+        what_the_hosts_stream_loses_while_programs_come_and_go,
         a_killed_process_leaves_the_interface_to_the_kernel,
     ],
     on demand [

@@ -44,7 +44,10 @@ type Seen = (Vec<u8>, Option<(usize, u16)>, Option<Gso>);
 
 impl Side {
     fn open(namespace: &Namespace, interface: &str, accept: &Accept) -> Self {
-        let socket = namespace.run(|| PacketSocket::open(interface, MTU, accept)).expect("a socket");
+        Self::of(namespace.run(|| PacketSocket::open(interface, MTU, accept)).expect("a socket"))
+    }
+
+    fn of(socket: PacketSocket) -> Self {
         let memory = FrameMemory::new(LAYOUT).expect("memory");
         Self { queue: socket.queue(PortIndex(3)), socket, memory, counters: WorkerCounters::default() }
     }
@@ -223,6 +226,31 @@ fn what_nobody_takes_in_time_is_counted_by_the_kernel() {
     assert_eq!(near.queue.kernel_drops(), sent - arrived, "asking does not change the answer");
 }
 
+fn each_flow_comes_in_by_one_socket_of_a_group() {
+    const FLOWS: usize = 32;
+    let (host, lan) = network();
+    let mut sides = host.run(|| PacketSocket::open_group("e0", MTU, 2)).expect("sockets").into_iter().map(Side::of);
+    let mut sides = [(); 2].map(|()| sides.next().expect("two"));
+    let send_flow = || {
+        let socket = lan.run(|| UdpSocket::bind((LAN.1, 0)).expect("socket"));
+        for _ in 0..3 {
+            socket.send_to(b"again", (HOST.1, 7000)).expect("sent");
+        }
+    };
+    send_flow();
+    assert!(sides.iter_mut().all(|side| side.receive().is_empty()), "nothing comes in unasked");
+    sides.iter().for_each(|side| side.socket.accept(&Accept::Everything).expect("accepted"));
+    let mut flows = [0; 2];
+    for _ in 0..FLOWS {
+        send_flow();
+        let came = sides.each_mut().map(|side| bytes(&side.receive()).len());
+        assert!(came == [3, 0] || came == [0, 3], "each frame once, all by one: {came:?}");
+        flows[usize::from(came[1] > 0)] += 1;
+    }
+    // Both get some, but for one time in 2^31.
+    assert!(flows.iter().all(|flows| *flows > 0), "{flows:?}");
+}
+
 root_tests!(every run [
     the_kernel_keeps_its_interface,
     only_groups_and_named_stations_come_in,
@@ -230,4 +258,5 @@ root_tests!(every run [
     units_cross_whole,
     what_the_interface_cannot_carry_is_refused_and_counted,
     what_nobody_takes_in_time_is_counted_by_the_kernel,
+    each_flow_comes_in_by_one_socket_of_a_group,
 ]);

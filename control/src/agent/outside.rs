@@ -20,6 +20,7 @@ use millrace_engine::tables::PortRange;
 
 use super::shared::Shared;
 use super::uplinks::Uplinks;
+use crate::api::model::Problem;
 use crate::kernel::reserved_ports::SETTING;
 use crate::kernel::{HostRoute, KernelError, Neighbour, NeighbourState, Netlink, ReservedPorts, sysctl};
 use crate::plan::{LocalUplink, OutsidePath, OutsideView};
@@ -45,19 +46,19 @@ impl WayOut {
         netlink: &mut Netlink,
         taken: &Uplinks,
         uplinks: &BTreeMap<PortIndex, LocalUplink>,
-        problems: &mut Vec<String>,
+        problems: &mut Vec<Problem>,
     ) -> Result<OutsideView, KernelError> {
         if uplinks.is_empty() {
             return Ok(OutsideView::default());
         }
         let routes = self.routes(netlink, taken, uplinks)?;
         if routes.len() > limits::OUTSIDE_ROUTES {
-            problems.push(format!(
+            problems.push(Problem::from(format!(
                 "the host has {} routes by uplinks, the switch takes {}: pods reach some destinations by another way or not \
                  at all",
                 routes.len(),
                 limits::OUTSIDE_ROUTES
-            ));
+            )));
         }
         let known = netlink.neighbours()?;
         self.keep_routers(netlink, taken, &routes, &known)?;

@@ -84,7 +84,7 @@ pub(super) struct Shared {
     /// Problems that are not of objects: an unusable record, a lost attachment.
     reports: Mutex<Vec<model::Problem>>,
     /// Problems of the uplinks, replaced at each look.
-    uplink_problems: Mutex<Vec<String>>,
+    uplink_problems: Mutex<Vec<model::Problem>>,
 }
 
 impl Shared {
@@ -134,7 +134,7 @@ impl Shared {
     }
 
     /// Notes that the uplinks were looked at.
-    pub(super) fn uplinks_looked_at(&self, problems: Vec<String>) {
+    pub(super) fn uplinks_looked_at(&self, problems: Vec<model::Problem>) {
         *self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
         self.lock().uplinks_known = true;
         self.changed.notify_all();
@@ -143,7 +143,7 @@ impl Shared {
     /// Notes a problem for `show status`.
     pub(super) fn report(&self, message: String) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let problem = model::Problem { message, ..model::Problem::default() };
+        let problem = model::Problem::from(message);
         if reports.len() < 100 && !reports.contains(&problem) {
             reports.push(problem);
         }
@@ -153,9 +153,8 @@ impl Shared {
     pub(super) fn problems(&self) -> Vec<model::Problem> {
         let standing = self.standing();
         let mut problems: Vec<model::Problem> = standing.problems.iter().map(Into::into).collect();
-        let plain = |message: &String| model::Problem { message: message.clone(), ..model::Problem::default() };
-        problems.extend(standing.refused.iter().map(plain));
-        problems.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().map(plain));
+        problems.extend(standing.refused.iter().cloned().map(model::Problem::from));
+        problems.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         problems.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         problems
     }

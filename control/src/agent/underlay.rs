@@ -24,6 +24,8 @@ use super::outside::WayOut;
 use super::pods::Pods;
 use super::shared::{Shared, Standing};
 use super::uplinks::Uplinks;
+use crate::api::model::Problem;
+use crate::kernel::capabilities::{self, Capability};
 use crate::kernel::{KernelError, Monitor, Netlink};
 use crate::plan::{self, LocalHost, LocalPort, LocalUplink, LocalView, OutsideView, UnderlayPath};
 use crate::reconcile::Input;
@@ -106,6 +108,15 @@ struct Seen {
     paths: BTreeMap<IpAddr, UnderlayPath>,
 }
 
+/// What netlink's answers have in common where the agent may not change the node's network.
+fn missing_right() -> Option<Problem> {
+    let missing = capabilities::missing(&[Capability::NetAdmin]);
+    let message = "the agent lacks CAP_NET_ADMIN, without which interfaces, addresses, routes and neighbours stay as they are: grant \
+                   it (`capabilities` of the container's securityContext, `AmbientCapabilities=` of a unit)";
+    let kind = Some("capability".to_owned());
+    (!missing.is_empty()).then(|| Problem { kind, ..Problem::from(message.to_owned()) })
+}
+
 struct Follower {
     shared: Arc<Shared>,
     netlink: Netlink,
@@ -155,30 +166,35 @@ impl Follower {
         let mut problems = self.uplinks.problems();
         if let Some(local) = standing.local.as_deref() {
             let (node, ports) = (&self.shared.node, &mut self.bridge_ports);
-            problems.extend(networks::follow(&cluster, node, local, ports, &mut self.netlink));
+            let networks = networks::follow(&cluster, node, local, ports, &mut self.netlink);
+            problems.extend(networks.into_iter().map(Problem::from));
         }
-        problems.extend(self.bridge_ports.problems());
-        problems.extend_from_slice(self.host.problems());
+        problems.extend(self.bridge_ports.problems().into_iter().map(Problem::from));
+        problems.extend(self.host.problems().iter().cloned().map(Problem::from));
         let mut paths = BTreeMap::new();
         for destination in self.destinations(&standing, &uplinks) {
             match self.path(destination, &uplinks) {
                 Ok(Some(path)) => drop(paths.insert(destination, path)),
-                Ok(None) => problems.push(format!("no uplink leads to {destination}")),
-                Err(error) => problems.push(format!("the way to {destination} is unknown: {error}")),
+                Ok(None) => problems.push(Problem::from(format!("no uplink leads to {destination}"))),
+                Err(error) => problems.push(format!("the way to {destination} is unknown: {error}").into()),
             }
         }
         if standing.plan.as_ref().is_some_and(|plan| !plan.outside.sources.is_empty()) {
-            problems.extend(self.way_out.reserve().err());
+            problems.extend(self.way_out.reserve().err().map(Problem::from));
         }
         self.uplinks.steer(paths.keys().copied(), &uplinks, standing.plan.as_ref());
         if let Some(plan) = &standing.plan {
-            problems.extend(self.announcements.follow(plan, &self.uplinks, &uplinks, &self.shared));
+            let announced = self.announcements.follow(plan, &self.uplinks, &uplinks, &self.shared);
+            problems.extend(announced.into_iter().map(Problem::from));
         }
         let outside = self.way_out.view(&mut self.netlink, &self.uplinks, &uplinks, &mut problems);
         self.tell(Seen { uplinks, bridge_ports, paths });
         match outside {
             Ok(outside) => self.tell_outside(outside),
-            Err(error) => problems.push(format!("the ways to the outside are unknown: {error}")),
+            Err(error) => problems.push(format!("the ways to the outside are unknown: {error}").into()),
+        }
+        if !problems.is_empty() {
+            problems.extend(missing_right());
         }
         self.shared.uplinks_looked_at(problems);
     }

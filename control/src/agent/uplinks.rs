@@ -1,8 +1,12 @@
-//! Uplinks: interfaces of the host that tunnels leave by, taken by AF_XDP and given back.
+//! Uplinks: interfaces of the host that tunnels leave by, taken and given back.
 //!
 //! The steering program takes only what is ours from the interface; everything else stays with the host's kernel, as
-//! does everything when the agent is gone. Each receive queue must have a socket, and each queue belongs to one
-//! worker: an interface with more queues than there are workers is refused, with the words that mend it.
+//! does everything when the agent is gone. By AF_XDP each receive queue must have a socket, and each queue belongs to one
+//! worker; what cannot be taken so is taken by packet sockets (`taking.rs`), and what is wrong says what mends it
+//! (`problem.rs`).
+
+mod problem;
+mod taking;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -10,31 +14,34 @@ use std::sync::Arc;
 
 use millrace_engine::packet::PortIndex;
 use millrace_engine::packet::parse::protocol;
-use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
-    AfXdpOptions, AfXdpQueue, AttachPreference, Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules,
-    SteeredPorts, Steering, SteeringRules, VxlanRules,
+    Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts, Steering, SteeringRules,
+    VxlanRules,
 };
 use millrace_engine::tables::{PortRange, PortRole};
 
 use super::pods::FIRST_POD_PORT;
 use super::shared::Shared;
-use crate::cluster::{Cluster, InterfaceName};
-use crate::kernel::{Link, Netlink};
+use crate::api::model;
+use crate::cluster::{Cluster, InterfaceName, UplinkPortKind};
+use crate::kernel::{KernelError, Link, Netlink};
 use crate::plan::{self, LocalUplink, NodePlan, Steered};
+use problem::UplinkProblem;
 
 struct Uplink {
     port: PortIndex,
+    kind: UplinkPortKind,
     link: u32,
     steering: Steering,
+    problem: Option<UplinkProblem>,
 }
 
 /// The uplinks of this node.
 pub(super) struct Uplinks {
     shared: Arc<Shared>,
     taken: BTreeMap<InterfaceName, Uplink>,
-    refused: BTreeMap<InterfaceName, String>,
-    steering_problem: Option<String>,
+    refused: BTreeMap<InterfaceName, UplinkProblem>,
+    steering_problem: Option<UplinkProblem>,
     /// The plan that was asked last for what of Services is steered, and its answer.
     steered: Option<(Arc<NodePlan>, HashSet<Destination>)>,
 }
@@ -47,14 +54,16 @@ impl Uplinks {
     /// Takes and gives back interfaces as the objects say; returns those in use.
     pub(super) fn follow(&mut self, cluster: &Cluster, netlink: &mut Netlink) -> BTreeMap<PortIndex, LocalUplink> {
         let node = self.shared.node.clone();
-        let wanted: Vec<InterfaceName> =
-            plan::wanted_uplinks(cluster, &node).map(|uplink| uplink.interface.clone()).collect();
-        let gone: Vec<InterfaceName> = self.taken.keys().filter(|name| !wanted.contains(name)).cloned().collect();
+        let wanted: BTreeMap<InterfaceName, UplinkPortKind> =
+            plan::wanted_uplinks(cluster, &node).map(|uplink| (uplink.interface.clone(), uplink.port)).collect();
+        let stays = |name: &InterfaceName, uplink: &Uplink| wanted.get(name) == Some(&uplink.kind);
+        let gone: Vec<InterfaceName> =
+            self.taken.iter().filter(|(name, uplink)| !stays(name, uplink)).map(|(name, _)| name.clone()).collect();
         gone.iter().for_each(|name| self.release(name));
-        self.refused.retain(|name, _| wanted.contains(name));
+        self.refused.retain(|name, _| wanted.contains_key(name));
         let mut in_use = BTreeMap::new();
-        for name in &wanted {
-            match self.follow_one(name, netlink) {
+        for (name, kind) in &wanted {
+            match self.follow_one(name, *kind, netlink) {
                 Ok((port, uplink)) => {
                     self.refused.remove(name);
                     in_use.insert(port, uplink);
@@ -65,18 +74,25 @@ impl Uplinks {
         in_use
     }
 
-    fn follow_one(&mut self, name: &InterfaceName, netlink: &mut Netlink) -> Result<(PortIndex, LocalUplink), String> {
-        let found = netlink.link(name.as_str()).map_err(|error| error.to_string())?;
+    fn follow_one(
+        &mut self,
+        name: &InterfaceName,
+        kind: UplinkPortKind,
+        netlink: &mut Netlink,
+    ) -> Result<(PortIndex, LocalUplink), UplinkProblem> {
+        let interface = || name.as_str().to_owned();
+        let unknown = |error: KernelError| UplinkProblem::Refused { interface: interface(), said: error.to_string() };
+        let found = netlink.link(name.as_str()).map_err(unknown)?;
         if self.taken.get(name).is_some_and(|uplink| found.as_ref().is_none_or(|link| link.index != uplink.link)) {
             // The interface was deleted, and perhaps made again under the same name.
             self.release(name);
         }
-        let link = found.ok_or_else(|| format!("uplink {}: there is no such interface", name.as_str()))?;
+        let link = found.ok_or_else(|| UplinkProblem::Absent { interface: interface() })?;
         let port = match self.taken.get(name) {
             Some(uplink) => uplink.port,
-            None => self.take(name, &link)?,
+            None => self.take(name, kind, &link)?,
         };
-        let addresses = netlink.addresses(name.as_str()).map_err(|error| error.to_string())?;
+        let addresses = netlink.addresses(name.as_str()).map_err(unknown)?;
         let addresses = addresses.iter().map(|address| address.addr()).filter(|address| !is_link_local(*address));
         let uplink = LocalUplink {
             interface: name.clone(),
@@ -88,35 +104,20 @@ impl Uplinks {
         Ok((port, uplink))
     }
 
-    fn take(&mut self, name: &InterfaceName, link: &Link) -> Result<PortIndex, String> {
+    fn take(&mut self, name: &InterfaceName, kind: UplinkPortKind, link: &Link) -> Result<PortIndex, UplinkProblem> {
+        let interface = || name.as_str().to_owned();
         let used: HashSet<u16> = self.taken.values().map(|uplink| uplink.port.0).collect();
         let port = (1..FIRST_POD_PORT).find(|number| !used.contains(number)).map(PortIndex);
-        let port = port.ok_or_else(|| format!("uplink {}: at most {} are possible", name.as_str(), used.len()))?;
+        let port = port.ok_or_else(|| UplinkProblem::TooMany { interface: interface(), limit: used.len() })?;
         let umems: Vec<_> = self
             .shared
             .switch
             .with(|switch| (0..switch.options().workers).filter_map(|worker| switch.umem(worker).cloned()).collect());
-        let queues = receive_queues(name.as_str());
-        if queues > umems.len() {
-            return Err(format!(
-                "uplink {0} has {queues} receive queues for {1} workers: every queue needs a worker of its own; set \
-                 `ethtool -L {0} combined {1}` or raise `workers`",
-                name.as_str(),
-                umems.len()
-            ));
-        }
-        let mut steering = Steering::by_rules(name.as_str(), SteeringRules::default(), AttachPreference::default())
-            .map_err(|error| error.to_string())?;
-        let mut boxed: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
-        for (number, umem) in umems.iter().enumerate().take(queues) {
-            let options = AfXdpOptions::new(port, name.as_str(), number as u32, steering.mode());
-            let queue = AfXdpQueue::open(options, umem).map_err(|error| error.to_string())?;
-            let socket = queue.socket().ok_or_else(|| format!("uplink {}: no socket", name.as_str()))?;
-            steering.insert_socket(number as u32, socket).map_err(|error| error.to_string())?;
-            boxed.push(Some(Box::new(queue)));
-        }
-        self.shared.switch.with(|switch| switch.attach(port, boxed)).map_err(|error| error.to_string())?;
-        self.taken.insert(name.clone(), Uplink { port, link: link.index, steering });
+        let taking::Taken { queues, steering, problem } = taking::take(kind, link, port, &umems)?;
+        let attached = self.shared.switch.with(|switch| switch.attach(port, queues));
+        attached.map_err(|error| UplinkProblem::Refused { interface: interface(), said: error.to_string() })?;
+        let uplink = Uplink { port, kind, link: link.index, steering, problem };
+        self.taken.insert(name.clone(), uplink);
         Ok(port)
     }
 
@@ -175,14 +176,15 @@ impl Uplinks {
             if uplink.steering.rules() != rules
                 && let Err(error) = uplink.steering.set_rules(rules)
             {
-                self.steering_problem = Some(error.to_string());
+                self.steering_problem = Some(UplinkProblem::Steering { said: error.to_string() });
             }
         }
     }
 
     /// What is wrong with uplinks.
-    pub(super) fn problems(&self) -> Vec<String> {
-        self.refused.values().chain(&self.steering_problem).cloned().collect()
+    pub(super) fn problems(&self) -> Vec<model::Problem> {
+        let of_taken = self.taken.values().filter_map(|uplink| uplink.problem.as_ref());
+        self.refused.values().chain(of_taken).chain(&self.steering_problem).map(UplinkProblem::told).collect()
     }
 }
 
@@ -227,9 +229,4 @@ fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
-}
-
-/// Receive queues of an interface. The directory is of the mount's namespace, so the count comes by ethtool.
-fn receive_queues(interface: &str) -> usize {
-    millrace_engine::port::af_xdp::receive_queues(interface).unwrap_or(1).max(1)
 }

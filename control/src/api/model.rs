@@ -33,6 +33,15 @@ pub struct Problem {
     pub object: Option<String>,
     /// What is wrong, in a sentence.
     pub message: String,
+    /// What kind of problem it is, for programs, where there are such names: `uplink_capability` and the like.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub kind: Option<String>,
+}
+
+impl From<String> for Problem {
+    fn from(message: String) -> Self {
+        Self { message, ..Self::default() }
+    }
 }
 
 impl From<&problem::Problem> for Problem {
@@ -43,6 +52,7 @@ impl From<&problem::Problem> for Problem {
             line: problem.line.map(u64::from),
             object: problem.object.as_ref().map(ToString::to_string),
             message: format!("{field}{}", problem.message),
+            kind: None,
         }
     }
 }

@@ -108,6 +108,20 @@ pub struct UplinkRecord {
     pub node: Option<NodeName>,
     /// The interface.
     pub interface: InterfaceName,
+    /// How frames come from it.
+    pub port: UplinkPortKind,
+}
+
+/// How the frames of an uplink are moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UplinkPortKind {
+    /// By AF_XDP, and by packet sockets where that is refused.
+    #[default]
+    Automatic,
+    /// By AF_XDP or not at all.
+    AfXdp,
+    /// By packet sockets.
+    Packet,
 }
 
 impl UplinkRecord {

@@ -9,6 +9,7 @@
 //! Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,neighbour}.h.
 
 pub mod addresses;
+pub mod capabilities;
 pub mod host_interface;
 pub mod links;
 pub mod monitor;

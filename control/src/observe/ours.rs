@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::cluster::{
     AssignedAddress, BlockName, BlockRecord, Cidr, InterfaceName, KeptFor, NetworkName, NodeName, Offsets, PodName,
-    PoolName, PoolRecord, UplinkName, UplinkRecord,
+    PoolName, PoolRecord, UplinkName, UplinkPortKind, UplinkRecord,
 };
 use crate::store::{FieldError, Kind, Located, Object};
 
@@ -45,6 +45,18 @@ struct UplinkSpec {
     /// Absent: every node that has the interface.
     node: Option<String>,
     interface: String,
+    #[serde(default)]
+    port: PortKindSpec,
+}
+
+/// How the frames of an uplink are moved, in the words of `show ports`.
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PortKindSpec {
+    #[default]
+    Automatic,
+    AfXdp,
+    Packet,
 }
 
 #[derive(Deserialize)]
@@ -107,6 +119,11 @@ pub(super) fn uplink(object: &Object) -> Result<UplinkRecord, FieldError> {
         name: field(content, &["metadata", "name"], UplinkName::new(&object.key.name))?,
         node: field(content, &["spec", "node"], spec.node.as_deref().map(NodeName::new).transpose())?,
         interface: field(content, &["spec", "interface"], InterfaceName::new(&spec.interface))?,
+        port: match spec.port {
+            PortKindSpec::Automatic => UplinkPortKind::Automatic,
+            PortKindSpec::AfXdp => UplinkPortKind::AfXdp,
+            PortKindSpec::Packet => UplinkPortKind::Packet,
+        },
     })
 }
 

@@ -33,11 +33,13 @@ pub(crate) struct AgentOptions {
     pub(crate) uplink: bool,
     /// What else stands in its configuration.
     pub(crate) more: &'static str,
+    /// Words before the program's: what takes rights from it.
+    pub(crate) under: &'static [&'static str],
 }
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { workers: 1, uplink: true, more: "" }
+        Self { workers: 1, uplink: true, more: "", under: &[] }
     }
 }
 
@@ -58,8 +60,9 @@ impl Agent {
         );
         fs::write(file("toml"), configuration).expect("configuration");
         let log = File::options().create(true).append(true).open(file("log")).expect("log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
-        command.arg("agent").arg("--config").arg(file("toml"));
+        let words = [options.under, &[env!("CARGO_BIN_EXE_millrace"), "agent", "--config"]].concat();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).arg(file("toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
         let child = namespace.enter(|| command.spawn()).expect("entered").expect("agent");
         let mut agent = Agent { child, socket: file("sock"), log: file("log") };

@@ -37,11 +37,29 @@ pub(crate) fn node_object(number: usize) -> String {
 
 /// Object of a node's uplink.
 pub(crate) fn uplink_object(number: usize) -> String {
+    uplink_object_of(number, UPLINK, "")
+}
+
+/// Object of a node's uplink by this interface, with more fields of its `spec`.
+pub(crate) fn uplink_object_of(number: usize, interface: &str, more: &str) -> String {
     let (name, _) = NODES[number];
     format!(
-        "---\napiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {{name: {name}-up}}\n\
-         spec: {{node: {name}, interface: {UPLINK}}}\n"
+        "---\napiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {{name: {name}-{interface}}}\n\
+         spec: {{node: {name}, interface: {interface}{more}}}\n"
     )
+}
+
+/// A veth pair between the nodes, of this name at both ends, up.
+pub(crate) fn join(nodes: &[Namespace; 2], name: &str, queues: u32) {
+    let ends = [(name, None), (name, Some(nodes[1].handle()))];
+    let mut netlink = Netlink::open_in(nodes[0].handle()).expect("netlink");
+    netlink.create_veth_with_queues(ends[0], ends[1], queues).expect("veth");
+    for node in nodes {
+        // A kernel would leave checksums to a wire that does not exist.
+        node.handle().enter(|| set_transmit_checksum(name, false)).expect("entered").expect("set");
+        let mut netlink = Netlink::open_in(node.handle()).expect("netlink");
+        netlink.change_link(name, &LinkChange::up()).expect("up");
+    }
 }
 
 /// Two node namespaces, joined; the order of the fields is that of their end.
@@ -56,13 +74,19 @@ impl Underlay {
     /// Joins two nodes by a veth pair of this many queues.
     pub(crate) fn create(queues: u32) -> Underlay {
         let underlay = Self::without_link();
-        let ends = [(UPLINK, None), (UPLINK, Some(underlay.nodes[1].handle()))];
-        Netlink::open_in(underlay.nodes[0].handle())
-            .expect("netlink")
-            .create_veth_with_queues(ends[0], ends[1], queues)
-            .expect("veth");
+        join(&underlay.nodes, UPLINK, queues);
         underlay.raise();
         underlay
+    }
+
+    /// Two nodes with what `make` makes between them, an interface [`UPLINK`] on each among it; `None` if it cannot.
+    pub(crate) fn create_over(make: impl FnOnce(&[Namespace; 2]) -> bool) -> Option<Underlay> {
+        let underlay = Self::without_link();
+        if !make(&underlay.nodes) {
+            return None;
+        }
+        underlay.raise();
+        Some(underlay)
     }
 
     /// The nodes, each by itself.
@@ -77,8 +101,6 @@ impl Underlay {
         for ((_, addresses), node) in NODES.iter().zip(&self.nodes) {
             let mut netlink = Netlink::open_in(node.handle()).expect("netlink");
             netlink.change_link("lo", &LinkChange::up()).expect("up");
-            // A kernel would leave checksums to a wire that does not exist.
-            node.handle().enter(|| set_transmit_checksum(UPLINK, false)).expect("entered").expect("set");
             netlink.change_link(UPLINK, &LinkChange::up()).expect("up");
             for (address, length) in addresses.iter().zip([24, 64]) {
                 netlink.add_address(UPLINK, format!("{address}/{length}").parse().expect("prefix")).expect("address");
@@ -108,7 +130,13 @@ impl Cluster {
 
     /// Starts both agents on this underlay.
     pub(crate) fn on(underlay: Underlay, options: AgentOptions) -> Cluster {
-        let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object(0), uplink_object(1)];
+        Self::with_uplinks(underlay, [""; 2], options)
+    }
+
+    /// The same with more fields in the objects of the uplinks.
+    pub(crate) fn with_uplinks(underlay: Underlay, more: [&str; 2], options: AgentOptions) -> Cluster {
+        let uplinks = [0, 1].map(|number| uplink_object_of(number, UPLINK, more[number]));
+        let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplinks.concat()];
         underlay.directory.write_objects("cluster.yaml", &objects.concat());
         let agents = [0, 1].map(|number| underlay.start(number, options));
         Cluster { agents, underlay }

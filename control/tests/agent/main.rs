@@ -7,6 +7,7 @@
 mod agent_process;
 mod announcing;
 mod boundary;
+mod boundary_table;
 mod cluster;
 mod directory;
 mod egress;
@@ -15,6 +16,7 @@ mod flannel;
 mod host;
 mod idle;
 mod kernel_peer;
+mod late_fragments;
 mod networks;
 mod objects;
 mod ping;
@@ -27,6 +29,7 @@ mod restart;
 mod root_tests;
 mod services;
 mod traffic;
+mod uplinks;
 mod verbs;
 mod workers;
 
@@ -60,6 +63,15 @@ const TESTS: &[Test] = &[
     ),
     ("pods_stand_on_the_nodes_wire", networks::pods_stand_on_the_nodes_wire),
     ("a_network_that_is_not_there_is_named", networks::a_network_that_is_not_there_is_named),
+    (
+        "the_hosts_own_traffic_goes_on_beside_packet_sockets",
+        boundary::the_hosts_own_traffic_goes_on_beside_packet_sockets,
+    ),
+    ("packet_sockets_serve_what_af_xdp_cannot", uplinks::packet_sockets_serve_what_af_xdp_cannot),
+    ("an_interface_on_top_of_others_is_an_uplink", uplinks::an_interface_on_top_of_others_is_an_uplink),
+    ("a_second_uplink_takes_over", uplinks::a_second_uplink_takes_over),
+    ("a_node_with_another_address_is_followed", uplinks::a_node_with_another_address_is_followed),
+    ("a_missing_right_is_named", uplinks::a_missing_right_is_named),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),

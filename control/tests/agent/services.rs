@@ -35,6 +35,7 @@ const OPTIONS: AgentOptions = AgentOptions {
     uplink: true,
     more: "[services]\ncluster_ip_ranges = ['10.96.0.0/16', 'fd00:96::/112']\n\
            node_port_addresses = ['192.0.2.0/24', '2001:db8::/64']",
+    under: &[],
 };
 
 /// Addresses of Service number `number`: ClusterIP, LoadBalancer, externalIP.

@@ -93,7 +93,7 @@ impl Transmit {
         let Some(capabilities) = outlet.ports.capabilities(egress) else {
             return outlet.drop(packet, DropReason::PortDown);
         };
-        if packet.gso().is_some() && !takes_whole(&packet, capabilities) {
+        if packet.gso().is_some() && (layout.outer.is_some() || !takes_whole(&packet, capabilities)) {
             return self.enqueue_cut(outlet, egress, packet, layout, capabilities);
         }
         if packet.gso().is_none() {

@@ -208,6 +208,7 @@ fn status_lists_problems_with_their_place() {
                 line: Some(12),
                 object: Some("Pod default/web-0".into()),
                 message: "spec.nodeName is missing".into(),
+                ..Default::default()
             },
             Problem { file: "state.json".into(), message: "unusable".into(), ..Default::default() },
             Problem { message: "the uplink is down".into(), ..Default::default() },

@@ -1,10 +1,13 @@
-//! The XDP program in front of an interface's AF_XDP sockets: loading, attaching, telling it what is ours.
+//! The programs in front of an interface's sockets: loading, attaching, telling them what is ours.
 //!
-//! The program (steering.bpf.c) is compiled in; aya parses it and makes its maps, which takes about 50 ms, so it
+//! AF_XDP sockets get what the XDP program redirects. Packet sockets get what a filter lets in, and a classifier behind
+//! them keeps the same from the kernel. All read the same tables.
+//!
+//! The object (steering.bpf.c) is compiled in; aya parses it and makes its maps, which takes about 50 ms, so it
 //! runs off the packet threads, once an interface. The link is made by our own call: aya falls back to an attachment
 //! by netlink where the kernel refuses a link, and such an attachment outlives a killed process and leaves a node
-//! whose tunnel traffic goes nowhere. A kernel that has no XDP links (before 5.9) is refused. The link and with it the
-//! program end when this value is dropped or the process dies.
+//! whose tunnel traffic goes nowhere. A kernel that has no XDP links (before 5.9), or for packet sockets no tcx links
+//! (before 6.6), is refused. The link and with it the program end when this value is dropped or the process dies.
 
 mod rules;
 
@@ -17,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, XskMap};
-use aya::programs::Xdp;
+use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier, SocketFilter, Xdp};
 use thiserror::Error;
 
 use super::sys;
@@ -38,6 +41,8 @@ pub enum AttachMode {
     Native,
     /// In the kernel's stack, with any driver, at the cost of an skb for each packet.
     Generic,
+    /// Behind packet sockets, with any driver.
+    TrafficControl,
 }
 
 impl fmt::Display for AttachMode {
@@ -45,6 +50,7 @@ impl fmt::Display for AttachMode {
         formatter.write_str(match self {
             AttachMode::Native => "native",
             AttachMode::Generic => "generic",
+            AttachMode::TrafficControl => "tcx",
         })
     }
 }
@@ -150,7 +156,16 @@ pub struct Steering {
     peers: HashMap<MapData, AddressKey, u8>,
     sockets: XskMap<MapData>,
     link: OwnedFd,
+    /// What packet sockets let in.
+    filter: Option<ProgramFd>,
     _program: Ebpf,
+}
+
+/// How frames reach user space.
+#[derive(Clone, Copy)]
+enum Way {
+    AfXdp(AttachPreference),
+    PacketSockets,
 }
 
 impl Steering {
@@ -164,7 +179,15 @@ impl Steering {
         rules: impl Into<SteeringRules>,
         preference: AttachPreference,
     ) -> Result<Self, SteeringError> {
-        Self::attach(interface, &rules.into(), false, preference)
+        Self::attach(interface, &rules.into(), false, Way::AfXdp(preference))
+    }
+
+    /// Steers what `rules` say to packet sockets, see [`Self::admit_socket`]; everything else passes to the kernel.
+    ///
+    /// # Errors
+    /// [`SteeringError`], naming the interface.
+    pub fn for_packet_sockets(interface: &str, rules: impl Into<SteeringRules>) -> Result<Self, SteeringError> {
+        Self::attach(interface, &rules.into(), false, Way::PacketSockets)
     }
 
     /// Steers every frame: for ports that belong to the switch alone.
@@ -172,15 +195,10 @@ impl Steering {
     /// # Errors
     /// [`SteeringError`], naming the interface.
     pub fn everything(interface: &str, preference: AttachPreference) -> Result<Self, SteeringError> {
-        Self::attach(interface, &SteeringRules::default(), true, preference)
+        Self::attach(interface, &SteeringRules::default(), true, Way::AfXdp(preference))
     }
 
-    fn attach(
-        interface: &str,
-        rules: &SteeringRules,
-        everything: bool,
-        preference: AttachPreference,
-    ) -> Result<Self, SteeringError> {
+    fn attach(interface: &str, rules: &SteeringRules, everything: bool, way: Way) -> Result<Self, SteeringError> {
         let ifindex = sys::interface_index(interface)
             .map_err(|error| SteeringError::Interface { interface: interface.to_owned(), error })?;
         let failed = |error: Box<dyn std::error::Error + Send + Sync>| SteeringError::Load {
@@ -188,13 +206,13 @@ impl Steering {
             error,
         };
         let mut program = Ebpf::load(PROGRAM).map_err(|error| failed(error.into()))?;
-        let entry: &mut Xdp = program
-            .program_mut("millrace_steering")
-            .ok_or_else(|| failed("the object has no program millrace_steering".into()))?
-            .try_into()
-            .map_err(|error: aya::programs::ProgramError| failed(error.into()))?;
-        entry.load().map_err(|error| failed(error.into()))?;
-        let descriptor = entry.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|error| failed(error.into()))?;
+        let (entry, filter) = match way {
+            Way::AfXdp(_) => (loaded::<Xdp>(&mut program, "millrace_steering").map_err(failed)?, None),
+            Way::PacketSockets => {
+                let filter = loaded::<SocketFilter>(&mut program, "millrace_admit").map_err(failed)?;
+                (loaded::<SchedClassifier>(&mut program, "millrace_withhold").map_err(failed)?, Some(filter))
+            }
+        };
         let mut map = |name: &'static str| {
             program.take_map(name).ok_or_else(|| failed(format!("the object has no map {name}").into()))
         };
@@ -205,7 +223,10 @@ impl Steering {
         let peers = HashMap::try_from(map("known_peers")?).map_err(wrong)?;
         let sockets = XskMap::try_from(map("xsks_map")?).map_err(wrong)?;
         configuration_map.set(0, configuration(&SteeringRules::default(), everything), 0).map_err(wrong)?;
-        let (link, mode) = make_link(interface, descriptor.as_fd(), ifindex, preference)?;
+        let (link, mode) = match way {
+            Way::AfXdp(preference) => make_link(interface, entry.as_fd(), ifindex, preference)?,
+            Way::PacketSockets => (make_tcx_link(interface, entry.as_fd(), ifindex)?, AttachMode::TrafficControl),
+        };
         let mut steering = Self {
             interface: interface.to_owned(),
             mode,
@@ -218,6 +239,7 @@ impl Steering {
             peers,
             sockets,
             link,
+            filter,
             _program: program,
         };
         steering.set_rules(rules)?;
@@ -239,7 +261,7 @@ impl Steering {
     /// Whether the program is still attached; not if the interface is gone.
     #[must_use]
     pub fn is_attached(&self) -> bool {
-        matches!(sys::xdp_link_interface(self.link.as_fd()), Ok(Some(ifindex)) if ifindex != 0)
+        matches!(sys::link_interface(self.link.as_fd()), Ok(Some(ifindex)) if ifindex != 0)
     }
 
     fn map_error(&self, what: &'static str) -> impl Fn(MapError) -> SteeringError + use<> {
@@ -255,6 +277,15 @@ impl Steering {
     pub fn insert_socket(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteeringError> {
         let failed = self.map_error("the socket of a queue");
         self.sockets.set(queue, socket.as_raw_fd(), 0).map_err(failed)
+    }
+
+    /// Lets what is steered into a packet socket, and nothing else.
+    ///
+    /// # Errors
+    /// What the kernel said; [`io::ErrorKind::Unsupported`] if this steers to AF_XDP sockets.
+    pub fn admit_socket(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let filter = self.filter.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        sys::set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_fd().as_raw_fd())
     }
 
     /// Lets the frames of `queue` pass to the kernel again. The kernel itself does so when the socket closes, so a
@@ -338,6 +369,50 @@ fn replace<const BYTES: usize>(
     Ok(())
 }
 
+/// Kinds of programs we load.
+trait Loadable {
+    fn load(&mut self) -> Result<(), ProgramError>;
+    fn descriptor(&self) -> Result<&ProgramFd, ProgramError>;
+}
+
+macro_rules! loadable {
+    ($($kind:ty),*) => {$(
+        impl Loadable for $kind {
+            fn load(&mut self) -> Result<(), ProgramError> {
+                <$kind>::load(self)
+            }
+
+            fn descriptor(&self) -> Result<&ProgramFd, ProgramError> {
+                self.fd()
+            }
+        }
+    )*};
+}
+
+loadable!(Xdp, SchedClassifier, SocketFilter);
+
+/// Loads one program of the object.
+fn loaded<'a, Kind: Loadable + 'a>(
+    object: &'a mut Ebpf,
+    name: &'static str,
+) -> Result<ProgramFd, Box<dyn std::error::Error + Send + Sync>>
+where
+    &'a mut Kind: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = object.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
+    let program: &mut Kind = program.try_into()?;
+    program.load()?;
+    Ok(program.descriptor()?.try_clone()?)
+}
+
+fn make_tcx_link(interface: &str, program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd, SteeringError> {
+    let refused = |error| SteeringError::Attach {
+        interface: interface.to_owned(),
+        tried: format!("{}: {error}", AttachMode::TrafficControl),
+    };
+    sys::attach_tcx_link(program, ifindex).map_err(refused)
+}
+
 /// Attaches in the first mode of `preference` that works, waiting a moment for an earlier program to go.
 fn make_link(
     interface: &str,
@@ -349,7 +424,7 @@ fn make_link(
     for &mode in preference.modes() {
         let flags = match mode {
             AttachMode::Native => sys::XDP_FLAGS_DRV_MODE,
-            AttachMode::Generic => sys::XDP_FLAGS_SKB_MODE,
+            AttachMode::Generic | AttachMode::TrafficControl => sys::XDP_FLAGS_SKB_MODE,
         };
         match link_when_free(program, ifindex, flags) {
             Ok(link) => return Ok((link, mode)),
@@ -374,6 +449,13 @@ fn link_when_free(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Resu
     }
 }
 
+impl Drop for Steering {
+    /// Nothing is ours any more before the sockets and the kernel would for a moment both have it.
+    fn drop(&mut self) {
+        let _ = self.configuration.set(0, configuration(&SteeringRules::default(), false), 0);
+    }
+}
+
 fn is_occupied(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
@@ -385,8 +467,17 @@ mod tests {
     #[test]
     fn the_object_is_whole() {
         let object = String::from_utf8_lossy(PROGRAM);
-        for name in ["configuration", "addresses", "destinations", "known_peers", "xsks_map", "xdp.frags", "Apache-2.0"]
-        {
+        for name in [
+            "configuration",
+            "addresses",
+            "destinations",
+            "known_peers",
+            "xsks_map",
+            "xdp.frags",
+            "classifier",
+            "socket",
+            "Apache-2.0",
+        ] {
             assert!(object.contains(name), "{name}");
         }
     }

@@ -17,10 +17,12 @@ pub(super) const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 /// `BPF_LINK_CREATE` and `BPF_OBJ_GET_INFO_BY_FD` (enum bpf_cmd, include/uapi/linux/bpf.h).
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
-/// `BPF_XDP` (enum bpf_attach_type).
+/// `BPF_XDP` and `BPF_TCX_INGRESS` (enum bpf_attach_type).
 const BPF_XDP: u32 = 37;
-/// `BPF_LINK_TYPE_XDP` (enum bpf_link_type).
+const BPF_TCX_INGRESS: u32 = 46;
+/// `BPF_LINK_TYPE_XDP` and `BPF_LINK_TYPE_TCX` (enum bpf_link_type).
 const BPF_LINK_TYPE_XDP: u32 = 6;
+const BPF_LINK_TYPE_TCX: u32 = 11;
 
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` (include/uapi/linux/if_link.h).
 pub(super) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -265,6 +267,15 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_int> 
 
 /// Attaches an XDP program to an interface as a BPF link, which ends with the descriptor.
 pub(super) fn attach_xdp_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    attach_link(program, ifindex, BPF_XDP, flags)
+}
+
+/// Attaches a classifier to what an interface receives as a BPF link, behind those that are there (kernel 6.6).
+pub(super) fn attach_tcx_link(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    attach_link(program, ifindex, BPF_TCX_INGRESS, 0)
+}
+
+fn attach_link(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct LinkCreate {
         program: u32,
@@ -273,14 +284,14 @@ pub(super) fn attach_xdp_link(program: BorrowedFd<'_>, ifindex: u32, flags: u32)
         flags: u32,
     }
     let mut attributes =
-        LinkCreate { program: program.as_raw_fd() as u32, target_ifindex: ifindex, attach_type: BPF_XDP, flags };
+        LinkCreate { program: program.as_raw_fd() as u32, target_ifindex: ifindex, attach_type, flags };
     own(bpf(BPF_LINK_CREATE, &mut attributes)?)
 }
 
-/// The interface an XDP link is attached to; `None` if the descriptor is a link of another kind, zero if the
+/// The interface an XDP or tcx link is attached to; `None` if the descriptor is a link of another kind, zero if the
 /// interface is gone.
-pub(super) fn xdp_link_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-    // struct bpf_link_info: type, id, program id, padding, then the union, of which XDP uses the first u32.
+pub(super) fn link_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    // struct bpf_link_info: type, id, program id, padding, then the union, of which both use the first u32.
     let mut info = [0u32; 16];
     #[repr(C)]
     struct InfoByDescriptor {
@@ -294,5 +305,5 @@ pub(super) fn xdp_link_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>
         info: info.as_mut_ptr() as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    Ok((info[0] == BPF_LINK_TYPE_XDP).then_some(info[4]))
+    Ok([BPF_LINK_TYPE_XDP, BPF_LINK_TYPE_TCX].contains(&info[0]).then_some(info[4]))
 }

@@ -64,6 +64,12 @@ struct Quarantined {
 }
 
 impl Umem {
+    /// Bytes of it, which the kernel locks.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.length
+    }
+
     /// The UMEM that stands on the head frames of `memory`. Registers nothing yet.
     #[must_use]
     pub fn new(memory: &FrameMemory) -> Self {

@@ -39,6 +39,10 @@ pub(super) fn everything() -> Vec<Instruction> {
     vec![instruction(RETURN, ALL_BYTES)]
 }
 
+pub(super) fn nothing() -> Vec<Instruction> {
+    vec![instruction(RETURN, 0)]
+}
+
 /// Frames to groups and to these stations.
 pub(super) fn stations(stations: &[Mac]) -> Vec<Instruction> {
     let mut program = vec![

@@ -6,7 +6,8 @@
 //! both directions, so a unit crosses with one call.
 //!
 //! The kernel takes a frame's outermost tag off and tells it beside the frame; it is put back here, so that a tag is
-//! seen as on the wire. One socket an interface, which one worker owns. One system call a packet. A frame for another
+//! seen as on the wire. One socket an interface, which one worker owns; an uplink has one for each worker
+//! ([`PacketSocket::open_group`]), among which the kernel divides flows whatever queues the interface has. One system call a packet. A frame for another
 //! station than the host costs the kernel its receive path and is then forgotten there. Beyond the MTU the kernel lets a
 //! customer tag through and no service tag (`packet_extra_vlan_len_allowed`): such a frame is refused and counted.
 //!
@@ -50,6 +51,8 @@ pub enum Accept {
     Everything,
     /// Those to groups and to these stations; at most [`limits::PACKET_STATIONS`] of them.
     Stations(Vec<Mac>),
+    /// None, until another filter is set: [`Steering::admit_socket`](super::af_xdp::Steering::admit_socket).
+    Nothing,
 }
 
 /// Why a port could not be opened or changed.
@@ -91,6 +94,8 @@ pub struct PacketSocket {
     interface: Arc<str>,
     socket: Arc<OwnedFd>,
     mtu: usize,
+    /// Whether the receiver profits from segments joined to units: not a wire, for which they are cut again.
+    joins: bool,
 }
 
 impl PacketSocket {
@@ -104,11 +109,31 @@ impl PacketSocket {
         let index = sys::interface_index(&socket, interface)
             .map_err(|error| PacketError::Interface { interface: interface.to_owned(), error })?;
         sys::set_up(&socket).map_err(failed("ask for headers and tags beside the frames"))?;
-        let opened = Self { interface: interface.into(), socket: Arc::new(socket), mtu: mtu as usize };
+        let opened = Self { interface: interface.into(), socket: Arc::new(socket), mtu: mtu as usize, joins: true };
         // Before the socket is bound, so that nothing comes in that is not wanted.
         opened.accept(accept)?;
         sys::bind(&opened.socket, index).map_err(failed("bind to the interface"))?;
         Ok(opened)
+    }
+
+    /// Opens `count` sockets on an interface of this thread's network namespace, a wire. Each flow comes in by one of them,
+    /// the same for both directions. They hear nothing yet, so that no frame is taken twice while they are opened.
+    ///
+    /// # Errors
+    /// [`PacketError`], naming the interface.
+    pub fn open_group(interface: &str, mtu: u32, count: usize) -> Result<Vec<Self>, PacketError> {
+        let failed = |attempt| move |error| PacketError::System { interface: interface.to_owned(), attempt, error };
+        let mut group = None;
+        let mut sockets = Vec::with_capacity(count);
+        for _ in 0..count {
+            let opened = Self { joins: false, ..Self::open(interface, mtu, &Accept::Nothing)? };
+            sys::set_buffers(&opened.socket).map_err(failed("set the sizes of buffers"))?;
+            if count > 1 {
+                group = Some(sys::join_group(&opened.socket, group).map_err(failed("join the fanout group"))?);
+            }
+            sockets.push(opened);
+        }
+        Ok(sockets)
     }
 
     /// Says anew which frames come in, from this call on.
@@ -119,6 +144,7 @@ impl PacketSocket {
         let interface = || self.interface.to_string();
         let program = match accept {
             Accept::Everything => filter::everything(),
+            Accept::Nothing => filter::nothing(),
             Accept::Stations(stations) if stations.len() > limits::PACKET_STATIONS => {
                 return Err(PacketError::TooMany { interface: interface(), count: stations.len() });
             }
@@ -138,7 +164,13 @@ impl PacketSocket {
     }
 }
 
-/// The one queue of the port.
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The one queue of the port, or that of one worker.
 #[derive(Debug)]
 pub struct PacketQueue {
     port: PortIndex,
@@ -300,7 +332,7 @@ impl PortQueue for PacketQueue {
             udp_segmentation: false,
             partial_checksum: true,
             chained: true,
-            joins: true,
+            joins: self.socket.joins,
             frame_bytes: self.socket.mtu + ETHERNET_BYTES + TAG_BYTES,
         }
     }

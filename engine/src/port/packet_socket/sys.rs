@@ -13,6 +13,8 @@ use crate::port::socket::set_option;
 /// `PACKET_VNET_HDR` and `PACKET_IGNORE_OUTGOING` (include/uapi/linux/if_packet.h).
 const PACKET_VNET_HDR: libc::c_int = 15;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+/// `PACKET_FANOUT_FLAG_IGNORE_OUTGOING`.
+const FANOUT_IGNORE_OUTGOING: libc::c_uint = 0x4000;
 /// `TP_STATUS_VLAN_VALID` and `TP_STATUS_VLAN_TPID_VALID`.
 const VLAN_VALID: u32 = 1 << 4;
 const VLAN_PROTOCOL_VALID: u32 = 1 << 6;
@@ -49,6 +51,37 @@ pub(super) fn set_up(socket: &OwnedFd) -> io::Result<()> {
         set_option(socket, libc::SOL_PACKET, option, 1)?;
     }
     Ok(())
+}
+
+/// Bytes of frames that wait, by the kernel's count: some thousand small ones each way. Without the right to so many the
+/// socket only drops, or says that it is full, sooner.
+pub(super) fn set_buffers(socket: &OwnedFd) -> io::Result<()> {
+    const RECEIVE_BYTES: libc::c_int = 8 << 20;
+    const SEND_BYTES: libc::c_int = 4 << 20;
+    for (forced, plain, bytes) in
+        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BYTES), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BYTES)]
+    {
+        if set_option(socket, libc::SOL_SOCKET, forced, bytes).is_err() {
+            set_option(socket, libc::SOL_SOCKET, plain, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Joins the fanout group `group`, or one that the kernel numbers; its number. The socket must be bound.
+pub(super) fn join_group(socket: &OwnedFd, group: Option<u16>) -> io::Result<u16> {
+    let numbered = if group.is_none() { libc::PACKET_FANOUT_FLAG_UNIQUEID } else { 0 };
+    // What its sockets ignore each by itself does not count in a group.
+    let kind = libc::PACKET_FANOUT_HASH | FANOUT_IGNORE_OUTGOING | numbered;
+    let value = u32::from(group.unwrap_or(0)) | kind << 16;
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_FANOUT, value as libc::c_int)?;
+    let mut joined: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_PACKET, libc::PACKET_FANOUT);
+    // SAFETY: the number lives until the call returns, and the kernel writes at most as many bytes as it is told.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut joined).cast(), &raw mut length) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(joined as u16) }
 }
 
 /// Frames of every protocol come in by the interface from now on.

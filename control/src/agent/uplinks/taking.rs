@@ -1,0 +1,137 @@
+//! Taking an interface for the switch: by AF_XDP, or by packet sockets.
+//!
+//! AF_XDP in the driver comes first, packet sockets second, since both do better than AF_XDP in the kernel's stack, which
+//! is tried last. A bond or a team goes by packet sockets at once: an XDP program on it runs on its members, whose queues
+//! no socket of the bond is bound to, so that what the program redirects would be lost.
+
+use std::os::fd::AsFd;
+
+use millrace_engine::packet::PortIndex;
+use millrace_engine::port::PortQueue;
+use millrace_engine::port::af_xdp::{
+    AfXdpOptions, AfXdpQueue, AttachPreference, Steering, SteeringError, SteeringRules, Umem,
+};
+use millrace_engine::port::packet_socket::PacketSocket;
+
+use super::problem::UplinkProblem;
+use crate::cluster::UplinkPortKind;
+use crate::kernel::Link;
+use crate::kernel::capabilities::{self, Capability};
+
+/// An interface that was taken.
+pub(super) struct Taken {
+    pub(super) queues: Vec<Option<Box<dyn PortQueue>>>,
+    pub(super) steering: Steering,
+    /// What about it is not as it should be.
+    pub(super) problem: Option<UplinkProblem>,
+}
+
+/// Takes `link` for `port` in the way that `kind` names; `umems` are of the workers, one each.
+pub(super) fn take(kind: UplinkPortKind, link: &Link, port: PortIndex, umems: &[Umem]) -> Result<Taken, UplinkProblem> {
+    let taking = Taking { interface: &link.name, mtu: link.mtu, port, umems };
+    match kind {
+        UplinkPortKind::AfXdp => taking.by_af_xdp(AttachPreference::default()),
+        UplinkPortKind::Packet => taking.by_packet_sockets(),
+        UplinkPortKind::Automatic if has_members(link) => taking.by_packet_sockets(),
+        UplinkPortKind::Automatic => {
+            taking.by_af_xdp(AttachPreference::Native).or_else(|refused| match taking.by_packet_sockets() {
+                Ok(taken) => Ok(taken.instead_of(&link.name, refused)),
+                Err(_) => taking.by_af_xdp(AttachPreference::Generic).map_err(|_| refused),
+            })
+        }
+    }
+}
+
+fn has_members(link: &Link) -> bool {
+    matches!(link.kind.as_deref(), Some("bond" | "team"))
+}
+
+impl Taken {
+    fn instead_of(self, interface: &str, refused: UplinkProblem) -> Self {
+        let problem = UplinkProblem::PacketSocket { interface: interface.to_owned(), instead: Box::new(refused) };
+        Self { problem: Some(problem), ..self }
+    }
+}
+
+struct Taking<'a> {
+    interface: &'a str,
+    mtu: u32,
+    port: PortIndex,
+    umems: &'a [Umem],
+}
+
+impl Taking<'_> {
+    fn by_af_xdp(&self, preference: AttachPreference) -> Result<Taken, UplinkProblem> {
+        let interface = self.interface;
+        let (queues, workers) = (receive_queues(interface), self.umems.len());
+        if queues > workers {
+            return Err(UplinkProblem::Queues { interface: interface.to_owned(), queues, workers });
+        }
+        let steering = Steering::by_rules(interface, SteeringRules::default(), preference);
+        let mut steering = steering.map_err(|error| self.steering_refused("AF_XDP", &error))?;
+        let mut boxed: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
+        for (number, umem) in self.umems.iter().enumerate().take(queues) {
+            let options = AfXdpOptions::new(self.port, interface, number as u32, steering.mode());
+            let queue = AfXdpQueue::open(options, umem).map_err(|error| self.sockets_refused(error.to_string()))?;
+            let socket = queue.socket().ok_or_else(|| self.refused("no socket".to_owned()))?;
+            let inserted = steering.insert_socket(number as u32, socket);
+            inserted.map_err(|error| self.steering_refused("AF_XDP", &error))?;
+            boxed.push(Some(Box::new(queue)));
+        }
+        Ok(Taken { queues: boxed, steering, problem: None })
+    }
+
+    /// As many sockets as workers, whatever queues the interface has.
+    fn by_packet_sockets(&self) -> Result<Taken, UplinkProblem> {
+        const ATTEMPT: &str = "a packet socket";
+        let needed = [Capability::Bpf, Capability::NetAdmin, Capability::NetRaw];
+        let refused = |said: String| self.lacking(ATTEMPT, &needed, &said).unwrap_or_else(|| self.refused(said));
+        let opened = PacketSocket::open_group(self.interface, self.mtu, self.umems.len());
+        let sockets = opened.map_err(|error| refused(error.to_string()))?;
+        let steering = Steering::for_packet_sockets(self.interface, SteeringRules::default());
+        let steering = steering.map_err(|error| self.steering_refused(ATTEMPT, &error))?;
+        for socket in &sockets {
+            steering.admit_socket(socket.as_fd()).map_err(|error| refused(error.to_string()))?;
+        }
+        let queue = |socket: &PacketSocket| -> Option<Box<dyn PortQueue>> { Some(Box::new(socket.queue(self.port))) };
+        Ok(Taken { queues: sockets.iter().map(queue).collect(), steering, problem: None })
+    }
+
+    fn refused(&self, said: String) -> UplinkProblem {
+        UplinkProblem::Refused { interface: self.interface.to_owned(), said }
+    }
+
+    fn lacking(&self, attempt: &'static str, needed: &[Capability], said: &str) -> Option<UplinkProblem> {
+        let missing = capabilities::missing(needed);
+        let (interface, said) = (self.interface.to_owned(), said.to_owned());
+        (!missing.is_empty()).then_some(UplinkProblem::Capability { interface, attempt, missing, said })
+    }
+
+    fn steering_refused(&self, attempt: &'static str, error: &SteeringError) -> UplinkProblem {
+        let said = error.to_string();
+        if matches!(error, SteeringError::Occupied { .. }) {
+            return UplinkProblem::Occupied { interface: self.interface.to_owned(), said };
+        }
+        let needed = [Capability::Bpf, Capability::NetAdmin];
+        self.lacking(attempt, &needed, &said).unwrap_or_else(|| self.refused(said))
+    }
+
+    fn sockets_refused(&self, said: String) -> UplinkProblem {
+        if let Some(problem) = self.lacking("AF_XDP", &[Capability::NetRaw], &said) {
+            return problem;
+        }
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+        let needed = self.umems.iter().map(Umem::bytes).max().unwrap_or(0);
+        match limit {
+            Some(limit) if limit < needed && !capabilities::missing(&[Capability::IpcLock]).is_empty() => {
+                UplinkProblem::LockedMemory { interface: self.interface.to_owned(), limit, needed, said }
+            }
+            _ => self.refused(said),
+        }
+    }
+}
+
+/// Receive queues of an interface. The directory is of the mount's namespace, so the count comes by ethtool.
+fn receive_queues(interface: &str) -> usize {
+    millrace_engine::port::af_xdp::receive_queues(interface).unwrap_or(1).max(1)
+}

@@ -1,0 +1,257 @@
+//! Uplinks in every shape: many queues, on top of other interfaces, several, with other addresses, and refused ones.
+//!
+//! Interfaces that netlink's wrapper does not make are made by `ip`. A kernel without a kind of interface is said aloud and
+//! that shape left out.
+
+use std::net::UdpSocket;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use millrace_control::api::model::{PortReport, Problem, StatusReport};
+use millrace_control::kernel::{LinkChange, Namespace, NamespaceHandle, Netlink};
+
+use crate::agent_process::{Agent, AgentOptions};
+use crate::cluster::{self, Cluster, NODES, POOLS, UPLINK, Underlay, node_object, uplink_object, uplink_object_of};
+use crate::host::{self, node};
+use crate::ping::ping;
+use crate::pod::Pod;
+use crate::traffic::{self, Endpoint};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn ip(namespace: &NamespaceHandle, words: &str) -> Output {
+    let run = || Command::new("ip").args(words.split(' ')).output();
+    namespace.enter(run).expect("entered").expect("ip; apt-get install iproute2")
+}
+
+fn must(namespace: &NamespaceHandle, words: &str) {
+    let output = ip(namespace, words);
+    assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// One pod on each node.
+fn pods(underlay: &Underlay) -> ([Pod; 2], [Endpoint; 2]) {
+    let pods = [("a1", "a"), ("b1", "b")].map(|(name, node)| Pod::create(name, node));
+    let ends = [0, 1].map(|number: usize| pods[number].add(&underlay.directory));
+    (pods, ends)
+}
+
+fn uplinks(agent: &Agent) -> Vec<PortReport> {
+    let ports: Vec<PortReport> = agent.client().show("ports").expect("ports");
+    ports.into_iter().filter(|port| port.role == "uplink").collect()
+}
+
+fn kinds(agent: &Agent) -> Vec<String> {
+    uplinks(agent).into_iter().map(|port| port.kind).collect()
+}
+
+fn problems(status: &StatusReport) -> Vec<(&str, &str)> {
+    status
+        .problems
+        .iter()
+        .map(|Problem { kind, message, .. }| (kind.as_deref().unwrap_or_default(), message.as_str()))
+        .collect()
+}
+
+pub(crate) fn packet_sockets_serve_what_af_xdp_cannot() {
+    // Four queues are too many for one worker; the other node is told to do without AF_XDP.
+    let Cluster { agents, underlay } =
+        Cluster::with_uplinks(Underlay::create(4), ["", ", port: packet"], AgentOptions::default());
+    let (_pods, ends) = pods(&underlay);
+    traffic::check(&ends[0], &ends[1]);
+    assert_eq!(agents.each_ref().map(kinds), [["packet"], ["packet"]]);
+    let status = agents[0].status();
+    let [(kind, message)] = problems(&status)[..] else { panic!("{status:#?}") };
+    assert_eq!(kind, "uplink_packet_socket");
+    assert!(message.contains("4 receive queues for 1 workers") && message.contains("ethtool -L"), "{message}");
+    agents[1].assert_sound();
+
+    // Told otherwise it is refused, and told again it works.
+    let objects =
+        |more: &str| [uplink_object_of(0, UPLINK, more), uplink_object_of(1, UPLINK, ", port: packet")].concat();
+    let write = |more: &str| {
+        let others = [POOLS.to_owned(), node_object(0), node_object(1), objects(more)];
+        underlay.directory.write_objects("cluster.yaml", &others.concat());
+    };
+    write(", port: af_xdp");
+    agents[0].wait_for_status(|status| problems(status).iter().any(|(kind, _)| *kind == "uplink_queues"));
+    assert_eq!(kinds(&agents[0]), Vec::<String>::new());
+    write(", port: packet");
+    agents[0].wait_for_status(|status| status.problems.is_empty() && status.uplinks == 1);
+    traffic::check(&ends[0], &ends[1]);
+    agents.iter().for_each(Agent::assert_sound);
+}
+
+/// What lies below, and how an uplink is put on top; `low0` and `low1` are veth pairs between the nodes.
+const SHAPES: [(&str, &[&str]); 5] = [
+    ("macvlan", &["link add UPLINK link low0 type macvlan mode bridge"]),
+    ("VLAN", &["link add UPLINK link low0 type vlan id 10"]),
+    ("bond, active-backup", &["link add UPLINK type bond mode active-backup miimon 100", "BOND"]),
+    ("bond, LACP", &["link add UPLINK type bond mode 802.3ad miimon 100 lacp_rate fast", "BOND"]),
+    ("bridge", &["link add UPLINK type bridge", "link set low0 master UPLINK"]),
+];
+
+fn stack(nodes: &[Namespace; 2], steps: &[&str]) -> bool {
+    cluster::join(nodes, "low0", 1);
+    cluster::join(nodes, "low1", 1);
+    for node in nodes.iter().map(Namespace::handle) {
+        for step in steps {
+            let words = match *step {
+                "BOND" => &[
+                    "link set low0 down",
+                    "link set low0 master UPLINK",
+                    "link set low1 down",
+                    "link set low1 master UPLINK",
+                ][..],
+                _ => std::slice::from_ref(step),
+            };
+            for words in words {
+                let words = words.replace("UPLINK", UPLINK);
+                let output = ip(node, &words);
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                if said.contains("Unknown device type") {
+                    return false;
+                }
+                assert!(output.status.success(), "ip {words}: {said}");
+            }
+        }
+    }
+    true
+}
+
+pub(crate) fn an_interface_on_top_of_others_is_an_uplink() {
+    for (shape, steps) in SHAPES {
+        let Some(underlay) = Underlay::create_over(|nodes| stack(nodes, steps)) else {
+            eprintln!("not run: this kernel makes no {shape}");
+            continue;
+        };
+        let Cluster { agents, underlay } =
+            Cluster::with_uplinks(underlay, ["", ", port: packet"], AgentOptions::default());
+        let (_pods, ends) = pods(&underlay);
+        traffic::check(&ends[0], &ends[1]);
+        let [own, other] = [0, 1].map(|number| node(&underlay, number));
+        host::pings(&other, &own);
+        for ipv4 in [true, false] {
+            let came = (0..5).any(|_| ping(&other, own.address(ipv4), 3000, Duration::from_secs(1)));
+            assert!(came, "fragments to the node over {shape} (IPv4: {ipv4})");
+        }
+        let shown = agents.each_ref().map(kinds);
+        assert_eq!(shown, [["packet"], ["packet"]], "{shape}");
+        for agent in &agents {
+            assert_eq!(agent.status().unaccounted_frames, 0, "{shape}");
+        }
+        println!("{shape}: pods of both nodes speak, the host gets its fragments");
+    }
+}
+
+pub(crate) fn a_second_uplink_takes_over() {
+    let underlay = Underlay::create_over(|nodes| {
+        cluster::join(nodes, UPLINK, 1);
+        cluster::join(nodes, "up1", 1);
+        true
+    });
+    let underlay = underlay.expect("nodes");
+    for (number, own) in ["198.51.100.1/24", "198.51.100.2/24"].into_iter().enumerate() {
+        let mut netlink = Netlink::open_in(underlay.nodes[number].handle()).expect("netlink");
+        netlink.add_address("up1", own.parse().expect("prefix")).expect("address");
+    }
+    let seconds = [0, 1].map(|number| uplink_object_of(number, "up1", ""));
+    underlay.directory.write_objects("second.yaml", &seconds.concat());
+    let Cluster { agents, underlay } = Cluster::with_uplinks(underlay, [""; 2], AgentOptions::default());
+    agents.iter().for_each(|agent| drop(agent.wait_for_status(|status| status.uplinks == 2)));
+    let (_pods, ends) = pods(&underlay);
+    traffic::check(&ends[0], &ends[1]);
+    let sent =
+        |agent: &Agent, name: &str| uplinks(agent).iter().find(|port| port.name == name).expect("port").sent_frames;
+    assert_eq!(sent(&agents[0], "up1"), 0, "the kernel's routes lead by the first");
+
+    // The routes of both kernels change; nobody is told but by them.
+    for (number, other) in [(0, 1), (1, 0)] {
+        let (own, far) = (NODES[number].1[0], NODES[other].1[0]);
+        let namespace = underlay.nodes[number].handle();
+        must(namespace, &format!("route replace {far}/32 via 198.51.100.{} dev up1 src {own}", other + 1));
+    }
+    let end = Instant::now() + PATIENCE;
+    while agents.iter().any(|agent| sent(agent, "up1") == 0) {
+        assert!(Instant::now() < end, "nothing leaves by the second uplink");
+        let _ = ping(&ends[0], ends[1].address(true), 56, Duration::from_millis(100));
+    }
+    for node in &underlay.nodes {
+        let down = LinkChange { up: Some(false), ..LinkChange::default() };
+        Netlink::open_in(node.handle()).expect("netlink").change_link(UPLINK, &down).expect("down");
+    }
+    traffic::check(&ends[0], &ends[1]);
+    agents.iter().for_each(|agent| assert_eq!(agent.status().unaccounted_frames, 0));
+}
+
+pub(crate) fn a_node_with_another_address_is_followed() {
+    const OTHER: &str = "192.0.2.11";
+    let Cluster { agents, underlay } = Cluster::create(1, AgentOptions::default());
+    let (_pods, ends) = pods(&underlay);
+    traffic::check(&ends[0], &ends[1]);
+    let namespace = underlay.nodes[0].handle();
+    let mut netlink = Netlink::open_in(namespace).expect("netlink");
+    let prefix = |address: &str| format!("{address}/24").parse().expect("prefix");
+    // The other way round the new one would be a secondary of the old one, and go with it.
+    netlink.delete_address(UPLINK, prefix(NODES[0].1[0])).expect("deleted");
+    netlink.add_address(UPLINK, prefix(OTHER)).expect("added");
+    let moved = node_object(0).replace(NODES[0].1[0], OTHER);
+    let objects = [POOLS.to_owned(), moved, node_object(1), uplink_object(0), uplink_object(1)];
+    underlay.directory.write_objects("cluster.yaml", &objects.concat());
+
+    let end = Instant::now() + PATIENCE;
+    let knows = |agent: &Agent| {
+        let neighbours: serde_json::Value = agent.client().show("neighbours").expect("neighbours");
+        neighbours.to_string().contains(OTHER)
+    };
+    while !knows(&agents[1]) || !ping(&ends[0], ends[1].address(true), 56, Duration::from_millis(200)) {
+        assert!(Instant::now() < end, "{:#?}", agents[0].status());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    traffic::check(&ends[0], &ends[1]);
+    // What is the host's at the new address comes back to it: fragments.
+    let other = node(&underlay, 1);
+    let to = OTHER.parse().expect("address");
+    assert!((0..5).any(|_| ping(&other, to, 3000, Duration::from_secs(1))), "fragments to the new address");
+    let own: Vec<_> = uplinks(&agents[0]).into_iter().flat_map(|port| port.addresses).collect();
+    assert!(own.contains(&OTHER.to_owned()) && !own.contains(&NODES[0].1[0].to_owned()), "{own:?}");
+    // A socket that does not say from where still gets the source that the other node routes back.
+    let chosen = namespace.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect((ends[1].address(true), 9))?;
+        socket.local_addr()
+    });
+    let chosen = chosen.expect("entered").expect("connected").ip();
+    assert_eq!(chosen, host::host(&underlay, 0).address(true));
+    agents.iter().for_each(Agent::assert_sound);
+}
+
+/// How the program is started, the kind of problem that its status then has, and words of it.
+const REFUSALS: [(&[&str], &str, &str); 4] = [
+    (&["setpriv", "--bounding-set=-net_raw"], "uplink_capability", "lacks CAP_NET_RAW: grant it"),
+    (&["setpriv", "--bounding-set=-net_admin"], "capability", "lacks CAP_NET_ADMIN"),
+    (&["setpriv", "--bounding-set=-bpf,-sys_admin,-perfmon"], "uplink_capability", "lacks CAP_BPF: grant it"),
+    (
+        &["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set=-ipc_lock"],
+        "uplink_packet_socket",
+        "65536 bytes of memory may be locked",
+    ),
+];
+
+pub(crate) fn a_missing_right_is_named() {
+    let underlay = Underlay::create(1);
+    let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object(0)];
+    underlay.directory.write_objects("cluster.yaml", &objects.concat());
+    for (under, kind, words) in REFUSALS {
+        let agent = underlay.start(0, AgentOptions { uplink: false, under, ..AgentOptions::default() });
+        let named = |status: &StatusReport| {
+            problems(status).iter().any(|(found, message)| *found == kind && message.contains(words))
+        };
+        let status = agent.wait_for_status(named);
+        for (kind, message) in problems(&status) {
+            println!("{}: {kind}: {message}", under.join(" "));
+        }
+        // The host's own network does not care.
+        assert!(ping(&node(&underlay, 1), node(&underlay, 0).address(true), 3000, Duration::from_secs(1)));
+    }
+}
