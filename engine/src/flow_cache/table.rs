@@ -258,8 +258,8 @@ impl<K: FlowKey> Table<K> {
         self.epoch += 1;
     }
 
-    /// Removes the flows in `slots` that are affected; returns how many. In groups: their buckets lie anywhere, so
-    /// all are asked for before the first is changed.
+    /// Removes the flows in `slots` that are affected; returns how many. In groups: their buckets and
+    /// their connections lie anywhere, so all are asked for before the first is changed.
     pub(super) fn sweep(
         &mut self,
         slots: std::ops::Range<usize>,
@@ -275,6 +275,8 @@ impl<K: FlowKey> Table<K> {
                 let cold = &self.cold[slot];
                 if cold.in_use() && affected(&cold.dependencies) {
                     prefetch(&self.buckets[cold.home as usize]);
+                    prefetch(&self.entries[slot]);
+                    self.write_back.prefetch(cold.connection);
                     found[count] = slot as u32;
                     count += 1;
                 }

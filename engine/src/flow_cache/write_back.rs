@@ -17,6 +17,14 @@ use crate::state::{ConnectionReference, Connections};
 pub(super) struct WriteBack(Option<Arc<Connections>>);
 
 impl WriteBack {
+    /// Asks the processor for what [`WriteBack::seen`] will look at.
+    #[inline]
+    pub(super) fn prefetch(&self, connection: ConnectionReference) {
+        if let Some(connections) = &self.0 {
+            connections.prefetch(connection);
+        }
+    }
+
     /// Notes that a packet of the connection was seen; false if it has ended.
     #[inline]
     pub(super) fn seen(&self, connection: ConnectionReference, seen_ms: u32) -> bool {

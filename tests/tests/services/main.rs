@@ -3,6 +3,7 @@
 mod balancing;
 mod changes;
 mod endpoints;
+mod flood;
 mod fragments;
 mod masquerade;
 mod matrix;

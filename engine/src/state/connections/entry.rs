@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::state::Progress;
 use super::tuple::TUPLE_WORDS;
 use super::{CachePlace, ConnectionState, Direction, Tuple};
+use crate::prefetch::prefetch;
 
 /// Words of an entry.
 pub(super) const ENTRY_WORDS: usize = 16;
@@ -130,6 +131,12 @@ impl<'a> Entry<'a> {
     pub(super) fn life(self) -> (u32, u32) {
         let word = self.get(LIFE);
         ((word >> 32) as u32, word as u32)
+    }
+
+    /// Asks the processor for generation and time last seen.
+    #[inline]
+    pub(super) fn prefetch(self) {
+        prefetch(&self.0[LIFE]);
     }
 
     /// Replaces the time last seen, unless generation or time are no longer `expected`.

@@ -437,6 +437,14 @@ impl Connections {
         }
     }
 
+    /// Asks the processor for what [`Connections::touch`] looks at.
+    #[inline]
+    pub(crate) fn prefetch(&self, reference: ConnectionReference) {
+        if reference != ConnectionReference::NONE {
+            self.entry(reference.index).prefetch();
+        }
+    }
+
     /// Notes where packets of `direction` are cached, so that they can be taken out when the connection ends.
     pub fn set_place(&self, reference: ConnectionReference, direction: Direction, place: Option<CachePlace>) {
         let entry = self.entry(reference.index);
