@@ -168,11 +168,18 @@ impl ClusterNode {
         &self.reconciler
     }
 
-    /// Tells the next hop towards each address that is given; others are unresolved.
+    /// Tells the next hop towards each address that is given; others are unresolved. The underlay is made of subnets of
+    /// /24 and /64.
     pub fn tell_underlay(&mut self, next_hops: impl IntoIterator<Item = (IpAddr, Mac)>) {
         let source = |address: IpAddr| self.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4()).copied();
+        let on_link = |one: IpAddr, other: IpAddr| match (one, other) {
+            (IpAddr::V4(one), IpAddr::V4(other)) => one.octets()[..3] == other.octets()[..3],
+            (IpAddr::V6(one), IpAddr::V6(other)) => one.octets()[..8] == other.octets()[..8],
+            _ => false,
+        };
         let paths = next_hops.into_iter().filter_map(|(address, mac)| {
             let path = UnderlayPath {
+                on_link: on_link(address, source(address)?),
                 port: PortIndex(UPLINK),
                 source: source(address)?,
                 source_mac: self.uplink_mac,

@@ -61,6 +61,7 @@ impl Judge {
         };
         local.uplinks = BTreeMap::from([(UPLINK, uplink)]);
         let path = |last| UnderlayPath {
+            on_link: false,
             port: UPLINK,
             source: IpAddr::from([192, 0, 2, 1]),
             source_mac: Mac([2, 0, 0, 0, 0, 0xee]),

@@ -16,17 +16,20 @@ use millrace_engine::tables::policy::{
     RuleCounts, RuleList,
 };
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Change, Member, NextHop, Peer, PodPort, Port, PortRange, PortRole, Route, RouteTarget,
-    RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep, address_bits,
+    BridgedPort, BridgedSegment, Change, HandBack, HostPort, Member, NextHop, Peer, PodPort, Port, PortRange, PortRole,
+    Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep,
+    address_bits,
 };
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, uplink_mac};
 use millrace_engine::testing::{ACK, frame};
 use millrace_tests::random::{Random, Rerun, seeds};
 
 const UPLINK: u16 = 100;
+const HOST: u16 = 101;
 const PODS: u16 = 4;
 const MEMBERS: [u16; 3] = [10, 11, 12];
 const TUNNEL_MAC: Mac = Mac([2, 0, 0, 0, 0, 200]);
+const HOST_MAC: Mac = Mac([2, 0, 0, 0, 0, 201]);
 const CHANGES: usize = 30;
 /// Sets that rules of policies may speak of: of addresses, and of networks.
 const ADDRESS_SETS: [&str; 2] = ["red", "blue"];
@@ -85,12 +88,12 @@ fn pod(port: u16) -> PodPort {
     PodPort { segment: SegmentIndex(0), mac: Mac([2, 0, 0, 0, 0, port as u8]), addresses }
 }
 
+fn peer_mac(number: u8) -> Mac {
+    Mac([2, 0xff, 0, 0, 0, number])
+}
+
 fn peer(address: IpAddr, mac: u8) -> Peer {
-    let hop = NextHop {
-        port: PortIndex(UPLINK),
-        source_mac: uplink_mac(UPLINK),
-        destination_mac: Mac([2, 0xff, 0, 0, 0, mac]),
-    };
+    let hop = NextHop { port: PortIndex(UPLINK), source_mac: uplink_mac(UPLINK), destination_mac: peer_mac(mac) };
     Peer { name: address.to_string().into(), address, source: ip("192.0.2.1"), next_hop: Some(hop), mtu: 1500 }
 }
 
@@ -124,9 +127,10 @@ impl World {
 
     fn route(&mut self, random: &mut Random, prefix: IpNet) {
         let known: Vec<IpAddr> = self.peers.keys().copied().collect();
-        let target = match random.below(5) {
+        let target = match random.below(6) {
             0 => RouteTarget::Unreachable,
             _ if known.is_empty() => RouteTarget::Unreachable,
+            1 | 2 => RouteTarget::Direct { peer: *random.pick(&known) },
             _ => RouteTarget::Tunnel { peer: *random.pick(&known), mac: Mac([2, 0, 0, 0, 1, random.below(3) as u8]) },
         };
         self.routes.insert(prefix, target);
@@ -171,7 +175,11 @@ impl World {
             let name = format!("member-{member}").into();
             tables.ports.insert(Port { index: PortIndex(*member), name, mtu: 1500, role });
         }
-        let role = PortRole::Uplink(UplinkPort { mac: uplink_mac(UPLINK), hand_back: None });
+        let host = HostPort { segment: SegmentIndex(0), mac: HOST_MAC, addresses: vec![self.own] };
+        let role = PortRole::Host(host);
+        tables.ports.insert(Port { index: PortIndex(HOST), name: "host".into(), mtu: 1500, role });
+        let hand_back = Some(HandBack { port: PortIndex(HOST), mac: HOST_MAC });
+        let role = PortRole::Uplink(UplinkPort { mac: uplink_mac(UPLINK), hand_back });
         tables.ports.insert(Port { index: PortIndex(UPLINK), name: "uplink".into(), mtu: 1500, role });
         let members = self.members.iter().map(|member| Member::new(PortIndex(*member), None)).collect();
         let bridged = BridgedSegment { members, remotes: self.remotes.clone(), ..BridgedSegment::default() };
@@ -396,6 +404,8 @@ impl World {
                 let target = own.addresses[usize::from(source.contains(':'))];
                 let inner = frame().from(Mac([2, 0, 0, 0, 1, 1]), source).to(TUNNEL_MAC, target).udp().ports(3, 4);
                 flows.push((UPLINK, self.tunnelled(inner.wire(), self.vni, peer_address(from))));
+                let direct = frame().from(peer_mac(from as u8), source).to(uplink_mac(UPLINK), target).udp();
+                flows.push((UPLINK, direct.ports(7, 8).wire()));
             }
         }
         for from in 1..=3 {
@@ -422,7 +432,7 @@ fn rules(set: &str) -> Arc<RuleList> {
 }
 
 fn ports() -> impl Iterator<Item = u16> {
-    (1..=PODS).chain(MEMBERS).chain([UPLINK])
+    (1..=PODS).chain(MEMBERS).chain([UPLINK, HOST])
 }
 
 fn fresh(tables: Snapshot) -> Node {

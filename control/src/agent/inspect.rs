@@ -351,6 +351,7 @@ fn target(tables: &Snapshot, target: &RouteTarget) -> RouteTargetReport {
             RouteTargetReport::Port { port: port_name(tables, *port), mac: mac.to_string() }
         }
         RouteTarget::Tunnel { peer, mac } => RouteTargetReport::Tunnel { peer: peer.to_string(), mac: mac.to_string() },
+        RouteTarget::Direct { peer } => RouteTargetReport::Direct { peer: peer.to_string() },
         RouteTarget::Outside { port, gateway, source, .. } => RouteTargetReport::Outside {
             port: port_name(tables, *port),
             gateway: gateway.map(|gateway| gateway.to_string()),

@@ -107,6 +107,7 @@ fn object(reason: &Reason) -> String {
     match reason {
         Reason::Admitted(name, _) | Reason::Leaves(name) | Reason::Routed(_, name) => name.to_string(),
         Reason::AdmittedOutside(name, _) => name.to_string(),
+        Reason::AdmittedDirect(name, ..) | Reason::Direct(name) => format!("node {name}"),
         Reason::AdmittedFrom(name, ..) | Reason::Encapsulated(_, name) => format!("node {name}"),
         Reason::Station(_, name) | Reason::HandedBack(_, name) => name.to_string(),
         Reason::Picked(picked) => picked.service.to_string(),

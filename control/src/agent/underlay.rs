@@ -239,6 +239,7 @@ impl Follower {
             source_mac: uplink.mac,
             next_hop: hop.and_then(crate::kernel::Neighbour::usable_mac),
             mtu: route.mtu.unwrap_or(uplink.mtu).min(uplink.mtu),
+            on_link: route.next_hop == destination,
         }))
     }
 

@@ -18,7 +18,7 @@ use millrace_engine::port::af_xdp::{
     Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts, Steering, SteeringRules,
     VxlanRules,
 };
-use millrace_engine::tables::{PortRange, PortRole};
+use millrace_engine::tables::{PortRange, PortRole, RouteTarget};
 
 use super::pods::FIRST_POD_PORT;
 use super::shared::Shared;
@@ -195,13 +195,18 @@ fn steered_ports(protocol: u8, ports: PortRange) -> SteeredPorts {
     SteeredPorts { protocol, first: ports.first(), last: ports.last() }
 }
 
-/// Addresses of pods, where networks outside know the way to them.
+/// Addresses of pods, where networks outside or nodes on the link know the way to them; of the latter also the node's own
+/// among pods, which answers to it and to connections that were masqueraded find.
 fn directly_reached(plan: &NodePlan) -> HashSet<IpAddr> {
+    let mut routes = plan.segments.values().flat_map(|segment| segment.routes.values());
+    let by_nodes = routes.any(|route| matches!(route.target, RouteTarget::Direct { .. }));
+    let is_reached = by_nodes || !plan.outside.exempt.is_empty();
     let pods = plan.ports.values().filter_map(|port| match &port.role {
-        PortRole::Pod(pod) if !plan.outside.exempt.is_empty() => Some(pod.addresses.iter().copied()),
+        PortRole::Pod(pod) if is_reached => Some(pod.addresses.iter().copied()),
         _ => None,
     });
-    pods.flatten().collect()
+    let own = plan.segments.values().filter(|_| by_nodes).flat_map(|segment| segment.router_addresses.iter().copied());
+    pods.flatten().chain(own).collect()
 }
 
 /// What of Services is steered, as much as the program holds beside addresses of the node and its pods.

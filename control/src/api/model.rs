@@ -282,6 +282,11 @@ pub enum RouteTargetReport {
         /// Inner destination MAC address.
         mac: String,
     },
+    /// Another node on the link of an uplink, without a tunnel.
+    Direct {
+        /// The node's address on that link.
+        peer: String,
+    },
     /// An uplink, outside of any tunnel.
     Outside {
         /// The uplink.

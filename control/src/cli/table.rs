@@ -119,6 +119,7 @@ pub(super) fn routes(list: &[RouteReport]) -> String {
         let target = match &route.target {
             RouteTargetReport::Port { port, mac } => format!("port {port}, MAC {mac}"),
             RouteTargetReport::Tunnel { peer, mac } => format!("tunnel to {peer}, MAC {mac}"),
+            RouteTargetReport::Direct { peer } => format!("directly to {peer}"),
             RouteTargetReport::Outside { port, gateway: Some(gateway), source } => {
                 format!("outside by {port}, router {gateway}, as {source}")
             }

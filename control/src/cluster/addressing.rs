@@ -144,12 +144,26 @@ impl FromStr for Cidr {
     }
 }
 
+/// When packets between nodes go through a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TunnelUse {
+    /// In any case.
+    #[default]
+    Always,
+    /// Where the nodes are not on one link.
+    AcrossSubnets,
+    /// Never: nodes that are not on one link do not reach each other's pods.
+    Never,
+}
+
 /// Addresses that nodes may claim blocks of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolRecord {
     name: PoolName,
     cidr: Cidr,
     block_length: u8,
+    /// When its addresses go through tunnels between nodes.
+    pub tunnel: TunnelUse,
     /// The network whose pods its addresses are for.
     pub network: Option<NetworkName>,
     /// Whether only pods get addresses of it that ask for it by name.
@@ -191,9 +205,15 @@ impl PoolRecord {
         }
         match bits - block_length {
             0 => Err(PoolError::BlockTooSmall(block_length)),
-            1..=16 => {
-                Ok(Self { name, cidr, block_length, network: None, only_on_request: false, reserved: Vec::new() })
-            }
+            1..=16 => Ok(Self {
+                name,
+                cidr,
+                block_length,
+                tunnel: TunnelUse::Always,
+                network: None,
+                only_on_request: false,
+                reserved: Vec::new(),
+            }),
             _ => Err(PoolError::BlockTooLarge(block_length)),
         }
     }

@@ -19,7 +19,7 @@ mod workload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use addressing::{AssignedAddress, BlockRecord, Cidr, CidrError, KeptFor, PoolError, PoolRecord};
+pub use addressing::{AssignedAddress, BlockRecord, Cidr, CidrError, KeptFor, PoolError, PoolRecord, TunnelUse};
 pub use bridging::{
     BridgePortRecord, BridgeRecord, DEFAULT_VLAN, DeviceKind, Membership, MirrorRecord, PortDevice, PortVlans,
     StationPlace, StationRecord, VlanId, VlanIdError,

@@ -242,10 +242,10 @@ fn check_route(plan: &NodePlan, prefix: IpNet, route: &Route) -> Result<(), Comp
         RouteTarget::Port { port, .. } | RouteTarget::Outside { port, .. } if !plan.ports.contains_key(port) => {
             Err(CompileError::NoPort { prefix, name: name(), port: *port })
         }
-        RouteTarget::Tunnel { peer, .. } if !plan.tunnels.peers.contains_key(peer) => {
+        RouteTarget::Tunnel { peer, .. } | RouteTarget::Direct { peer } if !plan.tunnels.peers.contains_key(peer) => {
             Err(CompileError::NoPeer { prefix, name: name(), peer: *peer })
         }
-        RouteTarget::Port { .. } | RouteTarget::Tunnel { .. } => Ok(()),
+        RouteTarget::Port { .. } | RouteTarget::Tunnel { .. } | RouteTarget::Direct { .. } => Ok(()),
         RouteTarget::Outside { .. } | RouteTarget::Unreachable => Ok(()),
     }
 }

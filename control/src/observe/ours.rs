@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::cluster::{
     AssignedAddress, BlockName, BlockRecord, Cidr, InterfaceName, KeptFor, NetworkName, NodeName, Offsets, PodName,
-    PoolName, PoolRecord, UplinkName, UplinkPortKind, UplinkRecord,
+    PoolName, PoolRecord, TunnelUse, UplinkName, UplinkPortKind, UplinkRecord,
 };
 use crate::store::{FieldError, Kind, Located, Object};
 
@@ -65,6 +65,9 @@ struct IpPoolSpec {
     cidr: String,
     /// Prefix length of a block.
     block_size: Option<u8>,
+    /// When its addresses go through tunnels.
+    #[serde(default)]
+    tunnel: TunnelSpec,
     /// Only for pods of this network.
     network: Option<String>,
     /// Only for pods that ask for this pool by name.
@@ -73,6 +76,15 @@ struct IpPoolSpec {
     /// Addresses and prefixes given only to who asks for the very address.
     #[serde(default)]
     reserved: Vec<String>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum TunnelSpec {
+    #[default]
+    Always,
+    AcrossSubnets,
+    Never,
 }
 
 #[derive(Deserialize)]
@@ -135,6 +147,11 @@ pub(super) fn pool(object: &Object) -> Result<PoolRecord, FieldError> {
     let mut pool = field(content, &["spec", "blockSize"], PoolRecord::new(name, cidr, spec.block_size))?;
     let reserved = spec.reserved.iter().map(|text| field(content, &["spec", "reserved"], prefix(text)));
     pool.reserved = reserved.collect::<Result<_, _>>()?;
+    pool.tunnel = match spec.tunnel {
+        TunnelSpec::Always => TunnelUse::Always,
+        TunnelSpec::AcrossSubnets => TunnelUse::AcrossSubnets,
+        TunnelSpec::Never => TunnelUse::Never,
+    };
     pool.network = field(content, &["spec", "network"], spec.network.as_deref().map(NetworkName::new).transpose())?;
     pool.only_on_request = spec.only_on_request || pool.network.is_some();
     Ok(pool)

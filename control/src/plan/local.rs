@@ -170,4 +170,6 @@ pub struct UnderlayPath {
     pub next_hop: Option<Mac>,
     /// Longest packet that gets there.
     pub mtu: u32,
+    /// Whether the address itself is on the uplink's link: the next hop is the node.
+    pub on_link: bool,
 }

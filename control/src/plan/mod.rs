@@ -32,7 +32,7 @@ pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, Outsi
 pub use outside::OutsidePlan;
 pub use services::{FrontendKey, HealthCheck, HostServices, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
 
-use crate::cluster::{Cluster, NodeName, UplinkRecord};
+use crate::cluster::{Cluster, NodeName, TunnelUse, UplinkRecord};
 use crate::observe::{IP_POOL, Touched};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
@@ -181,7 +181,7 @@ fn plan_with(
     };
     let outside = OutsidePlan::new(local, &segment.routes, announced);
     let host = HostPlan::new(cluster, &local.node, &segment.router_addresses);
-    let pod_mtu = pod_mtu(local, &ends, &peers);
+    let pod_mtu = pod_mtu(cluster, local, &ends, &peers);
     let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
     problems.sort_unstable();
     problems.dedup();
@@ -261,14 +261,18 @@ fn ports(
     ports
 }
 
-/// What an uplink carries, less the tunnel's headers; 20 bytes more if an IPv6 tunnel is in use.
-fn pod_mtu(local: &LocalView, ends: &[Vtep], peers: &BTreeMap<IpAddr, Peer>) -> u32 {
+/// What an uplink carries, less the tunnel's headers, if any pool uses tunnels; 20 bytes more if an IPv6 tunnel is in use.
+fn pod_mtu(cluster: &Cluster, local: &LocalView, ends: &[Vtep], peers: &BTreeMap<IpAddr, Peer>) -> u32 {
     if let Some(configured) = local.pod_mtu {
         return configured;
     }
     let carries = |index: &PortIndex| ends.is_empty() || ends.iter().any(|end| end.port == *index);
     let uplinks = local.uplinks.iter().filter(|(index, _)| carries(index));
     let Some(mtu) = uplinks.map(|(_, uplink)| uplink.mtu).min() else { return MTU_WITHOUT_UPLINK };
+    let mut pools = cluster.pools.values().filter(|pool| pool.network.is_none()).peekable();
+    if pools.peek().is_some() && pools.all(|pool| pool.tunnel == TunnelUse::Never) {
+        return mtu;
+    }
     let only_ipv6 = !ends.is_empty() && ends.iter().all(|end| end.address.is_ipv6());
     let ipv6 = only_ipv6 || peers.keys().any(IpAddr::is_ipv6);
     mtu.saturating_sub(if ipv6 { TUNNEL_BYTES_IPV6 } else { TUNNEL_BYTES_IPV4 })

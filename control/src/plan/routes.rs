@@ -2,8 +2,9 @@
 //!
 //! A pod here has a route of its own, and so has each address of the host. The blocks of this node lead nowhere, so that an address without a pod is
 //! answered at once instead of travelling. Blocks of other nodes, and prefixes assigned to nodes that are not run by
-//! this program, lead through the tunnel. An address that a node borrowed out of another's block has a route of its
-//! own, longer than the block's. All else goes where the host's routes by uplinks lead.
+//! this program, lead through the tunnel; blocks of a pool that says so lead directly to nodes on one link with this. An
+//! address that a node borrowed out of another's block has a route of its own, longer than the block's. All else goes
+//! where the host's routes by uplinks lead.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use millrace_engine::tables::{Port, PortRole, Route, RouteTarget};
 
 use super::local::{LocalHost, LocalView};
 use super::tunnels::Reach;
-use crate::cluster::{BlockRecord, Cluster, NodeName, NodeRecord};
+use crate::cluster::{BlockRecord, Cluster, NodeName, NodeRecord, TunnelUse};
 use crate::observe::{IP_BLOCK, NODE, POD};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
@@ -100,7 +101,7 @@ fn lent(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut Rou
                 (format!("address of block {} borrowed by this node", block.name), RouteTarget::Unreachable)
             } else {
                 let name = format!("address of block {} borrowed by node {}", block.name, entry.node);
-                (name, towards(reach, &entry.node, address.is_ipv4()))
+                (name, towards(local, reach, &entry.node, address.is_ipv4(), tunnel_use(cluster, block)))
             };
             table.add(prefix, name, target, || ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str()));
         }
@@ -120,7 +121,13 @@ fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut R
             if !cluster.nodes.contains_key(&block.node) {
                 table.problems.push(Problem::new(format!("its node {} does not exist", block.node)).of(&key()));
             }
-            (format!("block {} of node {}", block.name, block.node), towards(reach, &block.node, block.cidr.is_ipv4()))
+            let target = towards(local, reach, &block.node, block.cidr.is_ipv4(), tunnel_use(cluster, block));
+            if target == RouteTarget::Unreachable && reach.end(&block.node, block.cidr.is_ipv4()).is_some() {
+                let message =
+                    format!("node {} is not on a link of this node, and its pool allows no tunnel", block.node);
+                table.problems.push(Problem::new(message).of(&key()));
+            }
+            (format!("block {} of node {}", block.name, block.node), target)
         };
         table.add(block.cidr.net(), name, target, key);
     }
@@ -138,17 +145,25 @@ fn assigned(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut
                 continue;
             }
             let name = format!("prefix of node {}", node.name);
-            table.add(prefix.net(), name, towards(reach, &node.name, prefix.is_ipv4()), key);
+            table.add(prefix.net(), name, towards(local, reach, &node.name, prefix.is_ipv4(), TunnelUse::Always), key);
         }
     }
 }
 
-/// Through the tunnel, or nowhere if the node has no end that we can reach.
-fn towards(reach: &Reach<'_>, node: &NodeName, ipv4: bool) -> RouteTarget {
-    match reach.end(node, ipv4) {
-        Some(end) => RouteTarget::Tunnel { peer: end.address, mac: end.mac.mac() },
-        None => RouteTarget::Unreachable,
+/// Through the tunnel or, where the pool allows, directly to a node on the link; nowhere if the node has no end that we
+/// can reach so. Without a port of the host nothing that comes directly would be known for ours.
+fn towards(local: &LocalView, reach: &Reach<'_>, node: &NodeName, ipv4: bool, tunnel: TunnelUse) -> RouteTarget {
+    let Some(end) = reach.end(node, ipv4) else { return RouteTarget::Unreachable };
+    let on_link = || local.host.is_some() && local.underlay.get(&end.address).is_some_and(|path| path.on_link);
+    match tunnel {
+        TunnelUse::AcrossSubnets | TunnelUse::Never if on_link() => RouteTarget::Direct { peer: end.address },
+        TunnelUse::Never => RouteTarget::Unreachable,
+        TunnelUse::Always | TunnelUse::AcrossSubnets => RouteTarget::Tunnel { peer: end.address, mac: end.mac.mac() },
     }
+}
+
+fn tunnel_use(cluster: &Cluster, block: &BlockRecord) -> TunnelUse {
+    cluster.pools.get(&block.pool).map(|pool| pool.tunnel).unwrap_or_default()
 }
 
 /// Blocks one inside the other: both are routed, but two nodes may hand out one address.

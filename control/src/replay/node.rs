@@ -333,6 +333,7 @@ fn underlay(reconciler: &Reconciler, captures: &BTreeMap<String, Capture>) -> BT
         let capture = captures.get(uplink.interface.as_str());
         let next_hop = capture.and_then(|capture| sender_from(capture, destination));
         let path = UnderlayPath {
+            on_link: false,
             port,
             source,
             source_mac: uplink.mac,

@@ -48,6 +48,7 @@ const TESTS: &[Test] = &[
     ("nothing_is_lost_whatever_is_killed", faults::nothing_is_lost_whatever_is_killed),
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),
+    ("nodes_of_one_subnet_need_no_tunnel", reachability::nodes_of_one_subnet_need_no_tunnel),
     ("the_program_shows_and_traces", reachability::the_program_shows_and_traces),
     ("a_kernel_in_flannels_layout_is_a_peer", flannel::a_kernel_in_flannels_layout_is_a_peer),
     ("the_host_reaches_pods_and_pods_reach_it", host::the_host_reaches_pods_and_pods_reach_it),

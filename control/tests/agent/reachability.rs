@@ -1,9 +1,11 @@
 //! Two nodes of ours, joined by AF_XDP on a veth pair: pods reach each other, and the program can say how.
 
+use millrace_control::api::model::{RouteReport, RouteTargetReport};
 use serde_json::Value;
 
 use crate::agent_process::AgentOptions;
-use crate::cluster::{Cluster, NODES, POOLS, UPLINK, Underlay, node_object, uplink_object};
+use crate::cluster::{Cluster, NODES, POOLS, UPLINK, Underlay, node_object, uplink_object, uplink_object_of};
+use crate::host;
 use crate::pod::Pod;
 use crate::traffic::{self, Endpoint};
 
@@ -55,6 +57,32 @@ pub(crate) fn tunnels_run_over_ipv6() {
     assert_eq!(pods[0].interface().map(|link| link.mtu), Some(1430), "20 bytes less than over IPv4");
     traffic::check(&a1, &b1);
     cluster.assert_sound();
+}
+
+/// Pools that allow no tunnels, on nodes of one subnet: pods reach pods and the other host as plain IP, in frames of the
+/// uplink's full size, by AF_XDP and by packet sockets.
+pub(crate) fn nodes_of_one_subnet_need_no_tunnel() {
+    for kind in ["automatic", "packet"] {
+        let underlay = Underlay::create(1);
+        let uplinks = [0, 1].map(|number| uplink_object_of(number, UPLINK, &format!(", port: {kind}")));
+        let pools = POOLS.replace("/16}", "/16, tunnel: never}").replace("/64'}", "/64', tunnel: never}");
+        let objects = [pools, node_object(0), node_object(1), uplinks.concat()];
+        underlay.directory.write_objects("cluster.yaml", &objects.concat());
+        let agents = [0, 1].map(|number| underlay.start(number, AgentOptions::default()));
+        let cluster = Cluster { agents, underlay };
+        let (pods, [a1, _, b1]) = plug(&cluster);
+        assert_eq!(pods[0].interface().map(|link| link.mtu), Some(1500), "no tunnel takes any room");
+        let directly = |routes: &[RouteReport]| {
+            let targets = routes.iter().map(|route| &route.target);
+            targets.filter(|target| matches!(target, RouteTargetReport::Direct { .. })).count() == 2
+        };
+        cluster.agents.iter().for_each(|agent| drop(agent.wait_for_routes(directly)));
+        traffic::check(&a1, &b1);
+        let hosts = [0, 1].map(|number| host::host(&cluster.underlay, number));
+        traffic::check(&hosts[0], &b1);
+        traffic::check(&hosts[0], &hosts[1]);
+        cluster.assert_sound();
+    }
 }
 
 pub(crate) fn the_program_shows_and_traces() {

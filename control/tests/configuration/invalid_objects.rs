@@ -61,7 +61,7 @@ const FAULTS: &[(&str, &str)] = &[
     ),
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: p}\nspec:\n  cidr: 10.0.0.0/8\n  blocksize: 26\n",
-        "objects.yaml:6: IpPool p: spec.blocksize: unknown field `blocksize`, expected one of `cidr`, `blockSize`, `network`, `onlyOnRequest`, `reserved`",
+        "objects.yaml:6: IpPool p: spec.blocksize: unknown field `blocksize`, expected one of `cidr`, `blockSize`, `tunnel`, `network`, `onlyOnRequest`, `reserved`",
     ),
     (
         "apiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: p}\nspec:\n  blockSize: 26\n",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use millrace_control::cluster::{Cluster, InterfaceName};
 use millrace_control::plan::{
-    LocalHost, LocalView, OutsidePath, POD_SEGMENT, Planned, plan, underlay_destinations, wanted_uplinks,
+    LocalHost, LocalView, OutsidePath, POD_SEGMENT, Planned, UnderlayPath, plan, underlay_destinations, wanted_uplinks,
 };
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{PortRole, RouteTarget};
@@ -15,6 +15,7 @@ fn routes(planned: &Planned) -> Vec<String> {
     let routes = &planned.plan.segments[&POD_SEGMENT].routes;
     let line = |(prefix, route): (&ipnet::IpNet, &millrace_engine::tables::Route)| {
         let target = match &route.target {
+            RouteTarget::Direct { peer } => format!("directly {peer}"),
             RouteTarget::Port { port, mac } => format!("port {} {mac}", port.0),
             RouteTarget::Tunnel { peer, mac } => format!("tunnel {peer} {mac}"),
             RouteTarget::Outside { port, gateway, source, mtu } => {
@@ -164,6 +165,39 @@ fn two_nodes_with_a_pod() {
     assert_eq!(underlay_destinations(&two_nodes(), &view), [address("192.0.2.2")]);
     let ends: Vec<_> = planned.plan.tunnels.local.iter().map(|end| end.address.to_string()).collect();
     assert_eq!(ends, ["192.0.2.1", "2001:db8::1"]);
+}
+
+/// Node b is on the link of this node, node c is behind a router.
+#[test]
+fn a_pool_says_when_its_addresses_go_through_tunnels() {
+    let objects = |tunnel: &str| {
+        let pool = pool("four", "10.1.0.0/16").replace("\"}", &format!("\", tunnel: {tunnel}}}"));
+        let nodes = [("a", "192.0.2.1"), ("b", "192.0.2.2"), ("c", "198.51.100.3")];
+        let nodes: String = nodes.iter().map(|(name, address)| node(name, &[address])).collect();
+        let blocks = block("b", "10.1.0.64/26", "four", "b") + &block("c", "10.1.0.128/26", "four", "c");
+        cluster(&(nodes + &pool + &blocks))
+    };
+    let mut view = local(&[], &["192.0.2.1"]);
+    view.host = Some(host(&[], &["192.0.2.1"]));
+    let near = UnderlayPath { on_link: true, ..path(0, "192.0.2.1") };
+    view.underlay = BTreeMap::from([(address("192.0.2.2"), near), (address("198.51.100.3"), path(0, "192.0.2.1"))]);
+    let planned = |tunnel: &str, view: &LocalView| {
+        let planned = plan(&objects(tunnel), view);
+        let blocks = routes(&planned).into_iter().filter(|line| line.contains("(block"));
+        let ways: Vec<String> = blocks.map(|line| line.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect();
+        (ways, planned.plan.pod_mtu, problems(&planned))
+    };
+    let tunnels = ["10.1.0.64/26 tunnel 192.0.2.2", "10.1.0.128/26 tunnel 198.51.100.3"].map(str::to_owned);
+    let direct = "10.1.0.64/26 directly 192.0.2.2".to_owned();
+    assert_eq!(planned("always", &view), (tunnels.to_vec(), 1450, vec![]));
+    let (ways, mtu, found) = planned("acrossSubnets", &view);
+    assert_eq!((ways, mtu, found), (vec![direct.clone(), tunnels[1].clone()], 1450, vec![]));
+    let (ways, mtu, found) = planned("never", &view);
+    assert_eq!((&ways[0], mtu), (&direct, 1500), "no tunnel takes any room");
+    assert!(ways[1].starts_with("10.1.0.128/26 unreachable"), "{ways:?}");
+    assert_eq!(found, ["IpBlock c: node c is not on a link of this node, and its pool allows no tunnel"]);
+    view.host = None;
+    assert_eq!(planned("acrossSubnets", &view).0, tunnels, "what comes directly would be the kernel's");
 }
 
 #[test]

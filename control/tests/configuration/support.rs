@@ -158,6 +158,7 @@ pub(crate) fn uplink(port: u16, addresses: &[&str]) -> (PortIndex, LocalUplink) 
 
 pub(crate) fn path(port: u16, source: &str) -> UnderlayPath {
     UnderlayPath {
+        on_link: false,
         port: PortIndex(port),
         source: address(source),
         source_mac: Mac([2, 0, 0, 0, 0, port as u8]),

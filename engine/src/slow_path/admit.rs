@@ -8,6 +8,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use super::connection::known_outside;
 use super::decision::{Reason, Reply, Stage, Verdict};
@@ -129,6 +130,12 @@ fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> Con
         _ => None,
     };
     let Some(segment) = segment else { return hand_back(walk, port, target, host) };
+    if let Some(name) = neighbour(walk, port, segment) {
+        walk.from_neighbour = true;
+        walk.dependencies.segment = segment.index;
+        walk.note(Stage::Admit, Reason::AdmittedDirect(name, port.name.clone(), segment.name.clone()));
+        return ControlFlow::Continue(segment);
+    }
     if is_of_cluster(segment, walk.arrival.headers.source_address()) {
         return walk.drop(Stage::Admit, DropReason::OutsideSourceSpoofed);
     }
@@ -159,6 +166,17 @@ fn asks_for_announced(walk: &Walk<'_>, mac: Mac) -> Option<Reply> {
     let message = frame.get(usize::from(headers.transport_offset)..).filter(|_| is_solicitation)?;
     let asked = nd::read_solicitation(message)?;
     announces(asked.target.into()).then_some(Reply::NeighbourAdvertisement(mac))
+}
+
+/// The node on the link that the packet's source is routed to, without a tunnel; only its own station may send as it.
+fn neighbour(walk: &mut Walk<'_>, port: &Port, segment: &Segment) -> Option<Arc<str>> {
+    let SegmentKind::Routed(routed) = &segment.kind else { return None };
+    let (_, route) = routed.route(walk.arrival.headers.source_address())?;
+    let RouteTarget::Direct { peer } = route.target else { return None };
+    walk.dependencies.ingress_peer = Some(peer);
+    let entry = walk.tables.tunnels.peer(peer)?;
+    let hop = entry.next_hop.filter(|hop| hop.port == port.index)?;
+    (hop.destination_mac == walk.arrival.source_mac()).then(|| entry.name.clone())
 }
 
 /// Whether an address is one of the cluster's, and of this node's: packets from it do not come from outside.
@@ -230,7 +248,11 @@ fn admit_tunnelled<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment>
         }
         let source = walk.arrival.headers.source_address();
         let home = routed.route(source).map(|(_, route)| &route.target);
-        let from_home = matches!(home, Some(RouteTarget::Tunnel { peer, .. }) if *peer == tunnel.peer);
+        // Whether a node that is reached without a tunnel sends by one is its own choice, as its tables are of the moment.
+        let from_home = matches!(
+            home,
+            Some(RouteTarget::Tunnel { peer, .. } | RouteTarget::Direct { peer }) if *peer == tunnel.peer
+        );
         if !from_home {
             return walk.drop(Stage::Admit, DropReason::TunnelSourceSpoofed);
         }

@@ -228,6 +228,10 @@ pub enum Reason {
     AdmittedFrom(Arc<str>, Vni, Arc<str>),
     /// Came by this uplink outside of any tunnel and is for this segment.
     AdmittedOutside(Arc<str>, Arc<str>),
+    /// The node it goes to without a tunnel.
+    Direct(Arc<str>),
+    /// Another node's name, by which uplink without a tunnel, into which segment.
+    AdmittedDirect(Arc<str>, Arc<str>, Arc<str>),
     /// Answered.
     Answered(Reply),
     /// Came by this uplink, is not ours, and goes to the host by this port.
@@ -272,6 +276,10 @@ impl fmt::Display for Reason {
             Reason::Admitted(port, segment) => write!(formatter, "{port} in segment {segment}"),
             Reason::AdmittedFrom(peer, vni, segment) => {
                 write!(formatter, "from node {peer} by vni {vni} in segment {segment}")
+            }
+            Reason::Direct(peer) => write!(formatter, "directly to node {peer}"),
+            Reason::AdmittedDirect(peer, uplink, segment) => {
+                write!(formatter, "from node {peer} by {uplink} in segment {segment}")
             }
             Reason::AdmittedOutside(uplink, segment) => {
                 write!(formatter, "from outside by {uplink} for segment {segment}")

@@ -22,6 +22,7 @@ pub(super) fn encap(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget
     match target {
         RouteTarget::Port { port, mac } => leave(walk, routed, *port, *mac),
         RouteTarget::Tunnel { peer, mac } => tunnel(walk, segment, routed, *peer, *mac),
+        RouteTarget::Direct { peer } => leave_directly(walk, *peer),
         RouteTarget::Outside { port, gateway, mtu, .. } => leave_outside(walk, *port, *gateway, *mtu),
         RouteTarget::Unreachable => walk.drop(Stage::Encap, DropReason::Unreachable),
     }
@@ -45,6 +46,27 @@ fn leave(walk: &mut Walk<'_>, routed: &RoutedSegment, port: PortIndex, mac: Mac)
     walk.note(Stage::Encap, Reason::Leaves(entry.name.clone()));
     let translation = walk.tracking.translation();
     ControlFlow::Continue(Verdict::Forward(Forward { egress: port, rewrite, translation }))
+}
+
+/// As plain IP to another node on the link of an uplink.
+fn leave_directly(walk: &mut Walk<'_>, peer: IpAddr) -> ControlFlow<Verdict, Verdict> {
+    walk.dependencies.egress_peer = Some(peer);
+    let Some((entry, hop)) = walk.tables.tunnels.peer(peer).and_then(|entry| Some((entry, entry.next_hop?))) else {
+        return walk.drop(Stage::Encap, DropReason::NeighbourUnresolved);
+    };
+    let rewrite = Rewrite {
+        decapsulate: false,
+        pop_tags: 0,
+        route: Some(MacPair { destination: hop.destination_mac, source: hop.source_mac }),
+        push_tag: None,
+        encapsulate: None,
+        mtu: entry.mtu,
+    };
+    walk.dependencies.egress = hop.port;
+    fits(walk, rewrite.mtu)?;
+    walk.note(Stage::Encap, Reason::Direct(entry.name.clone()));
+    let translation = walk.tracking.translation();
+    ControlFlow::Continue(Verdict::Forward(Forward { egress: hop.port, rewrite, translation }))
 }
 
 /// As plain IP by an uplink, to a router or to the destination itself. The host's kernel resolves neighbours; one that

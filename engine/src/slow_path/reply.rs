@@ -20,7 +20,7 @@ use crate::tables::{RoutedSegment, Segment, SegmentKind};
 pub(super) fn reply(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
     let SegmentKind::Routed(routed) = &segment.kind else { return ControlFlow::Continue(()) };
     // Admission let it in for its connection or a Service: it is no talk with the gateway.
-    if walk.from_outside {
+    if walk.from_outside || walk.from_neighbour {
         return ControlFlow::Continue(());
     }
     match walk.arrival.headers.network {

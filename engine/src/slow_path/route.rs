@@ -30,11 +30,11 @@ pub(super) fn route<'a>(walk: &mut Walk<'a>, segment: &'a Segment) -> ControlFlo
     match &route.target {
         RouteTarget::Unreachable => walk.reject(Stage::Route, DropReason::Unreachable, Rejection::NoRoute),
         // The node that sent it believed the address to be here: sending it back would loop until the TTL ends.
-        RouteTarget::Tunnel { .. } if walk.arrival.tunnel.is_some() => {
+        RouteTarget::Tunnel { .. } | RouteTarget::Direct { .. } if walk.is_from_node() => {
             walk.drop(Stage::Route, DropReason::SplitHorizon)
         }
         // This node is the way out for its own pods only; answers of what it masqueraded itself are known.
-        RouteTarget::Outside { .. } if walk.arrival.tunnel.is_some() && !walk.tracking.is_known() => {
+        RouteTarget::Outside { .. } if walk.is_from_node() && !walk.tracking.is_known() => {
             walk.drop(Stage::Route, DropReason::SplitHorizon)
         }
         target => ControlFlow::Continue(target),

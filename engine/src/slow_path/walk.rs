@@ -24,6 +24,8 @@ pub(super) struct Walk<'a> {
     pub(super) lesson: Option<Lesson>,
     /// Whether the packet came by an uplink outside of any tunnel and is ours.
     pub(super) from_outside: bool,
+    /// Whether the packet came by an uplink outside of any tunnel, from another node of the cluster.
+    pub(super) from_neighbour: bool,
     /// Tags that said the packet's segment and come off.
     pub(super) pop_tags: u8,
     /// Whose packet it is, from stage `connection` on.
@@ -57,6 +59,7 @@ impl<'a> Walk<'a> {
             dependencies,
             lesson: None,
             from_outside: false,
+            from_neighbour: false,
             pop_tags: 0,
             tracking: Tracking::Untracked,
             pick: None,
@@ -68,6 +71,11 @@ impl<'a> Walk<'a> {
     /// Where the packet's connection knows it from, if the packet is of `segment`.
     pub(super) fn side(&self, segment: SegmentIndex) -> SegmentIndex {
         if self.from_outside { SegmentIndex::OUTSIDE } else { segment }
+    }
+
+    /// Whether another node sent the packet on: it believes the destination to be here.
+    pub(super) fn is_from_node(&self) -> bool {
+        self.arrival.tunnel.is_some() || self.from_neighbour
     }
 
     /// Notes why a stage did what it did.

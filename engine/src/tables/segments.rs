@@ -111,6 +111,11 @@ pub enum RouteTarget {
         /// Inner destination MAC: the VTEP device of that node.
         mac: Mac,
     },
+    /// To another node on the link of an uplink, as plain IP.
+    Direct {
+        /// VTEP address of the node; its first hop is the node itself.
+        peer: IpAddr,
+    },
     /// Out of an uplink, as plain IP.
     Outside {
         /// The uplink.
