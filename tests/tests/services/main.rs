@@ -3,7 +3,6 @@
 mod balancing;
 mod changes;
 mod endpoints;
-mod flood;
 mod fragments;
 mod masquerade;
 mod matrix;

@@ -1,7 +1,9 @@
 //! A flood of SYNs with forged senders at a node port: who speaks already loses nothing, memory stays where it is, and a new
 //! connection opens at once, during and after.
 //!
-//! The full measure is `MILLRACE_FLOOD_SYNS=5000000 cargo test --release -p millrace-tests --test services flood -- --nocapture`.
+//! A program of its own, since resident memory is that of all tests of a program.
+//!
+//! The full measure is `MILLRACE_FLOOD_SYNS=5000000 cargo test --release -p millrace-tests --test flood -- --nocapture`.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
