@@ -121,3 +121,23 @@ fn denials_are_counted_and_logged_where_it_is_asked_for() {
     world.apply(&namespace);
     assert_eq!(world.send().len(), 2);
 }
+
+/// The API server takes any annotation: a policy that is left out for one would open what it closes.
+#[test]
+fn a_policy_with_an_annotation_nobody_knows_is_in_force_and_its_author_told() {
+    let mut world = World::new();
+    let wrong = policy("web", json!({"millrace.dev/log": "yes"}));
+    let key = ObjectKey::read(&Located::from(&wrong)).expect("an object");
+    let known = world.store.get(&key).expect("asked").expect("there");
+    world.store.delete(&key, &known.resource_version).expect("deleted");
+    world.follow();
+    world.store.create(&wrong).expect("created");
+    let settled = world.node.follow(usize::MAX);
+    world.node.switch().finish_sweeps();
+    let problems: Vec<String> = settled.problems.iter().map(ToString::to_string).collect();
+    let expected = "NetworkPolicy default/web: metadata.annotations.millrace.dev/log: \"yes\" has no effect; the one value it \
+                    knows is \"denied\"";
+    assert_eq!(problems, [expected]);
+    assert!(world.send().is_empty(), "nothing is logged");
+    assert_eq!(world.counts(), (2, 1), "what the policy does not allow is denied");
+}

@@ -182,7 +182,7 @@ fn record(object: &Object, spec: &Spec) -> Result<PolicyRecord, Refused> {
         )?);
     }
     let [ingress, egress] = rules;
-    let (keeps_established, logs_denied) = options(&object.content)?;
+    let (keeps_established, logs_denied) = options(&object.content, &mut notes);
     Ok(PolicyRecord {
         name: PolicyName { namespace: None, name: object.key.name.as_str().into() },
         tier: match spec.tier {

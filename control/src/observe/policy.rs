@@ -4,7 +4,7 @@
 //! problem here. Fields it does not know it drops, and so does the type they are read into. Host bits of prefixes are
 //! accepted and cut off, as it does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -74,7 +74,8 @@ fn record(object: &Object, policy: NetworkPolicy) -> Result<PolicyRecord, Refuse
     let egress = spec.egress.unwrap_or_default().into_iter().enumerate();
     let egress = egress.map(|(index, rule)| rules("egress", index, rule.to, "to", rule.ports));
     let egress: Vec<RuleRecord> = egress.collect::<Result<_, Refused>>()?;
-    let (keeps_established, logs_denied) = options(&object.content)?;
+    let mut notes = BTreeMap::new();
+    let (keeps_established, logs_denied) = options(&object.content, &mut notes);
     Ok(PolicyRecord {
         name: PolicyName { namespace: Some(namespace.clone()), name: object.key.name.as_str().into() },
         tier: Tier::Namespace,
@@ -83,7 +84,7 @@ fn record(object: &Object, policy: NetworkPolicy) -> Result<PolicyRecord, Refuse
         egress: types.1.then_some(egress),
         keeps_established,
         logs_denied,
-        notes: std::collections::BTreeMap::new(),
+        notes,
     })
 }
 
@@ -263,15 +264,19 @@ fn label_key(key: &str, path: &str) -> Result<(), Refused> {
     refuse(path, format!("{key:?} is not the key of a label"))
 }
 
-/// Whether connections are kept and denials logged.
-pub(super) fn options(content: &Located) -> Result<(bool, bool), Refused> {
+/// Whether connections are kept and denials logged. A value that nobody knows is noted and counts as none: the API server took
+/// the object, and to leave a policy out for it would open what it closes.
+pub(super) fn options(content: &Located, notes: &mut BTreeMap<String, String>) -> (bool, bool) {
     let annotation = |key: &str| content.at(&["metadata", "annotations", key]).and_then(Located::text);
-    let one_of = |key: &str, word: &str| match annotation(key) {
-        None => Ok(false),
-        Some(text) if text == word => Ok(true),
-        Some(text) => refuse("metadata.annotations", format!("{key} is {text:?}; the one value it knows is {word:?}")),
+    let mut one_of = |key: &str, word: &str| {
+        let unknown = annotation(key).filter(|text| *text != word);
+        if let Some(text) = unknown {
+            let note = format!("{text:?} has no effect; the one value it knows is {word:?}");
+            notes.insert(format!("metadata.annotations.{key}"), note);
+        }
+        annotation(key).is_some() && unknown.is_none()
     };
-    Ok((one_of(ESTABLISHED, "keep")?, one_of(LOG, "denied")?))
+    (one_of(ESTABLISHED, "keep"), one_of(LOG, "denied"))
 }
 
 /// The name of a port as an `Arc`, checked.

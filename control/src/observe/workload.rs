@@ -1,5 +1,6 @@
 //! `Pod` and `Namespace` objects.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -98,8 +99,8 @@ pub(super) fn namespace(object: &Object) -> Result<NamespaceRecord, FieldError> 
     let namespace: Namespace = object.content.read()?;
     let name = NamespaceName::new(&object.key.name)
         .map_err(|error| FieldError::at(&object.content, &["metadata", "name"], error.to_string()))?;
-    let (_, logs_denied) =
-        policy::options(&object.content).map_err(|refused| policy::placed(&object.content, refused))?;
+    // A wrong value counts as none: a namespace left out would take its labels, and with them policies, along.
+    let (_, logs_denied) = policy::options(&object.content, &mut BTreeMap::new());
     let mut labels = namespace.metadata.labels.unwrap_or_default();
     labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_string());
     Ok(NamespaceRecord { name, labels: Arc::new(labels), pools: pools(object)?, logs_denied })

@@ -42,14 +42,15 @@ impl SetChanges {
     }
 }
 
-/// The set of pods.
+/// The set of pods. Named by its structure: what people read is not the same for each two selections, for the empty
+/// selector is `all` there, as is one that asks for the label `all`.
 pub(super) fn pod_set(selection: &PodSelection) -> PeerSet {
-    PeerSet::new(&selection.to_string())
+    PeerSet::new(&format!("{selection:?}"))
 }
 
 /// The set of nodes.
 pub(super) fn node_set(selector: &Selector) -> PeerSet {
-    PeerSet::new(&format!("nodes {selector}"))
+    PeerSet::new(&format!("nodes {selector:?}"))
 }
 
 /// The set of addresses.
