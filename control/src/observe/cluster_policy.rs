@@ -27,20 +27,6 @@ const PRIORITY: u16 = 1000;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct ClusterNetworkPolicy {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    #[serde(rename = "metadata")]
-    _metadata: serde::de::IgnoredAny,
-    spec: Spec,
-    #[serde(rename = "status", default)]
-    _status: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Spec {
     tier: TierName,
     priority: i32,
@@ -144,8 +130,8 @@ enum Found<T> {
 }
 
 pub(super) fn read(object: &Object) -> Result<PolicyRecord, FieldError> {
-    let policy: ClusterNetworkPolicy = object.content.read()?;
-    record(object, &policy.spec).map_err(|refused| placed(&object.content, refused))
+    let spec: Spec = super::ours::spec(object)?;
+    record(object, &spec).map_err(|refused| placed(&object.content, refused))
 }
 
 fn record(object: &Object, spec: &Spec) -> Result<PolicyRecord, Refused> {
