@@ -1,9 +1,13 @@
 //! `ClusterNetworkPolicy` objects of `policy.networking.k8s.io/v1alpha2` (network-policy-api v0.2).
 //!
-//! Read into types of our own, since no crate at hand has them. Unknown fields are refused, as the API server's strict
-//! checking does; a field it has dropped leaves a peer or a protocol that names nothing. Then, and where a field is
-//! known but cannot be enforced (`domainNames`), the rule fails closed as the API demands: an `Accept` matches nothing,
-//! a `Deny` or `Pass` denies everything.
+//! Read into types of our own, since no crate at hand has them. A newer version of the API may have fields, actions and
+//! peers that are not known here, or the API server may have dropped one and left a peer or a protocol that names
+//! nothing. Then, and where a field is known but cannot be enforced (`domainNames`), the rule fails closed as the API
+//! demands: an `Accept` matches nothing, a `Deny` or `Pass` denies everything. An unknown action denies everything, an
+//! unknown field beside the rules closes all of them. Whom the policy concerns, and when, must be known: an unknown field
+//! of the subject or an unknown tier is refused.
+//!
+//! What the API server would have refused is closed by [`closed`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,12 +16,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use millrace_engine::packet::parse::protocol;
 use millrace_engine::tables::policy::{Action, PortRange};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::policy::{Refused, options, placed, port_number, prefix, refuse, selector, shared_port_name};
 use crate::cluster::{
     Namespaces, NetworkBlock, Peer, PodSelection, PolicyName, PolicyRecord, PortRecord, RuleRecord, Tier,
 };
-use crate::store::{FieldError, Object};
+use crate::store::{Document, FieldError, Located, Object};
 
 /// Rules of a direction, peers of a rule, protocols of a rule, networks of a peer: at most so many of each.
 const ITEMS: usize = 25;
@@ -25,8 +30,10 @@ const ITEMS: usize = 25;
 /// Highest priority number.
 const PRIORITY: u16 = 1000;
 
+/// Fields that are not known here.
+type Unknown = BTreeMap<String, IgnoredAny>;
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Spec {
     tier: TierName,
     priority: i32,
@@ -35,6 +42,8 @@ struct Spec {
     ingress: Option<Vec<IngressRule>>,
     #[serde(default)]
     egress: Option<Vec<EgressRule>>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
@@ -59,60 +68,72 @@ struct NamespacedPod {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct IngressRule {
     name: Option<String>,
-    action: ActionName,
+    action: String,
     from: Vec<PeerFields>,
     protocols: Option<Vec<ProtocolFields>>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct EgressRule {
     name: Option<String>,
-    action: ActionName,
+    action: String,
     to: Vec<PeerFields>,
     protocols: Option<Vec<ProtocolFields>>,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-enum ActionName {
-    Accept,
-    Deny,
-    Pass,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
 struct PeerFields {
     namespaces: Option<LabelSelector>,
-    pods: Option<NamespacedPod>,
+    pods: Option<PeerPods>,
     nodes: Option<LabelSelector>,
     networks: Option<Vec<String>>,
     domain_names: Option<Vec<String>>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
+struct PeerPods {
+    #[serde(default)]
+    namespace_selector: LabelSelector,
+    pod_selector: LabelSelector,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ProtocolFields {
     tcp: Option<Transport>,
     udp: Option<Transport>,
     sctp: Option<Transport>,
     destination_named_port: Option<String>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
 struct Transport {
     destination_port: Option<PortFields>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct PortFields {
     number: Option<i32>,
     range: Option<RangeFields>,
+    #[serde(flatten)]
+    unknown: Unknown,
 }
 
 #[derive(Deserialize)]
@@ -126,7 +147,7 @@ struct RangeFields {
 enum Found<T> {
     Some(Vec<T>),
     /// Nothing that is known: the rule fails closed.
-    Unknown(&'static str),
+    Unknown(String),
 }
 
 pub(super) fn read(object: &Object) -> Result<PolicyRecord, FieldError> {
@@ -144,28 +165,20 @@ fn record(object: &Object, spec: &Spec) -> Result<PolicyRecord, Refused> {
     let egress = spec.egress.as_deref().unwrap_or_default();
     count(ingress.len(), 0, "spec.ingress")?;
     count(egress.len(), 0, "spec.egress")?;
+    let beside = unknown(&spec.unknown).map(|why| ("spec".to_owned(), why));
     let mut rules = [Vec::new(), Vec::new()];
     for (index, rule) in ingress.iter().enumerate() {
-        let place = Place { path: format!("spec.ingress[{index}]"), peers: "from" };
-        rules[0].push(self::rule(
-            &place,
-            rule.name.as_deref(),
-            rule.action,
-            &rule.from,
-            rule.protocols.as_deref(),
-            &mut notes,
-        )?);
+        let IngressRule { name, action, from, protocols, unknown } = rule;
+        let place = Place { path: format!("spec.ingress[{index}]"), peers: "from", closed: &beside };
+        let fields =
+            RuleFields { name: name.as_deref(), action, peers: from, protocols: protocols.as_deref(), unknown };
+        rules[0].push(self::rule(&place, &fields, &mut notes)?);
     }
     for (index, rule) in egress.iter().enumerate() {
-        let place = Place { path: format!("spec.egress[{index}]"), peers: "to" };
-        rules[1].push(self::rule(
-            &place,
-            rule.name.as_deref(),
-            rule.action,
-            &rule.to,
-            rule.protocols.as_deref(),
-            &mut notes,
-        )?);
+        let EgressRule { name, action, to, protocols, unknown } = rule;
+        let place = Place { path: format!("spec.egress[{index}]"), peers: "to", closed: &beside };
+        let fields = RuleFields { name: name.as_deref(), action, peers: to, protocols: protocols.as_deref(), unknown };
+        rules[1].push(self::rule(&place, &fields, &mut notes)?);
     }
     let [ingress, egress] = rules;
     let (keeps_established, logs_denied) = options(&object.content, &mut notes);
@@ -184,15 +197,32 @@ fn record(object: &Object, spec: &Spec) -> Result<PolicyRecord, Refused> {
     })
 }
 
-struct Place {
+struct Place<'a> {
     path: String,
     peers: &'static str,
+    /// What closes every rule.
+    closed: &'a Option<(String, String)>,
+}
+
+/// A rule of either direction.
+struct RuleFields<'a> {
+    name: Option<&'a str>,
+    action: &'a str,
+    peers: &'a [PeerFields],
+    protocols: Option<&'a [ProtocolFields]>,
+    unknown: &'a Unknown,
+}
+
+/// Why fields close a rule, if there are any.
+fn unknown(fields: &Unknown) -> Option<String> {
+    let names: Vec<String> = fields.keys().map(|name| format!("`{name}`")).collect();
+    (!names.is_empty()).then(|| format!("{} not known here", names.join(", ")))
 }
 
 fn subject(subject: &Subject) -> Result<PodSelection, Refused> {
     match (&subject.namespaces, &subject.pods) {
         (Some(namespaces), None) => all_pods(namespaces, "spec.subject.namespaces"),
-        (None, Some(pods)) => pods_of(pods, "spec.subject.pods"),
+        (None, Some(pods)) => pods_of(&pods.namespace_selector, &pods.pod_selector, "spec.subject.pods"),
         _ => refuse("spec.subject", "must have one of namespaces and pods"),
     }
 }
@@ -202,28 +232,28 @@ fn all_pods(namespaces: &LabelSelector, path: &str) -> Result<PodSelection, Refu
     Ok(PodSelection { namespaces, pods: crate::cluster::Selector::default() })
 }
 
-fn pods_of(pods: &NamespacedPod, path: &str) -> Result<PodSelection, Refused> {
+fn pods_of(namespaces: &LabelSelector, pods: &LabelSelector, path: &str) -> Result<PodSelection, Refused> {
     Ok(PodSelection {
-        namespaces: Namespaces::Matching(selector(&pods.namespace_selector, &format!("{path}.namespaceSelector"))?),
-        pods: selector(&pods.pod_selector, &format!("{path}.podSelector"))?,
+        namespaces: Namespaces::Matching(selector(namespaces, &format!("{path}.namespaceSelector"))?),
+        pods: selector(pods, &format!("{path}.podSelector"))?,
     })
 }
 
 fn rule(
-    place: &Place,
-    name: Option<&str>,
-    action: ActionName,
-    peers: &[PeerFields],
-    protocols: Option<&[ProtocolFields]>,
+    place: &Place<'_>,
+    fields: &RuleFields<'_>,
     notes: &mut BTreeMap<String, String>,
 ) -> Result<RuleRecord, Refused> {
-    let Place { path, peers: peers_name } = place;
+    let Place { path, peers: peers_name, closed } = place;
+    let RuleFields { name, action, peers, protocols, unknown: rest } = fields;
     if name.is_some_and(|name| name.len() > 100) {
         return refuse(format!("{path}.name"), "is longer than 100 characters");
     }
+    let action = action_of(action);
+    let unknown_action = action.is_none().then(|| (format!("{path}.action"), "is not known here".to_owned()));
+    let mut closed = (*closed).clone().or(unknown(rest).map(|why| (path.clone(), why))).or(unknown_action);
     let peers_path = format!("{path}.{peers_name}");
     count(peers.len(), 1, &peers_path)?;
-    let mut closed = None;
     let mut found_peers = Vec::new();
     for (index, fields) in peers.iter().enumerate() {
         let path = format!("{peers_path}[{index}]");
@@ -232,22 +262,19 @@ fn rule(
             Found::Unknown(why) => closed = Some((path, why)),
         }
     }
-    let found_ports = match protocols {
-        None => None,
-        Some(protocols) => {
-            let protocols_path = format!("{path}.protocols");
-            count(protocols.len(), 1, &protocols_path)?;
-            let mut ports = Vec::new();
-            for (index, fields) in protocols.iter().enumerate() {
-                let path = format!("{protocols_path}[{index}]");
-                match protocol_ports(fields, &path)? {
-                    Found::Some(more) => ports.extend(more),
-                    Found::Unknown(why) => closed = Some((path, why)),
-                }
+    let mut found_ports = None;
+    if let Some(protocols) = protocols {
+        let protocols_path = format!("{path}.protocols");
+        count(protocols.len(), 1, &protocols_path)?;
+        let ports = found_ports.insert(Vec::new());
+        for (index, fields) in protocols.iter().enumerate() {
+            let path = format!("{protocols_path}[{index}]");
+            match protocol_ports(fields, &path)? {
+                Found::Some(more) => ports.extend(more),
+                Found::Unknown(why) => closed = Some((path, why)),
             }
-            Some(ports)
         }
-    };
+    }
     let names_ports = found_ports.iter().flatten().any(|port| matches!(port, PortRecord::Named(..)));
     if names_ports && found_peers.iter().any(|peer| !matches!(peer, Peer::Pods(_))) {
         return refuse(path, "has destinationNamedPort beside networks or nodes, whose ports have no names");
@@ -255,18 +282,21 @@ fn rule(
     let name = name.filter(|name| !name.is_empty()).map(Arc::from);
     let rule = |action, peers, ports| RuleRecord { name: name.clone(), action, peers, ports };
     Ok(match (closed, action) {
-        (None, ActionName::Accept) => rule(Action::Accept, Some(found_peers), found_ports),
-        (None, ActionName::Deny) => rule(Action::Deny, Some(found_peers), found_ports),
-        (None, ActionName::Pass) => rule(Action::Pass, Some(found_peers), found_ports),
-        (Some((path, why)), ActionName::Accept) => {
+        (None, Some(action)) => rule(action, Some(found_peers), found_ports),
+        (Some((path, why)), Some(Action::Accept)) => {
             notes.insert(path, format!("{why}: the rule accepts nothing"));
             rule(Action::Accept, Some(Vec::new()), found_ports)
         }
-        (Some((path, why)), ActionName::Deny | ActionName::Pass) => {
+        (Some((path, why)), Some(Action::Deny | Action::Pass) | None) => {
             notes.insert(path, format!("{why}: the rule denies everything"));
             rule(Action::Deny, None, None)
         }
+        (None, None) => unreachable!("an unknown action closes its rule"),
     })
+}
+
+fn action_of(name: &str) -> Option<Action> {
+    [Action::Accept, Action::Deny, Action::Pass].into_iter().find(|action| action.name() == name)
 }
 
 fn count(items: usize, least: usize, path: &str) -> Result<(), Refused> {
@@ -278,7 +308,11 @@ fn count(items: usize, least: usize, path: &str) -> Result<(), Refused> {
 }
 
 fn peer(fields: &PeerFields, egress: bool, path: &str) -> Result<Found<Peer>, Refused> {
-    let PeerFields { namespaces, pods, nodes, networks, domain_names } = fields;
+    let PeerFields { namespaces, pods, nodes, networks, domain_names, unknown: rest } = fields;
+    let of_pods = pods.as_ref().and_then(|pods| unknown(&pods.unknown));
+    if let Some(why) = unknown(rest).or(of_pods) {
+        return Ok(Found::Unknown(why));
+    }
     let given = [namespaces.is_some(), pods.is_some(), nodes.is_some(), networks.is_some(), domain_names.is_some()];
     if given.iter().filter(|given| **given).count() > 1 {
         return refuse(
@@ -293,7 +327,11 @@ fn peer(fields: &PeerFields, egress: bool, path: &str) -> Result<Found<Peer>, Re
         return Ok(Found::Some(vec![Peer::Pods(all_pods(namespaces, &format!("{path}.namespaces"))?)]));
     }
     if let Some(pods) = pods {
-        return Ok(Found::Some(vec![Peer::Pods(pods_of(pods, &format!("{path}.pods"))?)]));
+        return Ok(Found::Some(vec![Peer::Pods(pods_of(
+            &pods.namespace_selector,
+            &pods.pod_selector,
+            &format!("{path}.pods"),
+        )?)]));
     }
     if let Some(nodes) = nodes {
         return Ok(Found::Some(vec![Peer::Nodes(selector(nodes, &format!("{path}.nodes"))?)]));
@@ -307,11 +345,15 @@ fn peer(fields: &PeerFields, egress: bool, path: &str) -> Result<Found<Peer>, Re
         };
         return networks.iter().enumerate().map(block).collect::<Result<_, _>>().map(Found::Some);
     }
-    Ok(Found::Unknown(if domain_names.is_some() { "domainNames are not enforced" } else { "names nobody" }))
+    let why = if domain_names.is_some() { "domainNames are not enforced" } else { "names nobody" };
+    Ok(Found::Unknown(why.to_owned()))
 }
 
 fn protocol_ports(fields: &ProtocolFields, path: &str) -> Result<Found<PortRecord>, Refused> {
-    let ProtocolFields { tcp, udp, sctp, destination_named_port } = fields;
+    let ProtocolFields { tcp, udp, sctp, destination_named_port, unknown: rest } = fields;
+    if let Some(why) = unknown(rest) {
+        return Ok(Found::Unknown(why));
+    }
     let transports = [(tcp, protocol::TCP, "tcp"), (udp, protocol::UDP, "udp"), (sctp, protocol::SCTP, "sctp")];
     let given = transports.iter().filter(|(fields, ..)| fields.is_some()).count();
     if given + usize::from(destination_named_port.is_some()) > 1 {
@@ -323,11 +365,17 @@ fn protocol_ports(fields: &ProtocolFields, path: &str) -> Result<Found<PortRecor
     }
     for (fields, number, name) in transports {
         let Some(fields) = fields else { continue };
-        let Some(port) = &fields.destination_port else { return Ok(Found::Unknown("names no port")) };
+        if let Some(why) = unknown(&fields.unknown) {
+            return Ok(Found::Unknown(why));
+        }
+        let Some(port) = &fields.destination_port else { return Ok(Found::Unknown("names no port".to_owned())) };
+        if let Some(why) = unknown(&port.unknown) {
+            return Ok(Found::Unknown(why));
+        }
         let (first, last) = range(port, &format!("{path}.{name}.destinationPort"))?;
         return Ok(Found::Some(vec![PortRecord::Range(PortRange { protocol: number, first, last })]));
     }
-    Ok(Found::Unknown("names no protocol"))
+    Ok(Found::Unknown("names no protocol".to_owned()))
 }
 
 fn range(port: &PortFields, path: &str) -> Result<(u16, u16), Refused> {
@@ -340,4 +388,42 @@ fn range(port: &PortFields, path: &str) -> Result<(u16, u16), Refused> {
         }
         _ => refuse(path, "must have one of number and range"),
     }
+}
+
+/// What stands in for a policy that the API server would have refused, and of which no valid version is known: its subject's
+/// directions that have a rule which is no `Accept` are denied. `None` where its tier, its priority or its subject cannot
+/// be told: then nobody knows whom to close.
+pub(super) fn closed(object: &Object) -> Option<PolicyRecord> {
+    let spec = object.content.field("spec")?;
+    let priority = match spec.field("priority")?.value {
+        Document::Integer(number) => u16::try_from(number).ok().filter(|priority| *priority <= PRIORITY)?,
+        _ => return None,
+    };
+    let tier = match spec.field("tier")?.text()? {
+        "Admin" => Tier::Admin(priority),
+        "Baseline" => Tier::Baseline(priority),
+        _ => return None,
+    };
+    let subject = subject(&spec.field("subject")?.read().ok()?).ok()?;
+    let direction = |name: &str| {
+        let denies = match &spec.field(name)?.value {
+            Document::Null => false,
+            Document::List(rules) => {
+                rules.iter().any(|rule| rule.field("action").and_then(Located::text) != Some(Action::Accept.name()))
+            }
+            _ => true,
+        };
+        denies.then(|| vec![RuleRecord { name: None, action: Action::Deny, peers: None, ports: None }])
+    };
+    let (_, logs_denied) = options(&object.content, &mut BTreeMap::new());
+    Some(PolicyRecord {
+        name: PolicyName { namespace: None, name: object.key.name.as_str().into() },
+        tier,
+        subject,
+        ingress: direction("ingress"),
+        egress: direction("egress"),
+        keeps_established: false,
+        logs_denied,
+        notes: BTreeMap::new(),
+    })
 }

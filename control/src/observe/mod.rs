@@ -1,8 +1,9 @@
 //! Objects in, validated records out: the only folder that knows Kubernetes types.
 //!
 //! An object that is not valid becomes a problem, and the record of its last valid version stays in the cluster until
-//! the object is valid again or deleted. What the cluster is thus depends on the present objects alone, except where
-//! a present object is invalid: then on its last valid version, and on nothing else.
+//! the object is valid again or deleted, as if a server had refused the change. What the cluster is thus depends on the
+//! present objects alone, except where a present object is invalid: then on its last valid version, and on nothing else.
+//! A policy without a valid version is closed: what stands in for it lets nothing pass that it may have been meant to stop.
 
 mod bridging;
 mod cluster_policy;
@@ -15,7 +16,7 @@ mod slice;
 mod touched;
 mod workload;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::cluster::{
@@ -144,6 +145,8 @@ pub struct Observed {
     synced: bool,
     origins: BTreeMap<ObjectKey, Origin>,
     invalid: BTreeMap<ObjectKey, Problem>,
+    /// Invalid policies without a valid version, for which a closed one stands in.
+    closed: BTreeSet<ObjectKey>,
     unreadable: Vec<Problem>,
 }
 
@@ -213,6 +216,7 @@ impl Observed {
         match read(object) {
             Ok(record) => {
                 self.invalid.remove(&object.key);
+                self.closed.remove(&object.key);
                 record.into_iter().for_each(|record| self.insert(record));
             }
             Err(error) => {
@@ -222,13 +226,27 @@ impl Observed {
                     None => problem,
                 };
                 self.invalid.insert(object.key.clone(), problem);
+                self.close(object);
             }
+        }
+    }
+
+    fn close(&mut self, object: &Object) {
+        let record = match &object.key.kind {
+            kind if *kind == NETWORK_POLICY => policy::closed(object),
+            kind if *kind == CLUSTER_NETWORK_POLICY => cluster_policy::closed(object),
+            _ => None,
+        };
+        let Some(record) = record else { return };
+        if self.closed.contains(&object.key) || !self.cluster.policies.contains_key(&record.name) {
+            self.closed.insert(object.key.clone());
+            self.insert(Record::Policy(Box::new(record)));
         }
     }
 
     fn insert(&mut self, record: Record) {
         let cluster = &mut self.cluster;
-        self.touched.note(&record);
+        self.touched.note(&record, cluster);
         match record {
             Record::Node(node) => drop(cluster.nodes.insert(node.name.clone(), node)),
             Record::Pod(pod) => drop(cluster.pods.insert(pod.name.clone(), pod)),
@@ -248,12 +266,14 @@ impl Observed {
 
     fn delete(&mut self, key: &ObjectKey) {
         self.invalid.remove(key);
+        self.closed.remove(key);
         self.origins.remove(key);
         let cluster = &mut self.cluster;
         let (namespace, name) = (key.namespace.as_deref().unwrap_or(""), key.name.as_str());
         match &key.kind {
             kind if *kind == NODE => {
                 self.touched.nodes.extend(NodeName::new(name));
+                self.touched.addressing = true;
                 remove(&mut cluster.nodes, NodeName::new(name));
             }
             kind if *kind == NAMESPACE => {
@@ -261,8 +281,14 @@ impl Observed {
                 remove(&mut cluster.namespaces, NamespaceName::new(name));
             }
             kind if *kind == UPLINK => remove(&mut cluster.uplinks, UplinkName::new(name)),
-            kind if *kind == IP_POOL => remove(&mut cluster.pools, PoolName::new(name)),
-            kind if *kind == IP_BLOCK => remove(&mut cluster.blocks, BlockName::new(name)),
+            kind if *kind == IP_POOL => {
+                self.touched.addressing = true;
+                remove(&mut cluster.pools, PoolName::new(name));
+            }
+            kind if *kind == IP_BLOCK => {
+                self.touched.addressing = true;
+                remove(&mut cluster.blocks, BlockName::new(name));
+            }
             kind if *kind == BRIDGE => remove(&mut cluster.bridges, BridgeName::new(name)),
             kind if *kind == PORT => remove(&mut cluster.ports, PortName::new(name)),
             kind if *kind == NETWORK => remove(&mut cluster.networks, NetworkName::new(name)),

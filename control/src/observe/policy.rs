@@ -1,8 +1,9 @@
 //! `NetworkPolicy` objects of `networking.k8s.io/v1`, and what both kinds of policies share.
 //!
 //! Checked as the API server checks them (`pkg/apis/networking/validation` there): an object it would refuse is a
-//! problem here. Fields it does not know it drops, and so does the type they are read into. Host bits of prefixes are
-//! accepted and cut off, as it does.
+//! problem here, and [`closed`] stands in for it. Fields it does not know it drops, and so does the type they are read
+//! into; what is then left of a peer names nobody and is refused. Host bits of prefixes are accepted and cut off, as it
+//! does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -85,6 +86,36 @@ fn record(object: &Object, policy: NetworkPolicy) -> Result<PolicyRecord, Refuse
         keeps_established,
         logs_denied,
         notes,
+    })
+}
+
+/// What stands in for a policy that the API server would have refused, and of which no valid version is known: it isolates
+/// the pods it selects in the directions it is about, and allows nothing. What of these cannot be told is everything.
+pub(super) fn closed(object: &Object) -> Option<PolicyRecord> {
+    let namespace = NamespaceName::new(object.key.namespace.as_deref().unwrap_or("default")).ok()?;
+    let spec = |field: &str| object.content.at(&["spec", field]);
+    let pods = match spec("podSelector") {
+        Some(fields) => fields.read().ok().and_then(|fields| selector(&fields, "").ok()).unwrap_or_default(),
+        None => Selector::default(),
+    };
+    let has_egress = match spec("egress").map(|egress| &egress.value) {
+        None | Some(Document::Null) => false,
+        Some(Document::List(rules)) => !rules.is_empty(),
+        Some(_) => true,
+    };
+    let types = spec("policyTypes").map_or(Ok(None), |types| types.read::<Option<Vec<String>>>());
+    let types = types.ok().and_then(|types| policy_types(&types.unwrap_or_default(), has_egress).ok());
+    let types = types.unwrap_or((true, true));
+    let (_, logs_denied) = options(&object.content, &mut BTreeMap::new());
+    Some(PolicyRecord {
+        name: PolicyName { namespace: Some(namespace.clone()), name: object.key.name.as_str().into() },
+        tier: Tier::Namespace,
+        subject: PodSelection { namespaces: Namespaces::Named(namespace), pods },
+        ingress: types.0.then(Vec::new),
+        egress: types.1.then(Vec::new),
+        keeps_established: false,
+        logs_denied,
+        notes: BTreeMap::new(),
     })
 }
 

@@ -19,6 +19,9 @@ pub struct Touched {
     pub nodes: BTreeSet<NodeName>,
     /// Policies.
     pub policies: BTreeSet<PolicyName>,
+    /// Whether pools, blocks or prefixes assigned to nodes came, went or became others: where pods and nodes have their
+    /// addresses.
+    pub addressing: bool,
 }
 
 impl Touched {
@@ -30,17 +33,27 @@ impl Touched {
             namespaces: cluster.namespaces.keys().cloned().collect(),
             nodes: cluster.nodes.keys().cloned().collect(),
             policies: cluster.policies.keys().cloned().collect(),
+            addressing: true,
         }
     }
 
-    pub(super) fn note(&mut self, record: &Record) {
+    /// Notes a record that is about to come into `cluster`.
+    pub(super) fn note(&mut self, record: &Record, cluster: &Cluster) {
         match record {
             Record::Pod(pod) => drop(self.pods.insert(pod.name.clone())),
             Record::Namespace(namespace) => drop(self.namespaces.insert(namespace.name.clone())),
-            Record::Node(node) => drop(self.nodes.insert(node.name.clone())),
+            Record::Node(node) => {
+                let before = cluster.nodes.get(&node.name);
+                self.addressing |= before.is_none_or(|before| before.pod_cidrs != node.pod_cidrs);
+                self.nodes.insert(node.name.clone());
+            }
             Record::Policy(policy) => drop(self.policies.insert(policy.name.clone())),
-            Record::Uplink(_) | Record::Pool(_) | Record::Block(_) => {}
-            Record::Service(_) | Record::Slice(_) | Record::ServiceRange(..) => {}
+            Record::Pool(pool) => self.addressing |= cluster.pools.get(pool.name()) != Some(pool),
+            Record::Block(block) => {
+                let place = |block: &crate::cluster::BlockRecord| (block.cidr, block.pool.clone(), block.node.clone());
+                self.addressing |= cluster.blocks.get(&block.name).map(place) != Some(place(block));
+            }
+            Record::Uplink(_) | Record::Service(_) | Record::Slice(_) | Record::ServiceRange(..) => {}
             Record::Bridge(_) | Record::Port(_) | Record::Network(_) => {}
         }
     }

@@ -10,5 +10,6 @@ mod incremental;
 mod invalid_objects;
 mod node_plan;
 mod order;
+mod policies;
 mod services;
 mod support;
