@@ -232,6 +232,7 @@ impl ClusterNode {
         let workers = self.switch().switch.options().workers;
         self.switch().attach(port, MemoryQueue::LIKE_TAP, usize::from(port) % workers);
         let pod = AttachedPod {
+            uid: None,
             network,
             pod: PodName::new("default", name).expect("pod name"),
             container_id: name.to_owned(),
@@ -243,6 +244,14 @@ impl ClusterNode {
         self.pods.insert(PortIndex(port), pod);
         self.reconciler.take(Input::Pods(self.pods.clone()));
         (port, mac)
+    }
+
+    /// Says what uid the runtime told of the pod at a port.
+    pub fn tell_uid(&mut self, port: u16, uid: &str) {
+        if let Some(pod) = self.pods.get_mut(&PortIndex(port)) {
+            pod.uid = Some(uid.into());
+        }
+        self.reconciler.take(Input::Pods(self.pods.clone()));
     }
 
     /// Pulls a pod out.
@@ -276,12 +285,17 @@ impl ClusterNode {
 
     /// Takes in at most `events` of the store's events and brings the tables into step.
     pub fn follow(&mut self, events: usize) -> Settled {
+        let settled = self.publish(events);
+        self.switch().settle();
+        settled
+    }
+
+    /// The same without a turn of the switch: the workers have yet to take the tables up.
+    pub fn publish(&mut self, events: usize) -> Settled {
         for event in self.watch.events.try_iter().take(events) {
             self.reconciler.take(Input::Store(event));
         }
-        let settled = self.reconciler.settle(Instant::now());
-        self.switch().settle();
-        settled
+        self.reconciler.settle(Instant::now())
     }
 
     /// Whether the store has told something that this node has not taken in.

@@ -176,8 +176,8 @@ table! {
 table! {
     /// Policies.
     Policies {
-        /// What a pod may do that is plugged in before its object is known, where some policy may select it: "closed"
-        /// drops what such a policy could deny, "open" lets everything through until the labels are known.
+        /// What holds where labels decide that are not known yet, of a pod plugged in before its object, of a namespace or
+        /// of a peer: "closed" drops what a policy could deny once they are known, "open" takes no policy to mean them.
         unknown_pods: String = "closed".into();
     }
     sections {}

@@ -73,7 +73,7 @@ drop_reasons! {
     TimeExceeded "time_exceeded" "TTL or hop limit ran out here; the sender was told." "A traceroute, or a routing loop.";
     PolicyEgress "policy_egress" "The policies of the sending pod do not allow it." "`millrace show policies --pod NAMESPACE/POD` lists the rules; `millrace trace` names the policy.";
     PolicyIngress "policy_ingress" "The policies of the receiving pod do not allow it." "`millrace show policies --pod NAMESPACE/POD` lists the rules; `millrace trace` names the policy.";
-    PolicyPodUnknown "policy_pod_unknown" "A policy may select the pod, but the pod's object is not known yet." "Transient while a pod is being added; if it lasts, the store has no object of this pod.";
+    PolicyPodUnknown "policy_pod_unknown" "A policy may select the pod, or a rule of one may mean its peer, but labels that decide are not known yet." "Transient while a pod or a namespace is being added; if it lasts, the store has no object of it: `millrace trace` says which policy asks.";
     PacketTooBig "packet_too_big" "The packet does not fit the next link and may not be fragmented; the sender was told." "Check the pods' MTU against the uplink's (`millrace show ports`).";
     NeighbourUnresolved "neighbour_unresolved" "The next hop's MAC address is not known yet." "`millrace show neighbours`; is the other node up?";
     SplitHorizon "split_horizon" "The frame would leave through the port or tunnel it came from." "Harmless on bridges; a loop if it grows.";

@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use super::Flow;
+use super::{Flow, NodeView};
 use crate::random::Random;
 
-const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
+pub(super) const NAMESPACES: [&str; 3] = ["default", "red", "blue"];
 const KEYS: [&str; 3] = ["app", "tier", "x.example/stage"];
 const VALUES: [&str; 3] = ["web", "db", "one"];
 const PORTS: [u16; 5] = [80, 81, 443, 8080, 30_000];
@@ -34,15 +34,17 @@ const NETWORKS: [&str; 13] = [
 pub struct RandomCluster {
     /// Its objects.
     pub objects: Vec<Value>,
-    /// Addresses to try: of pods, of a node, of nobody.
-    pub addresses: Vec<IpAddr>,
+    /// What the node that judges knows beside them.
+    pub view: NodeView,
+    /// Number of the next pod or policy.
+    pub(super) next: usize,
 }
 
-fn address(text: &str) -> IpAddr {
+pub(super) fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn labels(random: &mut Random) -> Value {
+pub(super) fn labels(random: &mut Random) -> Value {
     let mut labels = Map::new();
     for key in KEYS {
         if random.per_mille(500) {
@@ -135,7 +137,7 @@ fn port(random: &mut Random) -> Value {
     Value::Object(port)
 }
 
-fn network_policy(random: &mut Random, number: usize) -> Value {
+pub(super) fn network_policy(random: &mut Random, number: usize) -> Value {
     let mut spec = Map::new();
     if random.per_mille(900) {
         spec.insert("podSelector".to_owned(), selector(random, false));
@@ -208,7 +210,7 @@ fn cluster_rule(random: &mut Random, egress: bool) -> Value {
     Value::Object(rule)
 }
 
-fn cluster_policy(random: &mut Random, number: usize) -> Value {
+pub(super) fn cluster_policy(random: &mut Random, number: usize) -> Value {
     let rules = |random: &mut Random, egress| -> Vec<Value> {
         (0..random.below(3)).map(|_| cluster_rule(random, egress)).collect()
     };
@@ -223,7 +225,22 @@ fn cluster_policy(random: &mut Random, number: usize) -> Value {
     })
 }
 
-fn pod(random: &mut Random, number: usize) -> (Value, Vec<IpAddr>) {
+/// Named ports of a container; a name may be given twice, for two protocols or two numbers.
+pub(super) fn ports(random: &mut Random) -> Vec<Value> {
+    let mut ports = Vec::new();
+    for name in PORT_NAMES {
+        for _ in 0..(random.below(10) / 3).saturating_sub(1) {
+            let mut port = json!({"name": name, "containerPort": random.pick(&PORTS)});
+            if random.per_mille(500) {
+                port["protocol"] = (*random.pick(&PROTOCOLS)).into();
+            }
+            ports.push(port);
+        }
+    }
+    ports
+}
+
+pub(super) fn pod(random: &mut Random, number: usize) -> Value {
     let node = if random.per_mille(600) { "a" } else { "b" };
     let side = if node == "a" { 1 } else { 2 };
     let last = number + 4;
@@ -233,28 +250,28 @@ fn pod(random: &mut Random, number: usize) -> (Value, Vec<IpAddr>) {
         1 => ips.push(format!("fd00:{side}::{last}")),
         _ => ips.extend([format!("10.{side}.0.{last}"), format!("fd00:{side}::{last}")]),
     }
-    let mut ports = Vec::new();
-    for name in PORT_NAMES {
-        if random.per_mille(400) {
-            let mut port = json!({"name": name, "containerPort": random.pick(&PORTS)});
-            if random.per_mille(500) {
-                port["protocol"] = (*random.pick(&PROTOCOLS)).into();
-            }
-            ports.push(port);
-        }
-    }
     let phase = if random.per_mille(900) { "Running" } else { *random.pick(&["Succeeded", "Failed", "Pending"]) };
-    let host = random.per_mille(60);
     let listed: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
-    let pod = json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": format!("pod{number}"), "namespace": random.pick(&NAMESPACES), "labels": labels(random)},
-        "spec": {"nodeName": node, "hostNetwork": host, "containers": [{"name": "c", "ports": ports}]},
+        "metadata": {
+            "name": format!("pod{number}"), "namespace": random.pick(&NAMESPACES), "labels": labels(random),
+            "creationTimestamp": format!("2026-01-01T00:00:{:02}Z", random.below(4)),
+        },
+        "spec": {
+            "nodeName": node, "hostNetwork": random.per_mille(60),
+            "containers": [{"name": "c", "ports": ports(random)}],
+        },
         "status": {"phase": phase, "podIPs": listed},
     });
-    // What is plugged in nowhere cannot be sent to: on node `a` only pods that run there can.
-    let reachable = node == "b" || (!host && !matches!(phase, "Succeeded" | "Failed"));
-    (pod, if reachable { ips.iter().map(|ip| address(ip)).collect() } else { Vec::new() })
+    if random.per_mille(150) {
+        let policy = if random.per_mille(700) { json!("Always") } else { Value::Null };
+        pod["spec"]["initContainers"] = json!([{"name": "i", "restartPolicy": policy, "ports": ports(random)}]);
+    }
+    if random.per_mille(600) {
+        pod["metadata"]["uid"] = format!("u{number}").into();
+    }
+    pod
 }
 
 /// What every cluster has: nodes, and who has which addresses.
@@ -272,7 +289,15 @@ pub fn ground() -> Vec<Value> {
             "spec": {"cidr": cidr, "pool": "pods", "node": node},
         })
     };
+    let pool = |name: &str, cidr: &str| {
+        json!({
+            "apiVersion": "millrace.dev/v1alpha1", "kind": "IpPool", "metadata": {"name": name}, "spec": {"cidr": cidr},
+        })
+    };
+    // The blocks of node c lie outside of all pools: what lives there is reached by c and is nobody's.
     vec![
+        pool("pods", "10.0.0.0/8"),
+        pool("six", "fd00::/16"),
         node("a", "192.0.2.1", json!({"app": "web"})),
         node("b", "192.0.2.2", json!({"app": "db"})),
         node("c", "192.0.2.3", json!({})),
@@ -287,18 +312,23 @@ pub fn ground() -> Vec<Value> {
     ]
 }
 
+/// Addresses of nobody, of nodes, and of pods that no object tells of.
+const OTHERS: [&str; 8] = [
+    "203.0.113.9",
+    "203.0.113.200",
+    "2001:db8:c::9",
+    "198.51.100.7",
+    "192.0.2.1",
+    "10.2.0.0",
+    "10.2.0.250",
+    "fd00:2::fa",
+];
+
 impl RandomCluster {
     /// The cluster of these numbers.
     #[must_use]
     pub fn new(random: &mut Random) -> Self {
         let mut objects = ground();
-        let mut addresses = vec![
-            address("203.0.113.9"),
-            address("203.0.113.200"),
-            address("2001:db8:c::9"),
-            address("198.51.100.7"),
-            address("10.2.0.250"),
-        ];
         for name in NAMESPACES {
             // A namespace without an object is still one.
             if random.per_mille(850) {
@@ -307,55 +337,38 @@ impl RandomCluster {
                 }));
             }
         }
-        for number in 0..2 + random.below(6) {
-            let (pod, ips) = pod(random, number);
-            objects.push(pod);
-            addresses.extend(ips);
-        }
+        let pods = 2 + random.below(6);
+        objects.extend((0..pods).map(|number| pod(random, number)));
         for number in 0..random.below(6) {
             objects.push(network_policy(random, number));
         }
         for number in 0..random.below(4) {
             objects.push(cluster_policy(random, number));
         }
-        Self { objects, addresses }
+        let view = NodeView { open: random.per_mille(200), ..NodeView::of(&objects) };
+        Self { objects, view, next: pods }
+    }
+
+    /// Addresses to try: of pods, of nodes, of nobody. What is plugged in nowhere cannot be sent to: on the node that
+    /// judges only pods that are.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let listed = self.objects.iter().filter(|object| object["kind"] == "Pod");
+        let listed = listed.filter_map(|pod| pod["status"]["podIPs"].as_array()).flatten();
+        let listed = listed.filter_map(|entry| entry["ip"].as_str());
+        let remote = listed.filter(|ip| ip.starts_with("10.2.") || ip.starts_with("fd00:2:")).map(address);
+        let plugged = self.view.plugged.iter().flat_map(|plugged| plugged.addresses.iter().copied());
+        OTHERS.into_iter().map(address).chain(remote).chain(plugged).collect()
     }
 
     /// A flow that this node sees one end of at least.
-    pub fn flow(&self, random: &mut Random, here: impl Fn(IpAddr) -> bool) -> Option<Flow> {
-        let (source, destination) = (*random.pick(&self.addresses), *random.pick(&self.addresses));
-        let passes =
-            source.is_ipv4() == destination.is_ipv4() && source != destination && (here(source) || here(destination));
+    pub fn flow(&self, random: &mut Random) -> Option<Flow> {
+        let addresses = self.addresses();
+        let (source, destination) = (*random.pick(&addresses), *random.pick(&addresses));
+        let here = self.view.has(source) || self.view.has(destination);
+        let passes = source.is_ipv4() == destination.is_ipv4() && source != destination && here;
         let protocol = if random.per_mille(100) { "ICMP" } else { *random.pick(&PROTOCOLS) };
         let port = if protocol == "ICMP" { 0 } else { *random.pick(&PORTS) };
         passes.then_some(Flow { source, destination, protocol, port })
-    }
-
-    /// Changes one object as people do: other labels, another policy, one less. What it was, and what it is now.
-    pub fn change(&mut self, random: &mut Random) -> (Value, Option<Value>) {
-        let first = ground().len();
-        let at = first + random.below(self.objects.len() - first);
-        let old = self.objects[at].clone();
-        let number = old["metadata"]["name"].as_str().and_then(|name| name[1..].parse().ok()).unwrap_or(0);
-        let mut new = match old["kind"].as_str() {
-            Some("NetworkPolicy") => network_policy(random, number),
-            Some("ClusterNetworkPolicy") => cluster_policy(random, number),
-            _ => {
-                let mut new = old.clone();
-                new["metadata"]["labels"] = labels(random);
-                new
-            }
-        };
-        new["metadata"]["namespace"] = old["metadata"]["namespace"].clone();
-        if new["metadata"]["namespace"].is_null() {
-            new["metadata"].as_object_mut().expect("metadata").remove("namespace");
-        }
-        let is_policy = old["kind"].as_str().is_some_and(|kind| kind.ends_with("Policy"));
-        if is_policy && random.per_mille(300) {
-            self.objects.remove(at);
-            return (old, None);
-        }
-        self.objects[at] = new.clone();
-        (old, Some(new))
     }
 }

@@ -4,7 +4,7 @@
 //! sweep, every flow's packet is sent into the warm node and into a new one, and what comes out must be the same
 //! bytes at the same ports.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -50,10 +50,12 @@ struct World {
     own: IpAddr,
     /// Where each station of the bridged segment speaks: at a member, or behind a peer.
     stations: BTreeMap<u8, u16>,
-    /// What isolates a pod in a direction, and the set of its one rule.
-    policies: BTreeMap<(u16, Direction), &'static str>,
-    /// The sets each address is in.
-    identities: BTreeMap<IpAddr, Vec<&'static str>>,
+    /// What isolates a pod in a direction, or denies it something, and the set of its one rule.
+    policies: BTreeMap<(u16, Direction), (Action, &'static str)>,
+    /// The sets each known address is in, and those it may be in.
+    identities: BTreeMap<IpAddr, [Vec<&'static str>; 2]>,
+    /// Where pods have their addresses.
+    pod_ranges: BTreeSet<IpNet>,
     /// The sets each network is in.
     networks: BTreeMap<IpNet, Vec<&'static str>>,
     /// MAC addresses of the routers to the outside, by the last byte of the address.
@@ -115,6 +117,7 @@ impl World {
             stations: (1..=3).map(|number| (number, MEMBERS[usize::from(number) - 1])).collect(),
             policies: BTreeMap::new(),
             identities: BTreeMap::new(),
+            pod_ranges: BTreeSet::new(),
             networks: BTreeMap::new(),
             routers: BTreeMap::from([(1, router_mac(1)), (2, router_mac(2))]),
         };
@@ -201,7 +204,7 @@ impl World {
     fn policy_table(&self) -> PolicyTable {
         let mut table = PolicyTable::default();
         let spoken_of = |sets: &[&str]| {
-            let known = sets.iter().filter(|set| self.policies.values().any(|spoken| spoken == *set));
+            let known = sets.iter().filter(|set| self.policies.values().any(|(_, spoken)| spoken == *set));
             let mut sets: Vec<PeerSet> = known.map(|set| PeerSet::new(set)).collect();
             sets.sort_unstable();
             sets.dedup();
@@ -209,15 +212,24 @@ impl World {
         };
         table.sets = spoken_of(&[ADDRESS_SETS, NETWORK_SETS].concat()).into();
         for port in 1..=PODS {
-            let judges = [Direction::Ingress, Direction::Egress].map(|direction| {
-                let lists: Vec<_> = self.policies.get(&(port, direction)).map(|set| rules(set)).into_iter().collect();
-                DirectionPolicy { isolating: lists.into(), ..DirectionPolicy::default() }
-            });
+            let judges =
+                [Direction::Ingress, Direction::Egress].map(|direction| match self.policies.get(&(port, direction)) {
+                    None => DirectionPolicy::default(),
+                    Some((Action::Accept, set)) => {
+                        let isolating = [rules(Action::Accept, set)].into();
+                        DirectionPolicy { isolating, ..DirectionPolicy::default() }
+                    }
+                    Some((action, set)) => {
+                        DirectionPolicy { admin: vec![rules(*action, set)], ..DirectionPolicy::default() }
+                    }
+                });
             let [ingress, egress] = judges;
             table.pods.set(PortIndex(port), Some(Arc::new(PodPolicy { ingress, egress })));
         }
-        for (address, sets) in &self.identities {
-            let identity = Identity { sets: spoken_of(sets).into(), named_ports: Box::default() };
+        table.pod_ranges = self.pod_ranges.iter().copied().collect();
+        for (address, [sets, possible]) in &self.identities {
+            let [sets, possible] = [sets, possible].map(|sets| spoken_of(sets).into());
+            let identity = Identity { sets, possible, ..Identity::default() };
             table.identities.set(SegmentIndex(0), *address, Some(Arc::new(identity)));
         }
         for network in self.networks.keys() {
@@ -234,19 +246,39 @@ impl World {
             0 | 1 => {
                 let direction = *random.pick(&[Direction::Ingress, Direction::Egress]);
                 let key = (random.below(usize::from(PODS)) as u16 + 1, direction);
+                let action = *random.pick(&[Action::Accept, Action::Deny, Action::Pass]);
                 match random.below(3) {
                     0 => drop(self.policies.remove(&key)),
-                    1 => drop(self.policies.insert(key, *random.pick(&ADDRESS_SETS))),
-                    _ => drop(self.policies.insert(key, *random.pick(&NETWORK_SETS))),
+                    1 => drop(self.policies.insert(key, (action, *random.pick(&ADDRESS_SETS)))),
+                    _ => drop(self.policies.insert(key, (action, *random.pick(&NETWORK_SETS)))),
                 }
                 "another policy of a pod"
             }
             2 => {
                 let own = (1..=PODS).flat_map(|port| pod(port).addresses);
                 let known: Vec<IpAddr> = own.chain(["10.2.0.2", "fd00:2::2"].map(ip)).collect();
-                let sets = ADDRESS_SETS.into_iter().filter(|_| random.below(2) == 0).collect();
-                self.identities.insert(*random.pick(&known), sets);
+                let address = *random.pick(&known);
+                if random.below(4) == 0 {
+                    self.identities.remove(&address);
+                    return "an address that is not known any more";
+                }
+                let (mut sets, mut possible) = (Vec::new(), Vec::new());
+                for set in ADDRESS_SETS {
+                    match random.below(3) {
+                        0 => sets.push(set),
+                        1 => possible.push(set),
+                        _ => {}
+                    }
+                }
+                self.identities.insert(address, [sets, possible]);
                 "other labels"
+            }
+            _ if random.below(3) == 0 => {
+                let range = random.pick(&["10.1.0.0/16", "10.2.0.0/16", "fd00:2::/64"]).parse().expect("network");
+                if !self.pod_ranges.remove(&range) {
+                    self.pod_ranges.insert(range);
+                }
+                "other ranges of pods"
             }
             _ => {
                 let networks = ["10.0.0.0/8", "10.2.0.0/16", "10.1.0.2/32", "fd00::/16", "fd00:2::/64", "0.0.0.0/0"];
@@ -422,12 +454,12 @@ impl World {
 }
 
 /// A policy whose one rule lets members of a set pass.
-fn rules(set: &str) -> Arc<RuleList> {
+fn rules(action: Action, set: &str) -> Arc<RuleList> {
     let policy = PolicyInfo { name: set.into(), keeps_established: false, logs_denied: false };
     let (mut pods, mut networks) = (Vec::new(), Vec::new());
     if NETWORK_SETS.contains(&set) { &mut networks } else { &mut pods }.push(PeerSet::new(set));
     let peers = Peers::In { pods: pods.into(), networks: networks.into() };
-    let rule = Rule { number: 1, name: None, action: Action::Accept, peers, ports: Ports::Any };
+    let rule = Rule { number: 1, name: None, action, peers, ports: Ports::Any };
     Arc::new(RuleList { policy, rules: vec![rule], counts: Arc::new(RuleCounts::new(1)) })
 }
 

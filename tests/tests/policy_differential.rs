@@ -1,5 +1,6 @@
 //! Random clusters: the engine's verdict, through its own slow path, is the oracle's; and what a planner that followed
-//! every change has is what one has that sees the cluster for the first time.
+//! every change has is what one has that sees the cluster for the first time. Changes are of every sort: labels,
+//! policies, namespaces, blocks, pods that come and go, with and without their objects, named ports, addresses and uids.
 //!
 //! What is said of a flow's connection without a packet (`policy diff`) is what the stage says of its packet, and
 //! `policy reach` has of each pair of pods what the oracle has.
@@ -14,12 +15,13 @@ use millrace_control::observe::KINDS;
 use millrace_control::store::{DirectoryStore, ObjectStore};
 use millrace_tests::policies::judge::Judge;
 use millrace_tests::policies::random_cluster::{RandomCluster, ground};
-use millrace_tests::policies::{Flow, NODE, oracle, shrink};
+use millrace_tests::policies::{Flow, NodeView, oracle, shrink};
 use millrace_tests::random::{Random, Rerun, seeds};
 use serde_json::Value;
 
 const FLOWS: usize = 24;
-const CHANGES: usize = 3;
+/// Changes of each cluster.
+const CHANGES: usize = 6;
 /// Of so many clusters one is asked who reaches whom.
 const REACHED_EACH: u64 = 16;
 
@@ -27,19 +29,9 @@ fn clusters() -> u64 {
     std::env::var("MILLRACE_POLICY_CLUSTERS").map_or(2_000, |text| text.parse().expect("a number"))
 }
 
-/// Addresses of pods of this node.
-fn is_here(objects: &[Value], address: IpAddr) -> bool {
-    objects.iter().any(|object| {
-        let listed = object["status"]["podIPs"].as_array();
-        object["kind"] == "Pod"
-            && object["spec"]["nodeName"] == NODE
-            && listed.is_some_and(|ips| ips.iter().any(|ip| ip["ip"] == address.to_string()))
-    })
-}
-
 /// What is wrong with one flow, if anything.
-fn mismatch(judge: &Judge, objects: &[Value], flow: Flow) -> Option<String> {
-    let (expected, found) = (oracle::allowed(objects, flow), judge.allowed(flow));
+fn mismatch(judge: &Judge, objects: &[Value], view: &NodeView, flow: Flow) -> Option<String> {
+    let (expected, found) = (oracle::allowed(objects, view, flow), judge.allowed(flow));
     if expected.is_ok() != found.is_ok() {
         return Some(format!("{flow}: the oracle says {expected:?}, the engine {found:?}"));
     }
@@ -75,7 +67,7 @@ fn has_port(words: &[String], protocol: &str, port: u16) -> bool {
 }
 
 /// `policy reach` has of each pair of pods what the oracle has.
-fn check_reach(judge: &Judge, objects: &[Value], seed: u64) {
+fn check_reach(judge: &Judge, objects: &[Value], view: &NodeView, seed: u64) {
     let report = judge.reach();
     let pods = objects.iter().filter(|object| object["kind"] == "Pod" && object["spec"]["hostNetwork"] != true);
     let pods = pods.filter(|pod| !matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
@@ -97,7 +89,7 @@ fn check_reach(judge: &Judge, objects: &[Value], seed: u64) {
                 let words = of_family.next().map(|reach| reach.ports.as_slice()).unwrap_or_default();
                 for (protocol, port) in ASKED {
                     let flow = Flow { source, destination, protocol, port };
-                    let told = oracle::allowed_everywhere(objects, flow).is_ok();
+                    let told = oracle::allowed_everywhere(objects, view, flow).is_ok();
                     assert_eq!(has_port(words, protocol, port), told, "seed {seed}: {from} to {to}: {flow}: {words:?}");
                 }
             }
@@ -106,32 +98,32 @@ fn check_reach(judge: &Judge, objects: &[Value], seed: u64) {
 }
 
 /// Whether a node with these objects alone shows something; objects that are not valid show nothing.
-fn shows(objects: &[Value], what: impl Fn(&Judge) -> bool) -> bool {
+fn shows(objects: &[Value], view: &NodeView, what: impl Fn(&Judge) -> bool) -> bool {
     let run = || {
         let mut judge = Judge::new();
         objects.iter().for_each(|object| judge.apply(object));
-        judge.settle(false);
+        judge.settle(view, false);
         what(&judge)
     };
     catch_unwind(AssertUnwindSafe(run)).unwrap_or(false)
 }
 
-fn report(seed: u64, objects: &[Value], flow: Flow, what: &str) -> String {
-    let kept = ground().len();
-    let smallest = shrink::smallest(objects.to_vec(), kept, &|objects: &[Value]| {
-        shows(objects, |judge| mismatch(judge, objects, flow).is_some())
+fn report(seed: u64, cluster: &RandomCluster, flow: Flow, what: &str) -> String {
+    let (kept, view) = (ground().len(), &cluster.view);
+    let smallest = shrink::smallest(cluster.objects.clone(), kept, &|objects: &[Value]| {
+        shows(objects, view, |judge| mismatch(judge, objects, view, flow).is_some())
     });
-    format!("seed {seed}: {what}\n{}", shrink::yaml(&smallest[kept..]))
+    format!("seed {seed}: {what}\n{view:?}\n{}", shrink::yaml(&smallest[kept..]))
 }
 
 fn check_flows(judge: &Judge, cluster: &RandomCluster, random: &mut Random, seed: u64) -> [u64; 2] {
     let mut verdicts = [0, 0];
     for _ in 0..FLOWS {
-        let Some(flow) = cluster.flow(random, |address| is_here(&cluster.objects, address)) else { continue };
-        if let Some(what) = mismatch(judge, &cluster.objects, flow) {
-            panic!("{}", report(seed, &cluster.objects, flow, &what));
+        let Some(flow) = cluster.flow(random) else { continue };
+        if let Some(what) = mismatch(judge, &cluster.objects, &cluster.view, flow) {
+            panic!("{}", report(seed, cluster, flow, &what));
         }
-        verdicts[usize::from(oracle::allowed(&cluster.objects, flow).is_ok())] += 1;
+        verdicts[usize::from(oracle::allowed(&cluster.objects, &cluster.view, flow).is_ok())] += 1;
     }
     verdicts
 }
@@ -153,23 +145,24 @@ fn the_engine_says_what_the_oracle_says() {
             judge.apply(object);
             // Half of the clusters are planned while they come in.
             if seed % 2 == 0 && random.per_mille(200) && at + 1 < order.len() {
-                judge.settle(false);
+                judge.settle(&cluster.view, false);
             }
         }
-        assert!(judge.settle(true), "seed {seed}: a planner that followed differs from one that sees all at once");
+        assert!(
+            judge.settle(&cluster.view, true),
+            "seed {seed}: a planner that followed differs from one that sees all at once"
+        );
         let more = check_flows(&judge, &cluster, random, seed);
         verdicts = [verdicts[0] + more[0], verdicts[1] + more[1]];
         if seed % REACHED_EACH == 0 {
-            check_reach(&judge, &cluster.objects, seed);
+            check_reach(&judge, &cluster.objects, &cluster.view, seed);
         }
-        for _ in 0..if seed % 4 == 0 { CHANGES } else { 0 } {
-            let (old, new) = cluster.change(random);
-            match &new {
-                Some(new) => judge.apply(new),
-                None => judge.delete(&old),
-            }
+        for _ in 0..CHANGES {
+            let told = cluster.change(random);
+            told.applied.iter().for_each(|object| judge.apply(object));
+            told.deleted.iter().for_each(|object| judge.delete(object));
             assert!(
-                judge.settle(true),
+                judge.settle(&cluster.view, true),
                 "seed {seed}: after a change the planner differs from one that sees all at once"
             );
             let more = check_flows(&judge, &cluster, random, seed);
@@ -188,8 +181,8 @@ fn what_is_found_is_told_by_the_smallest_objects_that_show_it() {
     for seed in 0..200 {
         let random = &mut Random::new(seed);
         let cluster = RandomCluster::new(random);
-        let Some(flow) = cluster.flow(random, |address| is_here(&cluster.objects, address)) else { continue };
-        let denied = |objects: &[Value]| shows(objects, |judge| judge.allowed(flow).is_err());
+        let Some(flow) = cluster.flow(random) else { continue };
+        let denied = |objects: &[Value]| shows(objects, &cluster.view, |judge| judge.allowed(flow).is_err());
         if !denied(&cluster.objects) {
             continue;
         }

@@ -198,6 +198,9 @@ fn who_reaches_whom_is_told_port_by_port_and_unused_rules_are_named() {
     assert_eq!(ask("default/*", "default/web"), ["default/client > default/web: udp/80"]);
     assert_eq!(ask("203.0.113.9", "default/web"), ["203.0.113.9 > default/web: all"]);
     assert_eq!(ask("198.51.100.9", "default/web"), [""; 0]);
+    // The node reaches its pods, by its address and by the one among pods.
+    assert_eq!(ask("192.0.2.1", "default/web"), ["192.0.2.1 > default/web: all"]);
+    assert_eq!(ask("10.1.0.0", "default/web"), ["10.1.0.0 > default/web: all"]);
     let nobody = Question { from: Selection::read("default/none").expect("a selection"), ..Question::default() };
     assert!(reach(control.cluster(), control.local(), &nobody).is_err());
     let unused = unused(&world.node.switch().switch.tables());

@@ -90,8 +90,8 @@ fn line(denied: &DeniedPacket, cluster: Option<&Cluster>) -> String {
 
 /// The pod that has the address, or else the node.
 fn name_of(cluster: &Cluster, address: IpAddr) -> Option<String> {
-    let mut pods = cluster.pods.values().filter(|pod| !pod.host_network && !pod.finished);
-    let pod = pods.find(|pod| pod.addresses.contains(&address)).map(|pod| pod.name.to_string());
+    let pods = cluster.pods.values().filter(|pod| pod.has_addresses() && pod.addresses.contains(&address));
+    let pod = pods.min_by_key(|pod| pod.precedence()).map(|pod| pod.name.to_string());
     let node = || cluster.nodes.values().find(|node| node.addresses.contains(&address));
     pod.or_else(|| node().map(|node| format!("node {}", node.name)))
 }

@@ -394,7 +394,7 @@ fn station_mac(shared: &Shared, key: &AttachmentKey) -> Mac {
 /// A runtime without Kubernetes names no pod; its container stands in, so that the port has a name.
 fn attached_pod(
     key: &AttachmentKey,
-    pod: Option<&PodReference>,
+    pod_reference: Option<&PodReference>,
     mac: Mac,
     place: &Place,
     mtu: u32,
@@ -404,7 +404,7 @@ fn attached_pod(
         let name: String = letters.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
         format!("container-{name}")
     };
-    let (namespace, name) = match pod {
+    let (namespace, name) = match pod_reference {
         Some(pod) => (pod.namespace.clone(), pod.name.clone()),
         None => ("default".to_owned(), stand_in()),
     };
@@ -414,5 +414,6 @@ fn attached_pod(
     let addresses = place.addresses.iter().map(IpNet::addr).collect();
     let network = place.network.as_ref().map(|network| NetworkName::new(&network.name)).transpose();
     let network = network.map_err(|error| CniFailure::NotReady(error.to_string()))?;
-    Ok(AttachedPod { pod, container_id: key.container_id.clone(), interface, mac, addresses, mtu, network })
+    let uid = pod_reference.and_then(|pod| pod.uid.as_deref()).map(Arc::from);
+    Ok(AttachedPod { pod, uid, container_id: key.container_id.clone(), interface, mac, addresses, mtu, network })
 }

@@ -64,9 +64,81 @@ pub(super) fn denied(tables: &Snapshot, direction: Direction) -> Vec<PolicyDropR
 
 fn state(policy: &DirectionPolicy) -> &'static str {
     match policy {
-        DirectionPolicy { unknown: true, .. } => "closed until the pod's object is known",
+        DirectionPolicy { unknown: Some(_), .. } => "closed until the labels of the pod and its namespace are known",
         DirectionPolicy { isolating, .. } if !isolating.is_empty() => "isolated: what no rule allows is denied",
         policy if policy.is_open() => "open: no policy selects the pod",
         _ => "open, but for rules of cluster policies",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use millrace_engine::packet::{Mac, PortIndex};
+    use millrace_engine::tables::policy::{Action, Peers, PodPolicy, PolicyInfo, Ports, Rule, RuleCounts};
+    use millrace_engine::tables::{PodPort, Port, SegmentIndex};
+
+    use super::*;
+
+    fn list(name: &str) -> Arc<RuleList> {
+        let policy = PolicyInfo { name: name.into(), keeps_established: false, logs_denied: false };
+        let rule = Rule { number: 1, name: None, action: Action::Accept, peers: Peers::Any, ports: Ports::Any };
+        Arc::new(RuleList { policy, rules: vec![rule], counts: Arc::new(RuleCounts::new(1)) })
+    }
+
+    /// `web` is isolated by `default/shared` and judged by two of the tier Admin; `new` is not known yet.
+    fn tables() -> Snapshot {
+        let mut tables = Snapshot::default();
+        for (index, name) in [(1, "default/web"), (2, "default/new"), (3, "default/free")] {
+            let pod = PodPort { segment: SegmentIndex(0), mac: Mac([2, 0, 0, 0, 0, 1]), addresses: Vec::new() };
+            let port = Port { index: PortIndex(index), name: name.into(), mtu: 1450, role: PortRole::Pod(pod) };
+            tables.ports.insert(port);
+        }
+        let shared = list("default/shared");
+        shared.counts.count_denied();
+        let ingress = DirectionPolicy {
+            admin: vec![list("z-first"), list("a-second")],
+            isolating: [Arc::clone(&shared)].into(),
+            ..DirectionPolicy::default()
+        };
+        let web =
+            PodPolicy { ingress, egress: DirectionPolicy { admin: vec![list("out")], ..DirectionPolicy::default() } };
+        let closed = DirectionPolicy { unknown: Some([shared].into()), ..DirectionPolicy::default() };
+        let new = PodPolicy { ingress: closed, egress: DirectionPolicy::default() };
+        tables.policy.pods.set(PortIndex(1), Some(Arc::new(web)));
+        tables.policy.pods.set(PortIndex(2), Some(Arc::new(new)));
+        tables
+    }
+
+    #[test]
+    fn a_pod_has_its_policies_in_the_order_in_which_they_are_asked() {
+        let report = policies(&tables(), Some("default/web")).expect("a report");
+        let told: Vec<String> =
+            report.policies.iter().map(|of| format!("{} {} {}", of.direction, of.tier, of.policy)).collect();
+        let expected = [
+            "ingress Admin z-first",
+            "ingress Admin a-second",
+            "ingress NetworkPolicy default/shared",
+            "egress Admin out",
+        ];
+        assert_eq!(told, expected);
+        let states = |pod: &str| {
+            let pod = policies(&tables(), Some(pod)).expect("a report").pod.expect("the pod");
+            [pod.ingress, pod.egress]
+        };
+        assert_eq!(states("default/web")[0], "isolated: what no rule allows is denied");
+        assert_eq!(states("default/web")[1], "open, but for rules of cluster policies");
+        assert_eq!(states("default/new")[0], "closed until the labels of the pod and its namespace are known");
+        assert_eq!(states("default/free"), ["open: no policy selects the pod"; 2]);
+        assert!(policies(&tables(), Some("default/none")).is_err());
+    }
+
+    #[test]
+    fn drops_are_told_by_policy_and_direction() {
+        let of =
+            |direction| denied(&tables(), direction).into_iter().map(|of| (of.policy, of.frames)).collect::<Vec<_>>();
+        assert_eq!(of(Direction::Ingress), [("default/shared".to_owned(), 1)]);
+        assert_eq!(of(Direction::Egress), []);
     }
 }

@@ -116,7 +116,7 @@ fn object(reason: &Reason) -> String {
         }
         Reason::Allowed(_, list, _) => list.policy.name.to_string(),
         Reason::Denied(_, denial, _) | Reason::Finishes(_, denial) => {
-            denial.lists().and_then(<[_]>::first).map_or_else(String::new, |list| list.policy.name.to_string())
+            denial.lists().first().map_or_else(String::new, |list| list.policy.name.to_string())
         }
         Reason::Masqueraded(_) | Reason::PortTaken(_) | Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
     }

@@ -38,7 +38,7 @@ pub use service::{
     ClientSubnet, Distribution, EndpointGroup, EndpointRecord, ServicePortRecord, ServiceRangeRecord, ServiceRecord,
     SlicePort, SliceRecord, Slices, TargetPort,
 };
-pub use workload::{AddressWishes, ContainerPort, HostPort, NamespaceRecord, PodRecord};
+pub use workload::{AddressWishes, ContainerPort, HostPort, NamespaceRecord, PodPrecedence, PodRecord};
 
 /// The present state, of all objects that are valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -28,6 +28,17 @@ pub enum Requirement {
 }
 
 impl Requirement {
+    /// The key of the label it asks for.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Requirement::In(key, _)
+            | Requirement::NotIn(key, _)
+            | Requirement::Exists(key)
+            | Requirement::DoesNotExist(key) => key,
+        }
+    }
+
     /// Whether `labels` meet it.
     #[must_use]
     pub fn is_met(&self, labels: &Labels) -> bool {
@@ -57,6 +68,18 @@ impl Selector {
     #[must_use]
     pub fn selects(&self, labels: &Labels) -> bool {
         self.0.iter().all(|requirement| requirement.is_met(labels))
+    }
+
+    /// Whether it selects a namespace of which only the name is known; `None` if other labels decide.
+    #[must_use]
+    pub fn selects_by_name(&self, name: &NamespaceName) -> Option<bool> {
+        let labels = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.to_string())]);
+        let (of_name, others): (Vec<_>, Vec<_>) =
+            self.0.iter().partition(|requirement| requirement.key() == NAMESPACE_NAME_LABEL);
+        match of_name.iter().all(|requirement| requirement.is_met(&labels)) {
+            false => Some(false),
+            true => others.is_empty().then_some(true),
+        }
     }
 
     /// Its requirements, sorted.
@@ -148,5 +171,17 @@ mod tests {
             assert_eq!(selector.selects(&Labels::new()), without, "{selector}");
         }
         assert!(Selector::default().selects(&Labels::new()));
+    }
+
+    #[test]
+    fn a_name_alone_decides_what_asks_for_nothing_else() {
+        let name = NamespaceName::new("red").expect("name");
+        let of_name = |text: &str| Requirement::In(NAMESPACE_NAME_LABEL.to_owned(), BTreeSet::from([text.to_owned()]));
+        let other = || Requirement::DoesNotExist("stage".to_owned());
+        let says = |requirements| Selector::new(requirements).selects_by_name(&name);
+        assert_eq!(says(vec![]), Some(true));
+        assert_eq!(says(vec![of_name("red")]), Some(true));
+        assert_eq!(says(vec![of_name("blue"), other()]), Some(false));
+        assert_eq!(says(vec![of_name("red"), other()]), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Pods and namespaces.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,6 +13,10 @@ use super::{NamespaceName, NetworkName, NodeName, PodName, PoolName};
 pub struct PodRecord {
     /// Its name.
     pub name: PodName,
+    /// What tells it from others of its name, as the runtime has it: of a static pod that of the pod, not of its mirror.
+    pub uid: Option<Arc<str>>,
+    /// When it was created, in seconds of Unix time; 0 if nobody says.
+    pub created: i64,
     /// The node it is bound to.
     pub node: Option<NodeName>,
     /// Its labels.
@@ -30,6 +35,29 @@ pub struct PodRecord {
     pub finished: bool,
     /// What it asks of address management.
     pub address_wishes: AddressWishes,
+}
+
+impl PodRecord {
+    /// Whether it has its status's addresses for itself: it has not ended, and is not its node.
+    #[must_use]
+    pub fn has_addresses(&self) -> bool {
+        !self.host_network && !self.finished
+    }
+
+    /// Which of several pods has an address that stands in the status of each: the one with the least of this, then the
+    /// first by name. One that is not being deleted comes first, and the newer before the older, for an address is given
+    /// again when its pod is gone while the status may be late.
+    #[must_use]
+    pub fn precedence(&self) -> PodPrecedence {
+        PodPrecedence { terminating: self.terminating, created: Reverse(self.created) }
+    }
+}
+
+/// See [`PodRecord::precedence`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodPrecedence {
+    terminating: bool,
+    created: Reverse<i64>,
 }
 
 /// A port of a container.

@@ -20,6 +20,8 @@ const FIXED: &str = "millrace.dev/ip";
 const POOLS: &str = "millrace.dev/ip-pools";
 /// Annotation of a pod: the network it is plugged into.
 const NETWORK: &str = "millrace.dev/network";
+/// Annotation of a mirror pod: the uid of the static pod, which is the one the runtime knows (`pkg/kubelet/types`).
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
     let pod: Pod = object.content.read()?;
@@ -59,8 +61,12 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
     let wrong = |message| FieldError::at(content, &["spec", "containers"], message);
     let ports = ports.collect::<Result<Vec<_>, String>>().map_err(wrong)?;
     let phase = status.and_then(|status| status.phase.as_deref());
+    let mirrored = object.content.at(&["metadata", "annotations", MIRROR]).and_then(|value| value.text());
+    let uid = mirrored.or(pod.metadata.uid.as_deref()).filter(|uid| !uid.is_empty());
     Ok(PodRecord {
         name,
+        uid: uid.map(Arc::from),
+        created: pod.metadata.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second()),
         node,
         labels: Arc::new(pod.metadata.labels.unwrap_or_default()),
         addresses,

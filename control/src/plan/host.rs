@@ -73,7 +73,12 @@ fn pod_prefixes(cluster: &Cluster, node: &NodeName) -> BTreeSet<IpNet> {
     let blocks = cluster.blocks.values().filter(|block| !cluster.is_of_network(block)).map(|block| block.cidr);
     let others = cluster.nodes.values().filter(|other| other.name != *node);
     let assigned = others.flat_map(|other| other.pod_cidrs.iter().copied());
-    let mut sorted: Vec<IpNet> = pools.chain(blocks).chain(assigned).map(|cidr| cidr.net()).collect();
+    widest(pools.chain(blocks).chain(assigned).map(|cidr| cidr.net())).into_iter().collect()
+}
+
+/// Those of some prefixes that lie inside no other, by address.
+pub(super) fn widest(prefixes: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
+    let mut sorted: Vec<IpNet> = prefixes.collect();
     // A prefix comes right before what lies inside it.
     sorted.sort_unstable_by_key(|prefix| (prefix.addr(), prefix.prefix_len()));
     let mut widest: Vec<IpNet> = Vec::new();
@@ -82,5 +87,5 @@ fn pod_prefixes(cluster: &Cluster, node: &NodeName) -> BTreeSet<IpNet> {
             widest.push(prefix);
         }
     }
-    widest.into_iter().collect()
+    widest
 }

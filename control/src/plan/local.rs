@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use millrace_engine::packet::{Mac, PortIndex};
@@ -35,7 +36,7 @@ pub struct LocalView {
     pub services: ServiceOptions,
     /// Source ports of connections masqueraded as the node's address among pods.
     pub masquerade_ports: PortRange,
-    /// Whether a pod that policies may select is open until its object is known; else it is closed.
+    /// Whether no policy is taken to mean who is not known yet; else what one could deny is closed.
     pub unknown_pods_open: bool,
     /// Source ports of connections masqueraded as an uplink's address.
     pub outside_ports: PortRange,
@@ -80,6 +81,8 @@ impl LocalView {
 pub struct AttachedPod {
     /// The pod.
     pub pod: PodName,
+    /// What tells it from others of its name, if the runtime said so.
+    pub uid: Option<Arc<str>>,
     /// The runtime's name for its sandbox.
     pub container_id: String,
     /// The interface inside the pod.

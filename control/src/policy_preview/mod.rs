@@ -33,7 +33,9 @@ impl Names {
     #[must_use]
     pub fn of(cluster: &Cluster) -> Self {
         let mut names = HashMap::new();
-        for pod in cluster.pods.values().filter(|pod| !pod.host_network && !pod.finished) {
+        let mut pods: Vec<_> = cluster.pods.values().filter(|pod| pod.has_addresses()).collect();
+        pods.sort_by_key(|pod| pod.precedence());
+        for pod in pods {
             for address in &pod.addresses {
                 names.entry(*address).or_insert_with(|| pod.name.to_string());
             }

@@ -15,14 +15,14 @@ use millrace_engine::packet::parse::protocol;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::Snapshot;
 use millrace_engine::tables::policy::{
-    Action, Direction, Judgement, Packet, PeerView, PodPolicy, PolicyTable, PortRange, Ports, RuleList,
+    Action, Denial, Direction, Judgement, Packet, PeerView, PodPolicy, PolicyTable, PortRange, Ports, RuleList,
 };
 
 use super::words;
 use crate::api::model::{PolicyReachReport, ReachReport, UnusedRuleReport};
-use crate::cluster::{Cluster, InterfaceName, PodName};
+use crate::cluster::{Cluster, InterfaceName, NodeName, NodeRecord, PodName};
 use crate::observe::Touched;
-use crate::plan::policy::PolicyPlanner;
+use crate::plan::policy::{PolicyPlanner, node_addresses};
 use crate::plan::{AttachedPod, LocalView, POD_SEGMENT};
 
 /// Pairs that are judged for one question; more must be narrowed down.
@@ -88,10 +88,13 @@ pub struct Question {
 }
 
 /// One end: a pod, or an address that is nobody's here.
+#[derive(Clone)]
 struct End {
     name: String,
     addresses: Vec<IpAddr>,
     policy: Option<Arc<PodPolicy>>,
+    /// Addresses of the pod's node, which it reaches and which reaches it.
+    own_node: Arc<[IpAddr]>,
 }
 
 /// Answers a question about a cluster.
@@ -123,7 +126,7 @@ fn judged_pods(cluster: &Cluster, local: &LocalView, planner: &mut PolicyPlanner
         let here = local.addresses_of(pod);
         if here.is_empty() { addresses.to_vec() } else { here }
     };
-    let known = cluster.pods.values().filter(|pod| !pod.host_network && !pod.finished);
+    let known = cluster.pods.values().filter(|pod| pod.has_addresses());
     let mut all: BTreeMap<PodName, Vec<IpAddr>> =
         known.map(|pod| (pod.name.clone(), placed(&pod.name, &pod.addresses))).collect();
     // A pod whose object is not known yet has an address nevertheless.
@@ -132,6 +135,11 @@ fn judged_pods(cluster: &Cluster, local: &LocalView, planner: &mut PolicyPlanner
     }
     all.retain(|_, addresses| !addresses.is_empty());
     let all: Vec<(PodName, Vec<IpAddr>)> = all.into_iter().collect();
+    let nodes = addresses_of_nodes(cluster);
+    let own_node = |pod: &PodName| {
+        let bound = cluster.pods.get(pod).and_then(|pod| pod.node.as_ref());
+        nodes.get(bound.unwrap_or(&local.node)).cloned().unwrap_or_default()
+    };
     let mut ends = Vec::with_capacity(all.len());
     let mut aside = LocalView { pods: BTreeMap::new(), ..local.clone() };
     for some in all.chunks(limits::PORTS) {
@@ -143,14 +151,26 @@ fn judged_pods(cluster: &Cluster, local: &LocalView, planner: &mut PolicyPlanner
             name: pod.to_string(),
             addresses: addresses.clone(),
             policy: table.pods.known(port(at)).cloned(),
+            own_node: own_node(pod),
         }));
     }
     let table = planner.update(cluster, local, &touched());
     (ends, table)
 }
 
+/// All addresses of each node: of its object, and among pods.
+fn addresses_of_nodes(cluster: &Cluster) -> BTreeMap<NodeName, Arc<[IpAddr]>> {
+    let among_pods = node_addresses(cluster);
+    let of_node = |(name, node): (&NodeName, &NodeRecord)| {
+        let all = node.addresses.iter().chain(among_pods.get(name).into_iter().flatten());
+        (name.clone(), all.copied().collect())
+    };
+    cluster.nodes.iter().map(of_node).collect()
+}
+
 fn attached(pod: &PodName, addresses: &[IpAddr]) -> AttachedPod {
     AttachedPod {
+        uid: None,
         network: None,
         pod: pod.clone(),
         container_id: String::new(),
@@ -171,19 +191,14 @@ fn ends<'a>(pods: &'a [End], selection: &Selection) -> Result<Vec<Cow<'a, End>>,
     let found: Vec<_> = pods.iter().filter(is_meant).map(Cow::Borrowed).collect();
     match selection {
         Selection::Address(address) if found.is_empty() => {
-            let end = End { name: address.to_string(), addresses: vec![*address], policy: None };
+            let end =
+                End { name: address.to_string(), addresses: vec![*address], policy: None, own_node: Arc::default() };
             Ok(vec![Cow::Owned(end)])
         }
         Selection::Pod(name) | Selection::Namespace(name) if found.is_empty() => {
             Err(format!("no pod with an address is known by {name}"))
         }
         _ => Ok(found),
-    }
-}
-
-impl Clone for End {
-    fn clone(&self) -> Self {
-        Self { name: self.name.clone(), addresses: self.addresses.clone(), policy: self.policy.clone() }
     }
 }
 
@@ -224,10 +239,18 @@ fn open_ports(
         source.policy.as_deref().map(|policy| (policy, Direction::Egress)),
         target.policy.as_deref().map(|policy| (policy, Direction::Ingress)),
     ];
+    let to_node = source.own_node.contains(&target_address);
+    let from_node = target.own_node.contains(&source_address);
+    // As the stage has it: what a node opens is not judged, what a pod opens to its node no NetworkPolicy denies.
     let is_open = |packet: Packet| {
         policies.iter().flatten().all(|(policy, direction)| {
             let verdict = table.judge(policy.direction(*direction), *direction, packet, views[0], views[1]);
-            !matches!(verdict, Judgement::Denied(_))
+            match (verdict, direction) {
+                (Judgement::Denied(_), Direction::Ingress) => from_node,
+                (Judgement::Denied(Denial::Isolated(_)), Direction::Egress) => to_node,
+                (Judgement::Denied(_), Direction::Egress) => false,
+                (Judgement::Allowed(..) | Judgement::NotJudged, _) => true,
+            }
         })
     };
     let rules = || {

@@ -185,7 +185,16 @@ impl ReplayNode {
             let container_id = pod.name().to_owned();
             pods.insert(
                 port,
-                AttachedPod { pod, container_id, interface: interface.clone(), mac, addresses, mtu, network: None },
+                AttachedPod {
+                    pod,
+                    uid: None,
+                    container_id,
+                    interface: interface.clone(),
+                    mac,
+                    addresses,
+                    mtu,
+                    network: None,
+                },
             );
         }
         reconciler.take(Input::Pods(pods));

@@ -122,11 +122,15 @@ proptest! {
     }
 }
 
+/// The object of the pod that is plugged in.
+const WEB: &str =
+    "---\napiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: default}\nspec: {nodeName: a, containers: []}\n";
+
 /// What a change of objects or of local facts makes of the tables, by name.
 #[test]
 fn change_sets_name_what_changed_and_nothing_else() {
     let objects = |extra: &str| {
-        let nodes = node("a", &["192.0.2.1"]) + &node("b", &["192.0.2.2"]);
+        let nodes = node("a", &["192.0.2.1"]) + &node("b", &["192.0.2.2"]) + WEB;
         cluster(&(nodes + &block("x", "10.1.0.0/26", "four", "a") + &block("y", "10.1.0.64/26", "four", "b") + extra))
     };
     let web = attached(3, "web", &["10.1.0.1"]);
@@ -209,7 +213,7 @@ fn a_thousand_nodes_compile_quickly_and_a_change_more_so() {
         text += &node(&name, &[&format!("192.0.{}.{}", number / 200, number % 200 + 1)]);
         text += &block(&format!("b{number}"), &format!("10.{}.{}.0/26", number / 250, number % 250), "four", &name);
     }
-    let cluster = cluster(&text);
+    let cluster = cluster(&(text + WEB));
     let mut view = local(&[], &["192.0.0.1"]);
     view.node = crate::support::node_name("n0");
     let started = Instant::now();

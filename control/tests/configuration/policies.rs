@@ -132,16 +132,19 @@ fn a_refused_change_leaves_the_policy_as_it_was() {
     let right = network_policy("{podSelector: {}, ingress: [{}]}");
     directory.write("policy.yaml", &wrong);
     let (watch, mut observed) = (directory.watch(), Observed::default());
-    let mut rules_after = |text: &str| {
-        directory.write("policy.yaml", text);
+    let mut rules_after = |text: Option<&str>| {
+        match text {
+            Some(text) => directory.write("policy.yaml", text),
+            None => directory.remove("policy.yaml"),
+        }
         follow(&watch, &mut observed);
         let rules = record(&observed).and_then(|record| record.ingress.as_ref().map(Vec::len));
         (rules, observed.problems().len())
     };
-    assert_eq!(rules_after(&wrong), (Some(0), 1));
-    assert_eq!(rules_after(&right), (Some(1), 0));
-    assert_eq!(rules_after(&wrong), (Some(1), 1));
-    assert_eq!(rules_after(""), (None, 0));
+    assert_eq!(rules_after(Some(&wrong)), (Some(0), 1));
+    assert_eq!(rules_after(Some(&right)), (Some(1), 0));
+    assert_eq!(rules_after(Some(&wrong)), (Some(1), 1));
+    assert_eq!(rules_after(None), (None, 0));
 }
 
 /// An empty selector selects everything, an absent one is not used; `null` is absent.

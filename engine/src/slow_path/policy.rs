@@ -10,7 +10,9 @@
 //! it then cuts the connection, unless every policy that denies it says that connections may finish.
 //!
 //! Not judged: a pod and itself, and what this node's own processes open to its pods (the kubelet's probes), which come
-//! by the host's port and nothing else does. ICMP is judged like anything else, by rules without ports; an error about a
+//! by the host's port and nothing else does. What a pod opens to its own node no NetworkPolicy denies ("traffic to and from
+//! the node where a Pod is running is always allowed", says the Kubernetes page of them); rules of ClusterNetworkPolicies do,
+//! which speak of nodes. ICMP is judged like anything else, by rules without ports; an error about a
 //! connection is judged as that connection.
 //!
 //! [`judge_connection`] asks the same of a connection without a packet, for who wants to know what other tables would
@@ -41,6 +43,8 @@ struct Question<'a> {
     destination_pod: Option<PortIndex>,
     /// Whether this node's own processes opened it.
     from_host: bool,
+    /// Whether it is for this node's own processes.
+    to_host: bool,
 }
 
 /// Two ends by their addresses, and the ports of this node by which they are reached.
@@ -136,6 +140,7 @@ impl<'a> Question<'a> {
     fn new(tables: &'a Snapshot, segment: SegmentIndex, ends: &Ends) -> Self {
         let role = |port: PortIndex| tables.ports.get(port).map(|port| &port.role);
         let pod = |port: Option<PortIndex>| port.filter(|port| matches!(role(*port), Some(PortRole::Pod(_))));
+        let is_host = |port: Option<PortIndex>| port.is_some_and(|port| matches!(role(port), Some(PortRole::Host(_))));
         let has_ports = matches!(ends.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
         Self {
             packet: Packet { protocol: ends.protocol, port: ends.port.filter(|_| has_ports) },
@@ -143,7 +148,8 @@ impl<'a> Question<'a> {
             destination: tables.policy.peer(segment, ends.destination),
             source_pod: pod(ends.client),
             destination_pod: pod(ends.server),
-            from_host: ends.client.is_some_and(|port| matches!(role(port), Some(PortRole::Host(_)))),
+            from_host: is_host(ends.client),
+            to_host: is_host(ends.server),
         }
     }
 
@@ -163,20 +169,21 @@ impl<'a> Question<'a> {
         let denial = match tables.policy.judge(policy, direction, self.packet, self.source, self.destination) {
             Judgement::NotJudged => return None,
             Judgement::Allowed(list, place) => return Some(Reason::Allowed(direction, list, place)),
+            Judgement::Denied(Denial::Isolated(_)) if self.to_host && direction == Direction::Egress => return None,
             Judgement::Denied(denial) => denial,
         };
-        if known && denial.lists().is_some_and(all_keep) {
+        if known && all_keep(denial.lists()) {
             return Some(Reason::Finishes(direction, denial));
         }
         let reason = match (&denial, direction) {
-            (Denial::Unknown, _) => DropReason::PolicyPodUnknown,
-            (_, Direction::Ingress) => DropReason::PolicyIngress,
-            (_, Direction::Egress) => DropReason::PolicyEgress,
+            (Denial::Unknown(_) | Denial::UnknownPeer(..), _) => DropReason::PolicyPodUnknown,
+            (Denial::Rule(..) | Denial::Isolated(_), Direction::Ingress) => DropReason::PolicyIngress,
+            (Denial::Rule(..) | Denial::Isolated(_), Direction::Egress) => DropReason::PolicyEgress,
         };
         Some(Reason::Denied(direction, denial, reason))
     }
 }
 
 fn all_keep(lists: &[Arc<RuleList>]) -> bool {
-    lists.iter().all(|list| list.policy.keeps_established)
+    !lists.is_empty() && lists.iter().all(|list| list.policy.keeps_established)
 }

@@ -75,7 +75,9 @@ impl Worker {
             match &step.reason {
                 Reason::Allowed(_, list, place) => list.counts.count_used(*place),
                 Reason::Denied(direction, denial, _) => {
-                    denial.lists().unwrap_or_default().iter().for_each(|list| list.counts.count_denied());
+                    if !denial.is_unknown() {
+                        denial.lists().iter().for_each(|list| list.counts.count_denied());
+                    }
                     if let Denial::Rule(list, place) = denial {
                         list.counts.count_used(*place);
                     }

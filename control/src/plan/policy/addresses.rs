@@ -1,23 +1,26 @@
 //! Whose each address is, and with it what is known of it.
 //!
 //! A pod plugged in here has its addresses whatever objects say: the switch itself lets nobody else use them. Else a
-//! node's address is the node's; else the first pod by name whose status has it. Two pods with one address are seen
-//! while one ends and the next begins.
+//! node's address is the node's; else that of a pod whose status has it, of several the one that
+//! [`PodRecord::precedence`] puts first. Two pods with one address are seen while one ends and the next begins.
+//!
+//! [`PodRecord::precedence`]: crate::cluster::PodRecord::precedence
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
+use millrace_engine::packet::PortIndex;
 use millrace_engine::tables::policy::{Identity, IdentityTable};
 
-use crate::cluster::{NodeName, PodName};
+use crate::cluster::{NodeName, PodName, PodPrecedence};
 use crate::plan::POD_SEGMENT;
 
-/// Who says an address is theirs; the least has it.
+/// Who says an address is theirs; the first sort has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Claimant {
-    /// A pod that is plugged in here.
-    Attached(PodName),
+    /// The pod that is plugged in at this port.
+    Attached(PortIndex),
     /// A node.
     Node(NodeName),
     /// A pod, by its status.
@@ -46,20 +49,40 @@ pub(super) struct Addresses {
 #[derive(Clone, Debug)]
 struct Known {
     addresses: Box<[IpAddr]>,
-    /// `None`: in no set and without named ports, like an address that is nobody's.
-    identity: Option<Arc<Identity>>,
+    /// Among pods by their status.
+    precedence: PodPrecedence,
+    identity: Arc<Identity>,
+}
+
+impl Claimant {
+    /// Its sort, the first first.
+    const fn sort(&self) -> u8 {
+        match self {
+            Claimant::Attached(_) => 0,
+            Claimant::Node(_) => 1,
+            Claimant::Pod(_) => 2,
+        }
+    }
 }
 
 impl Addresses {
-    /// Says what a claimant's addresses and identity are now; no address takes the claims back.
-    pub(super) fn set(&mut self, claimant: &Claimant, addresses: &[IpAddr], identity: Identity) {
-        let identity = self.share(identity);
+    /// Says what a claimant's addresses and identity are now; no address takes the claims back. `precedence` counts
+    /// among pods.
+    pub(super) fn set(
+        &mut self,
+        claimant: &Claimant,
+        addresses: &[IpAddr],
+        precedence: PodPrecedence,
+        identity: Identity,
+    ) {
         let before = self.identities.get(claimant);
-        if before.is_some_and(|known| *known.addresses == *addresses && known.identity == identity)
-            || (before.is_none() && addresses.is_empty())
-        {
+        let is_same = |known: &Known| {
+            *known.addresses == *addresses && known.precedence == precedence && *known.identity == identity
+        };
+        if before.is_some_and(is_same) || (before.is_none() && addresses.is_empty()) {
             return;
         }
+        let identity = self.share(identity);
         let before = self.identities.remove(claimant);
         let old = before.map(|known| known.addresses).unwrap_or_default();
         for address in old.iter().filter(|address| !addresses.contains(address)) {
@@ -70,16 +93,14 @@ impl Addresses {
         }
         self.dirty.extend(old.iter().chain(addresses));
         if !addresses.is_empty() {
-            self.identities.insert(claimant.clone(), Known { addresses: addresses.into(), identity });
+            let known = Known { addresses: addresses.into(), precedence, identity };
+            self.identities.insert(claimant.clone(), known);
         }
     }
 
-    fn share(&mut self, identity: Identity) -> Option<Arc<Identity>> {
-        if identity.sets.is_empty() && identity.named_ports.is_empty() {
-            return None;
-        }
+    fn share(&mut self, identity: Identity) -> Arc<Identity> {
         if let Some(known) = self.shared.get(&identity) {
-            return Some(Arc::clone(known));
+            return Arc::clone(known);
         }
         if self.shared.len() >= self.clear_at {
             self.shared.retain(|identity| Arc::strong_count(identity) > 1);
@@ -87,22 +108,18 @@ impl Addresses {
         }
         let identity = Arc::new(identity);
         self.shared.insert(Arc::clone(&identity));
-        Some(identity)
+        identity
     }
 
     fn claim(&mut self, address: IpAddr, claimant: &Claimant) {
         match self.claims.get_mut(&address) {
             None => drop(self.claims.insert(address, Claims::One(claimant.clone()))),
-            Some(Claims::Many(claimants)) => {
-                claimants.push(claimant.clone());
-                claimants.sort_unstable();
-            }
+            Some(Claims::Many(claimants)) => claimants.push(claimant.clone()),
             Some(one @ Claims::One(_)) => {
                 let mut claimants = vec![claimant.clone()];
                 if let Claims::One(first) = one {
                     claimants.push(first.clone());
                 }
-                claimants.sort_unstable();
                 *one = Claims::Many(claimants);
             }
         }
@@ -121,11 +138,16 @@ impl Addresses {
     /// Brings the table into step with what was set since the last time.
     pub(super) fn apply(&mut self, table: &mut IdentityTable) {
         for address in std::mem::take(&mut self.dirty) {
+            let known = |claimant| Some((claimant, self.identities.get(claimant)?));
             let owner = self.claims.get(&address).and_then(|claims| match claims {
-                Claims::One(claimant) => Some(claimant),
-                Claims::Many(claimants) => claimants.first(),
+                Claims::One(claimant) => known(claimant),
+                Claims::Many(claimants) => {
+                    let order =
+                        |(claimant, of): &(&Claimant, &Known)| (claimant.sort(), of.precedence, (*claimant).clone());
+                    claimants.iter().filter_map(known).min_by_key(order)
+                }
             });
-            let identity = owner.and_then(|owner| self.identities.get(owner)?.identity.clone());
+            let identity = owner.map(|(_, known)| Arc::clone(&known.identity));
             if table.get(POD_SEGMENT, address) != identity.as_ref() {
                 table.set(POD_SEGMENT, address, identity);
             }

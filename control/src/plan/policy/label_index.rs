@@ -3,6 +3,11 @@
 //! A selector that demands a value of a label is found by that label and value; only selectors that demand none
 //! (`Exists`, `NotIn`, or nothing) are asked every time. What is found is asked in full. An object with five labels
 //! costs five lookups and the selectors that share a label with it.
+//!
+//! Labels may not be known yet, of a pod or of its namespace. Then a selection is found as [`Certainty::Possible`]
+//! where they decide, and each selection that may be meant is looked at.
+
+use std::borrow::Cow;
 
 use hashbrown::HashMap;
 
@@ -81,10 +86,39 @@ impl<T: Clone + PartialEq> LabelIndex<T> {
         }
     }
 
-    /// Calls `visit` with every value; one whose selector demands one of several values comes several times.
-    fn for_each(&self, visit: &mut dyn FnMut(&T)) {
+    /// Calls `visit` with every value, and whether its selector selects everything; one whose selector demands one of
+    /// several values comes several times.
+    fn for_each(&self, visit: &mut dyn FnMut(&T, bool)) {
         let by_label = self.by_label.values().flat_map(HashMap::values);
-        by_label.chain([&self.others]).flatten().for_each(|(_, value)| visit(value));
+        let all = by_label.chain([&self.others]).flatten();
+        all.for_each(|(selector, value)| visit(value, selector.is_everything()));
+    }
+}
+
+/// Whether a selection surely has a pod, or may have it for all that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Certainty {
+    Possible,
+    Certain,
+}
+
+/// What is known of a pod's namespace.
+#[derive(Clone, Debug)]
+pub(super) struct Scope<'a> {
+    /// It, or what its name tells.
+    pub(super) record: Cow<'a, NamespaceRecord>,
+    /// Whether its other labels are known.
+    pub(super) labels_known: bool,
+}
+
+impl Scope<'_> {
+    /// Whether the namespace is among these; `None` if labels decide that are not known.
+    pub(super) fn is_among(&self, namespaces: &Namespaces) -> Option<bool> {
+        match namespaces {
+            Namespaces::Named(name) => Some(*name == self.record.name),
+            Namespaces::Matching(selector) if self.labels_known => Some(selector.selects(&self.record.labels)),
+            Namespaces::Matching(selector) => selector.selects_by_name(&self.record.name),
+        }
     }
 }
 
@@ -156,21 +190,37 @@ impl<T: Clone + PartialEq> PodIndex<T> {
         }
     }
 
-    fn for_each_scope(&self, namespace: &NamespaceRecord, visit: &mut dyn FnMut(&LabelIndex<T>)) {
-        if let Some(index) = self.named.get(&namespace.name) {
-            visit(index);
+    fn for_each_scope(&self, scope: &Scope<'_>, visit: &mut dyn FnMut(&LabelIndex<T>, Certainty)) {
+        if let Some(index) = self.named.get(&scope.record.name) {
+            visit(index, Certainty::Certain);
         }
-        self.matching.for_each_match(&namespace.labels, &mut |place| visit(&self.scopes[*place]));
+        if scope.labels_known {
+            let labels = &scope.record.labels;
+            return self.matching.for_each_match(labels, &mut |place| visit(&self.scopes[*place], Certainty::Certain));
+        }
+        for (selector, place) in &self.places {
+            match selector.selects_by_name(&scope.record.name) {
+                Some(false) => {}
+                Some(true) => visit(&self.scopes[*place], Certainty::Certain),
+                None => visit(&self.scopes[*place], Certainty::Possible),
+            }
+        }
     }
 
-    /// Calls `visit` with the value of each selection that has a pod with these labels in this namespace.
-    pub(super) fn for_each_match(&self, namespace: &NamespaceRecord, labels: &Labels, visit: &mut dyn FnMut(&T)) {
-        self.for_each_scope(namespace, &mut |scope| scope.for_each_match(labels, visit));
-    }
-
-    /// Calls `visit` with the value of each selection that may have a pod of this namespace, whatever its labels.
-    pub(super) fn for_each_possible(&self, namespace: &NamespaceRecord, visit: &mut dyn FnMut(&T)) {
-        self.for_each_scope(namespace, &mut |scope| scope.for_each(visit));
+    /// Calls `visit` with the value of each selection that has a pod of this namespace, or may have it; `None` for labels
+    /// that are not known.
+    pub(super) fn for_each_match(
+        &self,
+        scope: &Scope<'_>,
+        labels: Option<&Labels>,
+        visit: &mut dyn FnMut(&T, Certainty),
+    ) {
+        self.for_each_scope(scope, &mut |index, certainty| match labels {
+            Some(labels) => index.for_each_match(labels, &mut |value| visit(value, certainty)),
+            None => index.for_each(&mut |value, everything| {
+                visit(value, if everything { certainty } else { Certainty::Possible });
+            }),
+        });
     }
 }
 
@@ -211,34 +261,44 @@ mod tests {
         (namespaces, selector()).prop_map(|(namespaces, pods)| PodSelection { namespaces, pods })
     }
 
+    /// What asking the selection itself says, of labels that are known or not.
+    fn asked(selection: &PodSelection, scope: &Scope<'_>, labels: Option<&Labels>) -> Option<Certainty> {
+        let pods = match labels {
+            Some(labels) => Some(selection.pods.selects(labels)),
+            None => selection.pods.is_everything().then_some(true),
+        };
+        match (scope.is_among(&selection.namespaces), pods) {
+            (Some(false), _) | (_, Some(false)) => None,
+            (Some(true), Some(true)) => Some(Certainty::Certain),
+            _ => Some(Certainty::Possible),
+        }
+    }
+
     proptest! {
         #[test]
         fn finds_what_asking_each_finds(
             selections in prop::collection::vec(selection(), 0..12),
             gone in prop::collection::vec(any::<bool>(), 12),
             (namespace_labels, pod_labels) in (labels(), labels()),
+            (labels_known, pod_known) in (any::<bool>(), any::<bool>()),
         ) {
             let name = NamespaceName::new("n").expect("name");
             let namespace = NamespaceRecord { labels: Arc::new(namespace_labels), ..NamespaceRecord::unlabelled(name) };
+            let scope = Scope { record: Cow::Owned(namespace), labels_known };
+            let labels = pod_known.then_some(&pod_labels);
             let mut index = PodIndex::default();
             selections.iter().enumerate().for_each(|(number, selection)| index.insert(selection, number));
             for (number, selection) in selections.iter().enumerate().filter(|(number, _)| gone[*number]) {
                 index.remove(selection, &number);
             }
-            let mut found = Vec::new();
-            index.for_each_match(&namespace, &pod_labels, &mut |number| found.push(*number));
-            found.sort_unstable();
-            let in_scope = |selection: &PodSelection| match &selection.namespaces {
-                Namespaces::Named(_) => true,
-                Namespaces::Matching(selector) => selector.selects(&namespace.labels),
-            };
-            let left = || selections.iter().enumerate().filter(|(number, selection)| !gone[*number] && in_scope(selection));
-            let expected: Vec<usize> =
-                left().filter(|(_, selection)| selection.pods.selects(&pod_labels)).map(|(number, _)| number).collect();
+            let mut found = BTreeSet::new();
+            index.for_each_match(&scope, labels, &mut |number, certainty| {
+                found.insert((*number, certainty));
+            });
+            let left = selections.iter().enumerate().filter(|(number, _)| !gone[*number]);
+            let expected: BTreeSet<(usize, Certainty)> =
+                left.filter_map(|(number, selection)| Some((number, asked(selection, &scope, labels)?))).collect();
             prop_assert_eq!(found, expected);
-            let mut possible = BTreeSet::new();
-            index.for_each_possible(&namespace, &mut |number| { possible.insert(*number); });
-            prop_assert_eq!(possible, left().map(|(number, _)| number).collect());
         }
     }
 }

@@ -5,6 +5,9 @@
 //! pods that may be in it. What it gives is a function of the present cluster alone; a planner that has seen every
 //! step and one that sees the cluster for the first time give equal tables, which a test holds against each other.
 //!
+//! Labels that are not known yet, of a pod, of its namespace or of a peer, count against a packet, unless the configuration
+//! says otherwise: the tables say what may be, and `judge` takes the worst of it.
+//!
 //! Cost: one label change of one pod among 100,000 is some tens of microseconds; the whole at first about 2 us a pod and
 //! 30 us a policy (`benches/policies.rs`). A network that comes or goes makes the list of all networks anew.
 
@@ -12,6 +15,7 @@ mod addresses;
 mod label_index;
 mod networks;
 mod peer_sets;
+mod ranges;
 mod rules;
 mod subjects;
 
@@ -20,19 +24,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::tables::address_bits;
 use millrace_engine::tables::policy::{Direction, Identity, NamedPort, PeerSet, PodPolicies, PodPolicy, PolicyTable};
 
+pub(crate) use self::ranges::node_addresses;
+
 use self::addresses::{Addresses, Claimant};
+use self::label_index::Scope;
 use self::peer_sets::{PeerSets, SetChanges};
 use self::subjects::{KnownPolicy, Policies};
-use super::{AttachedPod, LocalView};
+use super::LocalView;
 use crate::cluster::{
-    Cluster, ContainerPort, NamespaceName, NamespaceRecord, Namespaces, PodName, PodRecord, PodSelection, PolicyName,
+    Cluster, ContainerPort, NamespaceName, NamespaceRecord, Namespaces, NodeName, PodName, PodPrecedence, PodRecord,
+    PodSelection, PolicyName,
 };
 use crate::observe::{CLUSTER_NETWORK_POLICY, NETWORK_POLICY, Touched};
 use crate::problem::Problem;
@@ -52,15 +60,24 @@ pub struct PolicyPlanner {
     namespaces: BTreeMap<NamespaceName, NamespaceRecord>,
     /// Pods plugged in here, by port.
     attached: BTreeMap<PortIndex, Attachment>,
+    /// Their ports by name.
+    ports: HashMap<PodName, Vec<PortIndex>>,
+    /// Addresses of nodes among pods.
+    node_addresses: BTreeMap<NodeName, Vec<IpAddr>>,
     /// Networks in the table.
     networks: BTreeMap<IpNet, Arc<[PeerSet]>>,
-    /// Whether pods without an object are open.
+    /// Whether what is not known yet counts as nothing, instead of against a packet.
     unknown_pods_open: bool,
     problems: BTreeMap<PolicyName, Vec<Problem>>,
 }
 
 /// A pod that is plugged in, with the addresses it was given.
-type Attachment = (PodName, Vec<IpAddr>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Attachment {
+    pod: PodName,
+    uid: Option<Arc<str>>,
+    addresses: Vec<IpAddr>,
+}
 
 /// What one update has to look at.
 #[derive(Default)]
@@ -82,6 +99,8 @@ impl Default for PolicyPlanner {
             addresses: Addresses::default(),
             namespaces: BTreeMap::new(),
             attached: BTreeMap::new(),
+            ports: HashMap::new(),
+            node_addresses: BTreeMap::new(),
             networks: BTreeMap::new(),
             unknown_pods_open: false,
             problems: BTreeMap::new(),
@@ -93,17 +112,22 @@ impl PolicyPlanner {
     /// What the policies say of the cluster as it is now. `touched` names every object that was applied or deleted
     /// since the last call; everything the first time.
     pub fn update(&mut self, cluster: &Cluster, local: &LocalView, touched: &Touched) -> PolicyTable {
+        if self.unknown_pods_open != local.unknown_pods_open {
+            *self = Self { unknown_pods_open: local.unknown_pods_open, ..Self::default() };
+            return self.update(cluster, local, &Touched::everything(cluster));
+        }
         let mut dirty = Dirty { pods: touched.pods.clone(), ..Dirty::default() };
+        self.plugged(local, &mut dirty);
         self.namespaces(cluster, touched, &mut dirty);
         self.policies(cluster, touched, &mut dirty);
         let changes = self.sets.take_changes();
         self.pods_asked_again(cluster, &changes, &mut dirty);
         for pod in &dirty.pods {
-            let (addresses, identity) = self.identify(cluster, pod);
-            self.addresses.set(&Claimant::Pod(pod.clone()), &addresses, identity);
+            self.claim_by_status(cluster, local, pod);
+            dirty.ports.extend(self.ports.get(pod).into_iter().flatten());
         }
         self.nodes(cluster, touched, &changes);
-        self.attached(cluster, local, &mut dirty);
+        dirty.ports.iter().for_each(|port| self.claim_at_port(cluster, *port));
         self.addresses.apply(&mut self.table.identities);
         if changes.networks {
             self.networks_anew();
@@ -111,7 +135,7 @@ impl PolicyPlanner {
         if changes.any_set() {
             self.table.sets = self.sets.all();
         }
-        self.judges(cluster, local, &dirty);
+        self.judges(cluster, &dirty);
         self.table.clone()
     }
 
@@ -129,9 +153,9 @@ impl PolicyPlanner {
                     |record| Arc::clone(&record.labels),
                 )
             };
-            if labels(before) != labels(now) {
+            if before.is_some() != now.is_some() || labels(before) != labels(now) {
                 dirty.pods.extend(pods_of(cluster, name).map(|pod| pod.name.clone()));
-                let of_namespace = |(_, (pod, _)): &(&PortIndex, &Attachment)| pod.namespace() == name;
+                let of_namespace = |(_, attached): &(&PortIndex, &Attachment)| attached.pod.namespace() == name;
                 dirty.ports.extend(self.attached.iter().filter(of_namespace).map(|(port, _)| *port));
             }
             let logs = |record: Option<&NamespaceRecord>| record.is_some_and(|record| record.logs_denied);
@@ -190,6 +214,10 @@ impl PolicyPlanner {
 
     /// Pods that may have come into a set or left one, or whose named ports came or went.
     fn pods_asked_again(&self, cluster: &Cluster, changes: &SetChanges, dirty: &mut Dirty) {
+        if !changes.pods.is_empty() {
+            let without_object = |(_, attached): &(&PortIndex, &Attachment)| object_of(cluster, attached).is_none();
+            dirty.ports.extend(self.attached.iter().filter(without_object).map(|(port, _)| *port));
+        }
         if !changes.names.is_empty() {
             let asked = |pod: &&PodRecord| pod.ports.iter().any(|port| changes.names.contains(port.name.as_str()));
             dirty.pods.extend(cluster.pods.values().filter(asked).map(|pod| pod.name.clone()));
@@ -215,24 +243,43 @@ impl PolicyPlanner {
         }
     }
 
-    fn namespace<'a>(&self, cluster: &'a Cluster, name: &NamespaceName) -> Cow<'a, NamespaceRecord> {
+    fn scope<'a>(&self, cluster: &'a Cluster, name: &NamespaceName) -> Scope<'a> {
         match cluster.namespaces.get(name) {
-            Some(record) => Cow::Borrowed(record),
-            None => Cow::Owned(NamespaceRecord::unlabelled(name.clone())),
+            Some(record) => Scope { record: Cow::Borrowed(record), labels_known: true },
+            None => Scope {
+                record: Cow::Owned(NamespaceRecord::unlabelled(name.clone())),
+                labels_known: self.unknown_pods_open,
+            },
         }
     }
 
-    /// A pod's addresses and identity; nothing of a pod that is gone, has ended, or lives in its node's namespace.
-    fn identify(&self, cluster: &Cluster, name: &PodName) -> (Vec<IpAddr>, Identity) {
-        match cluster.pods.get(name).filter(|pod| !pod.host_network && !pod.finished) {
-            Some(pod) => (pod.addresses.clone(), self.identity(cluster, pod)),
-            None => (Vec::new(), Identity::default()),
+    /// The addresses that a pod has by its status: none of a pod that is gone, has ended, or lives in its node's namespace,
+    /// nor of one that is plugged in here, whose addresses the switch knows better.
+    fn claim_by_status(&mut self, cluster: &Cluster, local: &LocalView, name: &PodName) {
+        let claimant = Claimant::Pod(name.clone());
+        let counts = |pod: &&PodRecord| pod.has_addresses() && !self.is_plugged_in(local, pod);
+        match cluster.pods.get(name).filter(counts) {
+            Some(pod) => {
+                let identity = self.identity(cluster, name, Some(pod));
+                self.addresses.set(&claimant, &pod.addresses, pod.precedence(), identity);
+            }
+            None => self.addresses.set(&claimant, &[], PodPrecedence::default(), Identity::default()),
         }
     }
 
-    fn identity(&self, cluster: &Cluster, pod: &PodRecord) -> Identity {
-        let sets = self.sets.of_pod(&self.namespace(cluster, pod.name.namespace()), &pod.labels);
-        let asked = pod.ports.iter().filter(|port| self.sets.has_name(&port.name));
+    /// Whether a pod's object is that of a pod plugged in here, or of an earlier one of that name at this node.
+    fn is_plugged_in(&self, local: &LocalView, pod: &PodRecord) -> bool {
+        let ports = self.ports.get(&pod.name).into_iter().flatten();
+        let mut attached = ports.filter_map(|port| self.attached.get(port));
+        attached.any(|attached| is_object_of(pod, attached) || pod.node.as_ref() == Some(&local.node))
+    }
+
+    /// What is known of a pod; of one without an object that it is of its namespace.
+    fn identity(&self, cluster: &Cluster, name: &PodName, object: Option<&PodRecord>) -> Identity {
+        let scope = self.scope(cluster, name.namespace());
+        let [sets, possible] = self.sets.of_pod(&scope, object.map(|pod| pod.labels.as_ref()));
+        let closed = !self.unknown_pods_open;
+        let asked = object.into_iter().flat_map(|pod| &pod.ports).filter(|port| self.sets.has_name(&port.name));
         let named = |port: &ContainerPort| NamedPort {
             name: port.name.as_str().into(),
             protocol: port.protocol,
@@ -241,57 +288,83 @@ impl PolicyPlanner {
         let mut named_ports: Vec<NamedPort> = asked.map(named).collect();
         named_ports.sort_unstable();
         named_ports.dedup();
-        Identity { sets, named_ports: named_ports.into() }
+        Identity {
+            sets,
+            possible: if closed { possible } else { Box::default() },
+            named_ports: named_ports.into(),
+            ports_unknown: closed && object.is_none(),
+        }
+    }
+
+    /// Where pods and nodes have their addresses; says of which nodes they are others now.
+    fn addressing(&mut self, cluster: &Cluster) -> BTreeSet<NodeName> {
+        let ranges = if self.unknown_pods_open { Vec::new() } else { ranges::pod_ranges(cluster) };
+        if *self.table.pod_ranges != *ranges {
+            self.table.pod_ranges = ranges.into();
+        }
+        let before = std::mem::replace(&mut self.node_addresses, ranges::node_addresses(cluster));
+        let names: BTreeSet<&NodeName> = before.keys().chain(self.node_addresses.keys()).collect();
+        names.into_iter().filter(|name| before.get(*name) != self.node_addresses.get(*name)).cloned().collect()
     }
 
     fn nodes(&mut self, cluster: &Cluster, touched: &Touched, changes: &SetChanges) {
+        let moved = if touched.addressing { self.addressing(cluster) } else { BTreeSet::new() };
         let all = if changes.nodes { Some(cluster.nodes.keys()) } else { None };
-        let names: BTreeSet<_> = touched.nodes.iter().chain(all.into_iter().flatten()).collect();
+        let names: BTreeSet<_> = touched.nodes.iter().chain(&moved).chain(all.into_iter().flatten()).collect();
         for name in names {
             let node = cluster.nodes.get(name);
             let sets = node.map(|node| self.sets.of_node(&node.labels)).unwrap_or_default();
-            let addresses = node.map(|node| node.addresses.as_slice()).unwrap_or_default();
-            let identity = Identity { sets, named_ports: Box::default() };
-            self.addresses.set(&Claimant::Node(name.clone()), addresses, identity);
+            let among_pods = node.and_then(|node| self.node_addresses.get(&node.name)).into_iter().flatten();
+            let own = node.into_iter().flat_map(|node| &node.addresses);
+            let addresses: Vec<IpAddr> = own.chain(among_pods).copied().collect();
+            let identity = Identity { sets, ..Identity::default() };
+            self.addresses.set(&Claimant::Node(name.clone()), &addresses, PodPrecedence::default(), identity);
+        }
+    }
+
+    /// Takes up what was plugged in or out.
+    fn plugged(&mut self, local: &LocalView, dirty: &mut Dirty) {
+        let planned = local.pods.iter().filter(|(port, _)| usize::from(port.0) < limits::PORTS);
+        let is_same = |(port, attached): &(&PortIndex, &super::AttachedPod)| {
+            self.attached.get(*port).is_some_and(|known| {
+                known.pod == attached.pod && known.uid == attached.uid && known.addresses == attached.addresses
+            })
+        };
+        // Nearly always nothing was plugged in or out.
+        if self.attached.len() == planned.clone().count() && planned.clone().all(|entry| is_same(&entry)) {
+            return;
+        }
+        let attachment = |(port, attached): (&PortIndex, &super::AttachedPod)| {
+            let (pod, uid, addresses) = (attached.pod.clone(), attached.uid.clone(), attached.addresses.clone());
+            (*port, Attachment { pod, uid, addresses })
+        };
+        let now: BTreeMap<PortIndex, Attachment> = planned.map(attachment).collect();
+        for port in self.attached.keys().chain(now.keys()) {
+            let (before, after) = (self.attached.get(port), now.get(port));
+            if before != after {
+                dirty.ports.insert(*port);
+                dirty.pods.extend(before.into_iter().chain(after).map(|attached| attached.pod.clone()));
+            }
+        }
+        self.attached = now;
+        self.ports.clear();
+        for (port, attached) in &self.attached {
+            self.ports.entry_ref(&attached.pod).or_default().push(*port);
         }
     }
 
     /// Pods plugged in here have their addresses before any status says so.
-    fn attached(&mut self, cluster: &Cluster, local: &LocalView, dirty: &mut Dirty) {
-        if self.unknown_pods_open != local.unknown_pods_open {
-            self.unknown_pods_open = local.unknown_pods_open;
-            dirty.ports.extend(local.pods.keys());
-        }
-        let planned = || local.pods.iter().filter(|(port, _)| usize::from(port.0) < limits::PORTS);
-        let is_same = |((known_port, (pod, addresses)), (port, attached)): (
-            (&PortIndex, &Attachment),
-            (&PortIndex, &AttachedPod),
-        )| { known_port == port && *pod == attached.pod && *addresses == attached.addresses };
-        let mut names: HashSet<PodName> = HashSet::new();
-        // Nearly always nothing was plugged in or out.
-        if self.attached.len() != planned().count() || !self.attached.iter().zip(planned()).all(is_same) {
-            let now: BTreeMap<PortIndex, Attachment> =
-                planned().map(|(port, attached)| (*port, (attached.pod.clone(), attached.addresses.clone()))).collect();
-            for port in self.attached.keys().chain(now.keys()) {
-                let (before, after) = (self.attached.get(port), now.get(port));
-                if before != after {
-                    dirty.ports.insert(*port);
-                    names.extend(before.into_iter().chain(after).map(|(pod, _)| pod.clone()));
-                }
+    fn claim_at_port(&mut self, cluster: &Cluster, port: PortIndex) {
+        let (claimant, none) = (Claimant::Attached(port), PodPrecedence::default());
+        match self.attached.get(&port) {
+            Some(attached) => {
+                let identity = match object_of(cluster, attached) {
+                    Some(pod) if !pod.has_addresses() => Identity::default(),
+                    object => self.identity(cluster, &attached.pod, object),
+                };
+                self.addresses.set(&claimant, &attached.addresses, none, identity);
             }
-            self.attached = now;
-        }
-        for (port, (pod, _)) in &self.attached {
-            if dirty.pods.contains(pod) {
-                dirty.ports.insert(*port);
-                names.insert(pod.clone());
-            }
-        }
-        for name in names {
-            let ports = self.attached.values().filter(|(pod, _)| *pod == name);
-            let addresses: Vec<IpAddr> = ports.flat_map(|(_, addresses)| addresses.iter().copied()).collect();
-            let (_, identity) = self.identify(cluster, &name);
-            self.addresses.set(&Claimant::Attached(name), &addresses, identity);
+            None => self.addresses.set(&claimant, &[], none, Identity::default()),
         }
     }
 
@@ -309,24 +382,21 @@ impl PolicyPlanner {
     }
 
     /// Says anew what judges the pods of this node that something of this update concerns.
-    fn judges(&mut self, cluster: &Cluster, local: &LocalView, dirty: &Dirty) {
-        let selected = |pod: &PodName| {
-            let namespace = self.namespace(cluster, pod.namespace());
-            let labels = cluster.pods.get(pod).map(|pod| &pod.labels);
+    fn judges(&mut self, cluster: &Cluster, dirty: &Dirty) {
+        let selected = |attached: &Attachment| {
+            let scope = self.scope(cluster, attached.pod.namespace());
+            let labels = object_of(cluster, attached).map(|pod| &pod.labels);
             dirty.subjects.iter().any(|subject| {
-                let in_scope = match &subject.namespaces {
-                    Namespaces::Named(name) => name == pod.namespace(),
-                    Namespaces::Matching(selector) => selector.selects(&namespace.labels),
-                };
-                in_scope && labels.is_none_or(|labels| subject.pods.selects(labels))
+                scope.is_among(&subject.namespaces) != Some(false)
+                    && labels.is_none_or(|labels| subject.pods.selects(labels))
             })
         };
         let mut ports = dirty.ports.clone();
         if !dirty.subjects.is_empty() {
-            ports.extend(self.attached.iter().filter(|(_, (pod, _))| selected(pod)).map(|(port, _)| *port));
+            ports.extend(self.attached.iter().filter(|(_, attached)| selected(attached)).map(|(port, _)| *port));
         }
         for port in ports {
-            let policy = self.attached.get(&port).map(|(pod, _)| self.judge(cluster, local, pod));
+            let policy = self.attached.get(&port).map(|attached| self.judge(cluster, attached));
             let known = self.table.pods.known(port);
             if known.map(Arc::as_ref) != policy.as_ref() {
                 self.table.pods.set(port, policy.map(Arc::new));
@@ -334,13 +404,23 @@ impl PolicyPlanner {
         }
     }
 
-    fn judge(&self, cluster: &Cluster, local: &LocalView, pod: &PodName) -> PodPolicy {
-        let namespace = self.namespace(cluster, pod.namespace());
-        match cluster.pods.get(pod) {
-            Some(record) => self.policies.of_pod(&namespace, &record.labels),
-            None if local.unknown_pods_open => PodPolicy::default(),
-            None => self.policies.of_unknown_pod(&namespace),
-        }
+    fn judge(&self, cluster: &Cluster, attached: &Attachment) -> PodPolicy {
+        let scope = self.scope(cluster, attached.pod.namespace());
+        let labels = object_of(cluster, attached).map(|pod| pod.labels.as_ref());
+        self.policies.of_pod(&scope, labels, !self.unknown_pods_open)
+    }
+}
+
+/// The object of a pod that is plugged in: that of an earlier pod of its name is not its own.
+fn object_of<'a>(cluster: &'a Cluster, attached: &Attachment) -> Option<&'a PodRecord> {
+    cluster.pods.get(&attached.pod).filter(|pod| is_object_of(pod, attached))
+}
+
+fn is_object_of(pod: &PodRecord, attached: &Attachment) -> bool {
+    match (&pod.uid, &attached.uid) {
+        (Some(of_object), Some(of_runtime)) => of_object == of_runtime,
+        // A directory of files has no uids, and a runtime may tell none.
+        (None, _) | (_, None) => true,
     }
 }
 

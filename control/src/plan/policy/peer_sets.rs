@@ -9,8 +9,8 @@ use hashbrown::HashMap;
 use hashbrown::HashSet;
 use millrace_engine::tables::policy::{Direction, PeerSet};
 
-use super::label_index::PodIndex;
-use crate::cluster::{Labels, NamespaceRecord, NetworkBlock, Peer, PodSelection, PolicyRecord, PortRecord, Selector};
+use super::label_index::{Certainty, PodIndex, Scope};
+use crate::cluster::{Labels, NetworkBlock, Peer, PodSelection, PolicyRecord, PortRecord, Selector};
 
 /// Something and how many rules speak of it.
 type Counted<T> = HashMap<T, usize>;
@@ -139,12 +139,18 @@ impl PeerSets {
         std::mem::take(&mut self.changed)
     }
 
-    /// The sets that a pod is in, sorted.
-    pub(super) fn of_pod(&self, namespace: &NamespaceRecord, labels: &Labels) -> Box<[PeerSet]> {
-        let mut sets = Vec::new();
-        self.index.for_each_match(namespace, labels, &mut |set| sets.push(set.clone()));
-        sets.sort_unstable();
-        sets.into()
+    /// The sets that a pod is in, and those that it may be in for all that is known; both sorted.
+    pub(super) fn of_pod(&self, scope: &Scope<'_>, labels: Option<&Labels>) -> [Box<[PeerSet]>; 2] {
+        let [mut certain, mut possible] = [Vec::new(), Vec::new()];
+        self.index.for_each_match(scope, labels, &mut |set, certainty| match certainty {
+            Certainty::Certain => certain.push(set.clone()),
+            Certainty::Possible => possible.push(set.clone()),
+        });
+        [certain, possible].map(|mut sets| {
+            sets.sort_unstable();
+            sets.dedup();
+            sets.into()
+        })
     }
 
     /// The sets that a node is in, sorted.

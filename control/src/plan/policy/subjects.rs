@@ -5,8 +5,8 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use millrace_engine::tables::policy::{Direction, DirectionPolicy, PodPolicy, RuleList};
 
-use super::label_index::PodIndex;
-use crate::cluster::{Labels, NamespaceRecord, PolicyName, PolicyRecord, Tier};
+use super::label_index::{Certainty, PodIndex, Scope};
+use crate::cluster::{Labels, PolicyName, PolicyRecord, Tier};
 
 /// A policy and its compiled rules, ingress first.
 #[derive(Clone, Debug)]
@@ -32,38 +32,40 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    /// What judges a pod with these labels.
-    pub(super) fn of_pod(&self, namespace: &NamespaceRecord, labels: &Labels) -> PodPolicy {
-        let mut selecting: Vec<&KnownPolicy> = Vec::new();
-        self.subjects.for_each_match(namespace, labels, &mut |name| selecting.extend(self.by_name.get(name)));
-        selecting.sort_unstable_by(|one, two| one.record.order().cmp(&two.record.order()));
+    /// What judges a pod, whose labels may not be known. A direction is closed that a policy concerns of which it cannot be
+    /// told yet whether it selects the pod, if `closed_until_known`; else such a policy counts as selecting others.
+    pub(super) fn of_pod(&self, scope: &Scope<'_>, labels: Option<&Labels>, closed_until_known: bool) -> PodPolicy {
+        let mut found: Vec<(&KnownPolicy, Certainty)> = Vec::new();
+        self.subjects.for_each_match(scope, labels, &mut |name, certainty| {
+            found.extend(self.by_name.get(name).map(|policy| (policy, certainty)));
+        });
+        found.sort_unstable_by(|(one, _), (two, _)| one.record.order().cmp(&two.record.order()));
+        found.dedup_by(|(one, _), (two, _)| one.record.name == two.record.name);
+        let with = |wanted| found.iter().filter(move |(_, certainty)| *certainty == wanted).map(|(policy, _)| *policy);
         let direction = |direction: Direction| {
-            let mut judges = DirectionPolicy::default();
-            let mut isolating = Vec::new();
-            for policy in &selecting {
-                let Some(list) = policy.list(direction) else { continue };
-                match policy.record.tier {
-                    Tier::Admin(_) => judges.admin.push(Arc::clone(list)),
-                    Tier::Namespace => isolating.push(Arc::clone(list)),
-                    Tier::Baseline(_) => judges.baseline.push(Arc::clone(list)),
-                }
+            let possible: Arc<[Arc<RuleList>]> =
+                with(Certainty::Possible).filter_map(|policy| policy.list(direction).cloned()).collect();
+            if closed_until_known && !possible.is_empty() {
+                return DirectionPolicy { unknown: Some(possible), ..DirectionPolicy::default() };
             }
-            judges.isolating = isolating.into();
-            judges
+            in_order(with(Certainty::Certain), direction)
         };
         PodPolicy { ingress: direction(Direction::Ingress), egress: direction(Direction::Egress) }
     }
+}
 
-    /// What judges a pod of this namespace whose labels are not known: a direction that some policy may concern is
-    /// closed.
-    pub(super) fn of_unknown_pod(&self, namespace: &NamespaceRecord) -> PodPolicy {
-        let mut concerned = [false; 2];
-        self.subjects.for_each_possible(namespace, &mut |name| {
-            let lists = self.by_name.get(name).map(|policy| policy.lists.each_ref().map(Option::is_some));
-            let lists = lists.unwrap_or_default();
-            concerned = [concerned[0] || lists[0], concerned[1] || lists[1]];
-        });
-        let closed = |unknown| DirectionPolicy { unknown, ..DirectionPolicy::default() };
-        PodPolicy { ingress: closed(concerned[0]), egress: closed(concerned[1]) }
+/// The rules of policies that select a pod, which are in order.
+fn in_order<'a>(selecting: impl Iterator<Item = &'a KnownPolicy>, direction: Direction) -> DirectionPolicy {
+    let mut judges = DirectionPolicy::default();
+    let mut isolating = Vec::new();
+    for policy in selecting {
+        let Some(list) = policy.list(direction) else { continue };
+        match policy.record.tier {
+            Tier::Admin(_) => judges.admin.push(Arc::clone(list)),
+            Tier::Namespace => isolating.push(Arc::clone(list)),
+            Tier::Baseline(_) => judges.baseline.push(Arc::clone(list)),
+        }
     }
+    judges.isolating = isolating.into();
+    judges
 }

@@ -3,6 +3,9 @@
 //! An identity that gains or loses a set matters only if rules spoke of the set before *and* do so now: a set that is
 //! new or gone is spoken of by rules that are new or gone, and those are a change of the pods they judge. So a new
 //! policy that names a thousand pods as peers touches the flows of the pods it selects, and no others.
+//!
+//! An unknown peer is judged so that what it may do it may do whatever its labels turn out to be: to become known touches
+//! no flow by itself, to become unknown does.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,10 +35,12 @@ pub fn for_each_change(old: &PolicyTable, new: &PolicyTable, mut visit: impl FnM
     pods(old, new, &mut visit);
     let lasting = Lasting { old: &old.sets, new: &new.sets, same: Arc::ptr_eq(&old.sets, &new.sets) };
     old.identities.for_each_difference(&new.identities, |segment, address, before, after| {
-        if lasting.identities_differ(before, after) {
+        let lost = after.is_none() && !new.sets.is_empty() && new.is_of_pods(address);
+        if lost || lasting.identities_differ(before, after) {
             visit(PolicyChange::Identity(segment, address));
         }
     });
+    ranges(old, new, &mut visit);
     networks(old, new, &lasting, &mut visit);
 }
 
@@ -51,6 +56,14 @@ fn pods(old: &PolicyTable, new: &PolicyTable, visit: &mut impl FnMut(PolicyChang
     }
     let added = new.pods.iter().filter(|(port, _)| old.pods.known(*port).is_none());
     added.for_each(|(port, _)| visit(PolicyChange::Pod(port)));
+}
+
+/// Ranges that came, and with them addresses that are pods' now.
+fn ranges(old: &PolicyTable, new: &PolicyTable, visit: &mut impl FnMut(PolicyChange)) {
+    if !Arc::ptr_eq(&old.pod_ranges, &new.pod_ranges) && !new.sets.is_empty() {
+        let added = new.pod_ranges.iter().filter(|range| !old.pod_ranges.contains(range));
+        added.for_each(|range| visit(PolicyChange::Network(*range)));
+    }
 }
 
 fn networks(old: &PolicyTable, new: &PolicyTable, lasting: &Lasting<'_>, visit: &mut impl FnMut(PolicyChange)) {
@@ -79,7 +92,10 @@ impl Lasting<'_> {
     fn identities_differ(&self, before: Option<&Identity>, after: Option<&Identity>) -> bool {
         let nobody = Identity::default();
         let (before, after) = (before.unwrap_or(&nobody), after.unwrap_or(&nobody));
-        before.named_ports != after.named_ports || self.lists_differ(&before.sets, &after.sets)
+        before.named_ports != after.named_ports
+            || before.ports_unknown != after.ports_unknown
+            || self.lists_differ(&before.sets, &after.sets)
+            || self.lists_differ(&before.possible, &after.possible)
     }
 
     fn lists_differ(&self, before: &[PeerSet], after: &[PeerSet]) -> bool {

@@ -82,13 +82,17 @@ pub struct NamedPort {
     pub port: u16,
 }
 
-/// What the policies in force can tell of an address. Both lists are sorted.
+/// What the policies in force can tell of an address. All lists are sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
     /// Sets it is a member of.
     pub sets: Box<[PeerSet]>,
+    /// Sets it may be a member of: labels that decide are not known yet.
+    pub possible: Box<[PeerSet]>,
     /// Named ports of its pod that some rule asks for.
     pub named_ports: Box<[NamedPort]>,
+    /// Whether its pod may have other named ports: they are not known yet.
+    pub ports_unknown: bool,
 }
 
 impl Identity {
@@ -97,6 +101,12 @@ impl Identity {
     pub fn is_in(&self, set: &PeerSet) -> bool {
         self.sets.binary_search(set).is_ok()
     }
+
+    /// Whether it may be a member of `set`, for all that is known.
+    #[must_use]
+    pub fn may_be_in(&self, set: &PeerSet) -> bool {
+        self.possible.binary_search(set).is_ok()
+    }
 }
 
 /// Chunks of the table: a change copies one chunk and 32 KiB of pointers to all.
@@ -104,7 +114,7 @@ const CHUNKS: usize = 4096;
 
 type Entry = ((SegmentIndex, u128), Arc<Identity>);
 
-/// Identities by segment and address: exact match. A chunk is found by mixing the address, an entry in it by binary
+/// Identities by segment and address: exact match. An address whose pod or node is known has one, if an empty one. A chunk is found by mixing the address, an entry in it by binary
 /// search, so the table's shape depends on its content alone; at 100,000 addresses a chunk has 25.
 #[derive(Clone)]
 pub struct IdentityTable {

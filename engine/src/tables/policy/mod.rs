@@ -7,7 +7,7 @@
 //! costs nothing, however many there are.
 //!
 //! Everything is shared between one publish and the next where it did not change, and compared by address before it
-//! is compared by content. Memory: 32 B an address and 24 B for each set an identity is in; identities are shared by
+//! is compared by content. Memory: 48 B an address and 24 B for each set an identity is in; identities are shared by
 //! pods that no policy tells apart.
 
 mod difference;
@@ -18,6 +18,8 @@ mod rules;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 pub use difference::{PolicyChange, for_each_change};
 pub use identity::{Identity, IdentityTable, NamedPort, PeerSet};
@@ -40,6 +42,9 @@ pub struct PolicyTable {
     networks: [PrefixTree<Arc<[PeerSet]>>; 2],
     /// All sets that any rule speaks of, sorted.
     pub sets: Arc<[PeerSet]>,
+    /// Where pods have their addresses, sorted, none inside another: what lies in there and has no identity is a pod that is not
+    /// known yet. Empty if such pods are taken for nobody.
+    pub pod_ranges: Arc<[IpNet]>,
 }
 
 impl PolicyTable {
@@ -58,7 +63,15 @@ impl PolicyTable {
     /// What is known of `address` in `segment`.
     #[must_use]
     pub fn peer(&self, segment: SegmentIndex, address: IpAddr) -> PeerView<'_> {
-        PeerView { identity: self.identities.get(segment, address), address }
+        let identity = self.identities.get(segment, address);
+        PeerView { identity, is_unknown: identity.is_none() && self.is_of_pods(address), address }
+    }
+
+    /// Whether `address` lies where pods have theirs, as far as that matters.
+    #[must_use]
+    pub fn is_of_pods(&self, address: IpAddr) -> bool {
+        let behind = self.pod_ranges.partition_point(|range| range.network() <= address);
+        behind.checked_sub(1).is_some_and(|at| self.pod_ranges[at].contains(&address))
     }
 
     /// Whether this is the very table `other` is, without looking inside.
@@ -68,6 +81,7 @@ impl PolicyTable {
             && self.identities.is_same(&other.identities)
             && self.networks.iter().zip(&other.networks).all(|(one, two)| one.is_same(two))
             && Arc::ptr_eq(&self.sets, &other.sets)
+            && Arc::ptr_eq(&self.pod_ranges, &other.pod_ranges)
     }
 }
 
@@ -77,7 +91,7 @@ fn family(address: IpAddr) -> usize {
 
 impl PartialEq for PolicyTable {
     fn eq(&self, other: &Self) -> bool {
-        let mut equal = self.sets == other.sets;
+        let mut equal = self.sets == other.sets && self.pod_ranges == other.pod_ranges;
         self.identities.for_each_difference(&other.identities, |_, _, one, two| equal &= one == two);
         for (one, two) in self.networks.iter().zip(&other.networks) {
             one.for_each_difference(two, |_, _, _, _| equal = false);

@@ -34,15 +34,15 @@ pub struct DirectionPolicy {
     pub isolating: Arc<[Arc<RuleList>]>,
     /// Cluster policies of the tier Baseline: the first rule that matches decides.
     pub baseline: Vec<Arc<RuleList>>,
-    /// A policy may select the pod, but its labels are not known yet: closed.
-    pub unknown: bool,
+    /// These policies may select the pod, but labels that decide are not known yet: closed, whatever else is here.
+    pub unknown: Option<Arc<[Arc<RuleList>]>>,
 }
 
 impl DirectionPolicy {
     /// Whether nothing judges this direction: everything is allowed.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.admin.is_empty() && self.isolating.is_empty() && self.baseline.is_empty() && !self.unknown
+        self.admin.is_empty() && self.isolating.is_empty() && self.baseline.is_empty() && self.unknown.is_none()
     }
 }
 
@@ -68,7 +68,7 @@ impl PodPolicy {
 
 /// What a pod has that the tables do not know: everything closed.
 static CLOSED: LazyLock<PodPolicy> = LazyLock::new(|| {
-    let closed = DirectionPolicy { unknown: true, ..DirectionPolicy::default() };
+    let closed = DirectionPolicy { unknown: Some(Arc::default()), ..DirectionPolicy::default() };
     PodPolicy { ingress: closed.clone(), egress: closed }
 });
 
