@@ -17,10 +17,15 @@ use millrace_engine::testing::{ACK, FrameBuilder, PSH, SYN, frame};
 const CLIENT: &str = "default/client";
 const WEB: &str = "default/web";
 const UPLINK: &str = "eth1";
+const HOST: &str = "millrace0";
 const CLIENT_MAC: &str = "02:00:5e:00:53:05";
 const WEB_MAC: &str = "02:00:5e:00:53:06";
 const UPLINK_MAC: &str = "02:00:5e:00:53:01";
 const PEER_MAC: &str = "02:00:5e:00:53:02";
+const HOST_MAC: &str = "02:00:5e:00:53:03";
+const ROUTER_MAC: &str = "02:00:5e:00:53:fe";
+/// The port that the switch gives the pod's question to the world, told by `expected.txt`.
+const OUTSIDE_PORT: u16 = 59_837;
 /// When the first packet of a capture arrives: nanoseconds since 1970.
 const START: u64 = 1_700_000_000_000_000_000;
 
@@ -84,10 +89,77 @@ fn answers_and_drops() -> Packets {
         (CLIENT, 10, client("fe80::1").nd_solicitation("fe80::1").build()),
         (CLIENT, 20, client("169.254.1.1").echo_request(7, 1).payload(b"gateway").build()),
         (CLIENT, 1_000_000, client("10.1.0.6").ttl(1).udp().ports(33_434, 33_434).payload(b"trace").build()),
-        (CLIENT, 2_000_000, client("10.9.9.9").udp().ports(1, 2).payload(b"nowhere").build()),
+        (CLIENT, 2_000_000, client("10.1.9.9").udp().ports(1, 2).payload(b"nowhere").build()),
         (CLIENT, 3_000_000, client("10.1.1.9").dont_fragment().udp().ports(1, 2).payload_of(1_460).build()),
         (CLIENT, 4_000_000, frame().from(CLIENT_MAC, "10.1.0.6").to(GATEWAY_MAC, "10.1.1.9").udp().ports(1, 2).build()),
         (CLIENT, 5_000_000, client("10.1.0.6").udp().ports(1, 2).payload(b"cut short").cut_at(30).build()),
+    ]
+}
+
+fn host_and_outside() -> Packets {
+    let host = |from: &str, to: &str| frame().from(HOST_MAC, from).to(GATEWAY_MAC, to);
+    let outside = |from: &str, to: &str| frame().from(ROUTER_MAC, from).to(UPLINK_MAC, to);
+    vec![
+        // A probe of the kubelet: from the node's address among pods.
+        (HOST, 0, host("10.1.0.0", "10.1.0.5").tcp(SYN).ports(41_000, 80).build()),
+        (CLIENT, 100, client("10.1.0.0").tcp(SYN | ACK).ports(80, 41_000).build()),
+        (HOST, 200, host("fd00:10:1::", "fd00:10:1::5").echo_request(9, 1).payload(b"six").build()),
+        (CLIENT, 300, client("fd00:10:1::").echo_reply(9, 1).payload(b"six").build()),
+        // To a pod of another node, and one that the host forwards for somebody else, which it may not.
+        (HOST, 400, host("10.1.0.0", "10.1.1.9").udp().ports(41_000, 53).payload(b"far").build()),
+        (HOST, 500, host("172.17.0.2", "10.1.0.5").udp().ports(41_000, 53).payload(b"foreign").build()),
+        // A pod to its node, by the node's own address.
+        (CLIENT, 600, client("192.0.2.1").tcp(SYN).ports(40_000, 10_250).build()),
+        // A pod to the world, and the answer.
+        (CLIENT, 1_000, client("198.51.100.7").udp().ports(5_000, 53).payload(b"name").build()),
+        (UPLINK, 1_300, outside("198.51.100.7", "192.0.2.1").udp().ports(53, OUTSIDE_PORT).payload(b"number").build()),
+        // What nobody here asked for is the host's: pings, fragments and what comes to a port of ours by chance.
+        (UPLINK, 2_000, outside("203.0.113.9", "192.0.2.1").echo_request(7, 1).payload(b"host").build()),
+        (
+            UPLINK,
+            2_100,
+            outside("203.0.113.9", "192.0.2.1").fragment(0, true).udp().ports(1, 53).payload_of(64).build(),
+        ),
+        (UPLINK, 2_200, outside("203.0.113.9", "192.0.2.1").fragment(72, false).udp().payload_of(8).build()),
+        (UPLINK, 2_300, outside("203.0.113.9", "192.0.2.1").tcp(SYN).ports(9, OUTSIDE_PORT).build()),
+        // Who out there claims a pod's address.
+        (UPLINK, 2_400, outside("10.1.0.6", "192.0.2.1").udp().ports(1, OUTSIDE_PORT).build()),
+    ]
+}
+
+fn bridge_ports() -> Packets {
+    let station = |number: u8| Mac([0x02, 0, 0x5e, 0, 0x53, number]);
+    let one = || frame().from(station(0x11), "10.9.0.1");
+    let two = || frame().from(station(0x12), "10.9.0.2");
+    let far = || frame().from(station(0x13), "10.9.0.3");
+    let from_peer = |inner: FrameBuilder| {
+        let outer = frame().from(PEER_MAC, "192.0.2.2").to(UPLINK_MAC, "192.0.2.1").ports(50_000, 8472);
+        inner.inside_vxlan(5_020, outer).build()
+    };
+    vec![
+        // Flooded to the trunk, the tunnel and the mirror; the answers find their stations.
+        ("p1", 0, one().to(Mac([0xff; 6]), "10.9.0.2").arp_request("10.9.0.2").build()),
+        ("p2", 100, two().to(station(0x11), "10.9.0.1").vlan(20).arp_reply().build()),
+        ("wan", 200, from_peer(far().to(station(0x11), "10.9.0.1").udp().ports(7, 7).payload(b"far"))),
+        ("p1", 300, one().to(station(0x13), "10.9.0.3").udp().ports(7, 7).payload(b"near").build()),
+        ("p1", 400, one().to(station(0x12), "10.9.0.2").udp().ports(7, 7).payload(b"here").build()),
+        // A VLAN that the access port is not in, and one that the trunk does not carry.
+        ("p2", 500, two().to(Mac([0xff; 6]), "10.9.0.9").vlan(30).arp_request("10.9.0.9").build()),
+        ("p2", 600, two().to(station(0x11), "10.9.0.1").vlan(40).udp().ports(1, 2).build()),
+        // A tunnel end that no bridge names.
+        (
+            "wan",
+            700,
+            far()
+                .to(station(0x11), "10.9.0.1")
+                .udp()
+                .ports(1, 2)
+                .inside_vxlan(
+                    5_020,
+                    frame().from(PEER_MAC, "192.0.2.9").to(UPLINK_MAC, "192.0.2.1").ports(50_000, 8472),
+                )
+                .build(),
+        ),
     ]
 }
 
@@ -149,10 +221,10 @@ impl Drop for Out {
     }
 }
 
-fn options(folder: &str, ports: &[&str], workers: usize, out: &Out) -> ReplayOptions {
+fn options(objects: &str, folder: &str, ports: &[&str], workers: usize, out: &Out) -> ReplayOptions {
     let input = |port: &&str| ((*port).to_owned(), directory().join(folder).join(file_name(port)));
     ReplayOptions {
-        objects: directory().join("objects"),
+        objects: directory().join(objects),
         node: NodeName::new("a").expect("name"),
         inputs: ports.iter().map(input).collect(),
         out: Some(out.0.clone()),
@@ -170,6 +242,10 @@ fn run(options: &ReplayOptions, out: &Out) -> (String, BTreeMap<String, Vec<u8>>
 }
 
 fn check(folder: &str, packets: &Packets, ports: &[&str]) {
+    check_with("objects", folder, packets, ports);
+}
+
+fn check_with(objects: &str, folder: &str, packets: &Packets, ports: &[&str]) {
     let path = directory().join(folder);
     let write_anew = std::env::var_os("MILLRACE_WRITE_CAPTURES").is_some();
     if write_anew {
@@ -180,7 +256,7 @@ fn check(folder: &str, packets: &Packets, ports: &[&str]) {
         assert!(checked_in == bytes, "{folder}/{} is not what the builder makes", file_name(&port));
     }
     let out = Out::new();
-    let (text, files) = run(&options(folder, ports, 1, &out), &out);
+    let (text, files) = run(&options(objects, folder, ports, 1, &out), &out);
     if write_anew {
         fs::write(path.join("expected.txt"), &text).expect("written");
     }
@@ -188,7 +264,7 @@ fn check(folder: &str, packets: &Packets, ports: &[&str]) {
     assert_eq!(text.lines().collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>(), "{folder}:\n{text}");
     for workers in [1, 4] {
         let out = Out::new();
-        let (again, same) = run(&options(folder, ports, workers, &out), &out);
+        let (again, same) = run(&options(objects, folder, ports, workers, &out), &out);
         assert_eq!(again, text, "{folder} on {workers} workers");
         assert!(same == files, "{folder} on {workers} workers sends other bytes");
     }
@@ -207,6 +283,16 @@ fn pods_of_two_nodes() {
 #[test]
 fn what_the_switch_answers_and_drops() {
     check("answers-and-drops", &answers_and_drops(), &[CLIENT]);
+}
+
+#[test]
+fn the_hosts_own_port_and_the_way_out() {
+    check("host-and-outside", &host_and_outside(), &[CLIENT, HOST, UPLINK]);
+}
+
+#[test]
+fn ports_of_a_bridge() {
+    check_with("switch-objects", "bridge-ports", &bridge_ports(), &["p1", "p2", "wan"]);
 }
 
 /// Thousands of flows, so that caches, lanes and all workers have a part in it.
@@ -228,7 +314,7 @@ fn a_crowd_of_flows_gives_the_same_bytes_on_any_number_of_workers() {
     write(&folder.0, &packets);
     let run_with = |workers: usize| {
         let out = Out::new();
-        let mut options = options("", &[CLIENT, WEB], workers, &out);
+        let mut options = options("objects", "", &[CLIENT, WEB], workers, &out);
         for (port, path) in &mut options.inputs {
             *path = folder.0.join(file_name(port));
         }
@@ -246,12 +332,12 @@ fn a_crowd_of_flows_gives_the_same_bytes_on_any_number_of_workers() {
 fn mistakes_are_named() {
     let out = Out::new();
     let refused = |options: &ReplayOptions| replay(options, |_| {}).expect_err("refused").to_string();
-    let good = options("same-node", &[CLIENT], 1, &out);
+    let good = options("objects", "same-node", &[CLIENT], 1, &out);
     let capture = good.inputs[0].1.clone();
     let mut unknown = good.clone();
     unknown.inputs = vec![("default/nobody".to_owned(), capture.clone())];
     let words = refused(&unknown);
-    assert_eq!(words, "node a has no port \"default/nobody\"; it has eth1, default/client, default/web");
+    assert_eq!(words, "node a has no port \"default/nobody\"; it has millrace0, eth1, default/client, default/web");
     let mut twice = good.clone();
     twice.inputs.push((CLIENT.to_owned(), capture));
     assert!(matches!(replay(&twice, |_| {}), Err(ReplayError::PortTwice(_))));

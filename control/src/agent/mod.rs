@@ -55,6 +55,7 @@ use inspect::Inspector;
 use outside::WayOut;
 use pods::Pods;
 use shared::Shared;
+pub(crate) use pods::{FIRST_BRIDGE_PORT, FIRST_POD_PORT};
 pub(crate) use shared::SharedSwitch;
 
 /// How long ADD and the start wait for tables to be in force.

@@ -33,9 +33,9 @@ use crate::stable_hash::hash_64;
 use crate::store::{ObjectKey, ObjectStore};
 
 /// Port numbers below are for the host's own port, which is 0, and for uplinks.
-pub(super) const FIRST_POD_PORT: u16 = 16;
+pub(crate) const FIRST_POD_PORT: u16 = 16;
 /// Port numbers from here on are for bridges.
-pub(super) const FIRST_BRIDGE_PORT: u16 = 768;
+pub(crate) const FIRST_BRIDGE_PORT: u16 = 768;
 
 /// The pods of this node.
 pub(super) struct Pods {

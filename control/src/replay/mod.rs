@@ -13,6 +13,7 @@
 mod node;
 pub mod policies;
 mod report;
+mod surroundings;
 
 use std::collections::BTreeMap;
 use std::fs::File;

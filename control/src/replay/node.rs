@@ -1,21 +1,13 @@
-//! A node made of objects alone: every pod that its objects bind here with an address is plugged in, every `Uplink`
-//! is there, on memory ports.
+//! A node made of objects alone, on memory ports: every pod that they bind here with an address is plugged in, every
+//! `Uplink` and `Port` is there, and the host's own port.
 //!
-//! What objects do not say comes from the captures, or is made up the same way each time:
+//! What objects do not say is in [`surroundings`]. Ports have the numbers that an agent gives them: the host's is 0,
+//! uplinks are counted from 1, pods from 16, ports of bridges and of networks from 768, each in order of their names. Port
+//! `n` has its queue on worker `n` modulo their number; the others reach it by lanes, as on a live switch.
 //!
-//! | what | from |
-//! |---|---|
-//! | MAC address of a pod | the source of the first frame its port captured, else a hash of its name |
-//! | MAC address of an uplink | the destination of the first frame to one station it captured, else a hash |
-//! | MAC address of the next hop to a node | the source of frames from the node's address, else a hash |
-//! | addresses of the first uplink | the node's internal addresses |
-//! | MTU of uplinks | 1500 |
-//!
-//! Ports are numbered in order of their names, uplinks from 1, pods from 16 on. Port `n` has its queue on worker `n`
-//! modulo their number; the others reach it by lanes, as on a live switch.
+//! [`surroundings`]: super::surroundings
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,8 +15,7 @@ use std::time::{Duration, Instant};
 use millrace_engine::clock::{Clock, ManualClock, Time};
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::flow_cache::FlowCacheLayout;
-use millrace_engine::packet::parse::parse;
-use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Headers, Mac, PortIndex};
+use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Headers, PortIndex};
 use millrace_engine::port::memory::{MemoryQueue, MemoryWire, WireFrame};
 use millrace_engine::port::pcap::Capture;
 use millrace_engine::port::{Capabilities, PortQueue};
@@ -34,22 +25,18 @@ use millrace_engine::switch::{Switch, SwitchOptions};
 use millrace_engine::tables::Snapshot;
 use millrace_engine::worker;
 
+use super::surroundings::{self, Device};
 use crate::agent::SharedSwitch;
-use crate::cluster::{Cluster, InterfaceName, NodeName, PodName};
+use crate::cluster::{Cluster, NodeName};
 use crate::compile::CompileError;
 use crate::observe::KINDS;
-use crate::plan::{self, AttachedPod, LocalUplink, LocalView, UnderlayPath, wanted_uplinks};
+use crate::plan::LocalView;
 use crate::problem::Problem;
 use crate::reconcile::{Input, Reconciler};
-use crate::stable_hash::hash_64;
 use crate::store::{DirectoryStore, Event, ObjectStore, StoreError};
 
 /// Seed of the flow hash: any number, but always the same.
 const SEED: u64 = 0x6d69_6c6c;
-/// MTU of uplinks.
-const UPLINK_MTU: u32 = 1500;
-/// Number of the first pod's port.
-const FIRST_POD: u16 = 16;
 /// Turns after which a frame that still moves is in a loop.
 const TURNS: usize = 10_000;
 /// How long the store may take to tell all objects.
@@ -124,10 +111,7 @@ impl ReplayNode {
         take_objects(&mut reconciler, objects)?;
         let (cluster, local) = (reconciler.cluster().clone(), reconciler.local().clone());
         let mut node = Self { switch, clock, ports: BTreeMap::new(), problems: Vec::new(), imagined, cluster, local };
-        node.plug_uplinks(&mut reconciler, captures)?;
-        // The pods' MTU follows from the uplinks.
-        reconciler.settle(Instant::now());
-        node.plug_pods(&mut reconciler, captures)?;
+        node.plug(&mut reconciler, captures)?;
         let settled = reconciler.settle(Instant::now());
         if let Some(error) = settled.error {
             return Err(ReplayNodeError::Compile(error));
@@ -138,70 +122,41 @@ impl ReplayNode {
         Ok(node)
     }
 
-    fn plug_uplinks(
+    fn plug(
         &mut self,
         reconciler: &mut Reconciler,
         captures: &BTreeMap<String, Capture>,
     ) -> Result<(), ReplayNodeError> {
-        let (cluster, name) = (reconciler.cluster(), reconciler.node());
-        let mut interfaces: Vec<InterfaceName> =
-            wanted_uplinks(cluster, name).map(|uplink| uplink.interface.clone()).collect();
-        interfaces.sort_unstable();
-        interfaces.dedup();
-        let mut addresses = cluster.nodes.get(name).map(|node| node.addresses.clone()).unwrap_or_default();
-        let mut uplinks = BTreeMap::new();
-        for (number, interface) in (1..FIRST_POD).zip(interfaces) {
-            let port = PortIndex(number);
-            let of_capture = captures.get(interface.as_str()).and_then(own_mac);
-            let mac = of_capture.unwrap_or_else(|| made_up(&format!("uplink {name} {interface}")));
-            self.attach(port, interface.as_str(), MemoryQueue::LIKE_AF_XDP)?;
-            let addresses = std::mem::take(&mut addresses);
-            uplinks.insert(port, LocalUplink { interface, mac, mtu: UPLINK_MTU, addresses, link_up: true });
-        }
+        let (uplinks, devices) = surroundings::uplinks(reconciler.cluster(), reconciler.node(), captures);
+        self.attach_all(devices)?;
         reconciler.take(Input::Uplinks(uplinks));
-        let paths = underlay(reconciler, captures);
-        reconciler.take(Input::Underlay(paths));
-        Ok(())
-    }
-
-    fn plug_pods(
-        &mut self,
-        reconciler: &mut Reconciler,
-        captures: &BTreeMap<String, Capture>,
-    ) -> Result<(), ReplayNodeError> {
-        let mtu = reconciler.publish_state().plan().map_or(UPLINK_MTU, |plan| plan.pod_mtu);
-        let here = reconciler.cluster().pods.values();
-        let here = here.filter(|pod| pod.node.as_ref() == Some(reconciler.node()));
-        let here: Vec<(PodName, Vec<IpAddr>)> = here
-            .filter(|pod| !pod.host_network && !pod.addresses.is_empty())
-            .map(|pod| (pod.name.clone(), pod.addresses.clone()))
-            .collect();
-        let interface = InterfaceName::new("eth0").unwrap_or_else(|_| unreachable!("the name is a valid one"));
-        let mut pods = BTreeMap::new();
-        for (number, (pod, addresses)) in (FIRST_POD..).zip(here) {
-            let (port, name) = (PortIndex(number), pod.to_string());
-            let mac = captures.get(&name).and_then(sender).unwrap_or_else(|| made_up(&format!("pod {name}")));
-            self.attach(port, &name, MemoryQueue::LIKE_TAP)?;
-            let container_id = pod.name().to_owned();
-            pods.insert(
-                port,
-                AttachedPod {
-                    pod,
-                    uid: None,
-                    container_id,
-                    interface: interface.clone(),
-                    mac,
-                    addresses,
-                    mtu,
-                    network: None,
-                },
-            );
-        }
+        reconciler.take(Input::Underlay(surroundings::underlay(reconciler.cluster(), reconciler.local(), captures)));
+        let outside = surroundings::outside(reconciler.cluster(), reconciler.local(), captures);
+        reconciler.take(Input::Outside(outside));
+        let (host, device) = surroundings::host(reconciler.cluster(), reconciler.node(), captures);
+        self.attach_all([device])?;
+        reconciler.take(Input::Host(Some(host)));
+        let (ports, devices) = surroundings::bridge_ports(reconciler.cluster(), reconciler.node());
+        self.attach_all(devices)?;
+        reconciler.take(Input::BridgePorts(ports));
+        // The pods' MTU follows from the uplinks.
+        reconciler.settle(Instant::now());
+        let mtu = reconciler.publish_state().plan().map_or(surroundings::MTU, |plan| plan.pod_mtu);
+        let (pods, devices) = surroundings::pods(reconciler.cluster(), reconciler.node(), mtu, captures);
+        self.attach_all(devices)?;
         reconciler.take(Input::Pods(pods));
         Ok(())
     }
 
+    fn attach_all(&mut self, devices: impl IntoIterator<Item = Device>) -> Result<(), ReplayNodeError> {
+        devices.into_iter().try_for_each(|device| self.attach(device.port, &device.name, device.capabilities))
+    }
+
     fn attach(&mut self, port: PortIndex, name: &str, capabilities: Capabilities) -> Result<(), ReplayNodeError> {
+        if self.port(name).is_some() {
+            let (port, reason) = (name.to_owned(), "another port has this name".to_owned());
+            return Err(ReplayNodeError::Port { port, reason });
+        }
         let wire = MemoryWire::default();
         let queue = MemoryQueue::new(port, wire.clone(), capabilities);
         let attached = self.switch.with(|switch| {
@@ -328,53 +283,4 @@ fn take_objects(reconciler: &mut Reconciler, objects: &Path) -> Result<(), Repla
             return Ok(());
         }
     }
-}
-
-/// A path to each other node: by the uplink that has an address of its family.
-fn underlay(reconciler: &Reconciler, captures: &BTreeMap<String, Capture>) -> BTreeMap<IpAddr, UnderlayPath> {
-    let (cluster, local) = (reconciler.cluster(), reconciler.local());
-    let path = |destination: IpAddr| {
-        let mut uplinks = local.uplinks.iter();
-        let (port, uplink, source) = uplinks.find_map(|(port, uplink)| {
-            let source = uplink.addresses.iter().find(|address| address.is_ipv4() == destination.is_ipv4())?;
-            Some((*port, uplink, *source))
-        })?;
-        let capture = captures.get(uplink.interface.as_str());
-        let next_hop = capture.and_then(|capture| sender_from(capture, destination));
-        let path = UnderlayPath {
-            on_link: false,
-            port,
-            source,
-            source_mac: uplink.mac,
-            next_hop: Some(next_hop.unwrap_or_else(|| made_up(&format!("node {destination}")))),
-            mtu: uplink.mtu,
-        };
-        Some((destination, path))
-    };
-    plan::underlay_destinations(cluster, local).into_iter().filter_map(path).collect()
-}
-
-fn mac_at(frame: &[u8], at: usize) -> Option<Mac> {
-    frame.get(at..at + 6).map(Mac::read).filter(|mac| !mac.is_group() && *mac != Mac::ZERO)
-}
-
-/// Source of the first frame.
-fn sender(capture: &Capture) -> Option<Mac> {
-    capture.frames().find_map(|frame| mac_at(frame.bytes, 6))
-}
-
-/// Destination of the first frame that is for one station.
-fn own_mac(capture: &Capture) -> Option<Mac> {
-    capture.frames().find_map(|frame| mac_at(frame.bytes, 0))
-}
-
-/// Source MAC address of the first frame from this address.
-fn sender_from(capture: &Capture, address: IpAddr) -> Option<Mac> {
-    let from = |bytes: &[u8]| parse(bytes, bytes.len()).is_ok_and(|headers| headers.source_address() == address);
-    capture.frames().find(|frame| from(frame.bytes)).and_then(|frame| mac_at(frame.bytes, 6))
-}
-
-fn made_up(name: &str) -> Mac {
-    let [.., a, b, c, d, e] = hash_64(name).to_be_bytes();
-    Mac([0x02, a, b, c, d, e])
 }
