@@ -30,7 +30,7 @@ use millrace_cni::environment::{check_container_id, check_interface_name};
 use millrace_cni::{pending, protocol};
 
 pub use attachments::{
-    AttachedNetwork, AttachedPort, Attachment, AttachmentKey, Attachments, NetworkNamespace, PodReference,
+    AttachedNetwork, AttachedPort, Attachment, AttachmentKey, Attachments, NetworkNamespace, PodDevice, PodReference,
 };
 pub use pod_network::{AddRequest, AddResult, CniFailure, DeleteRequest, PodAddress, PodNetwork, PodRoute};
 
@@ -254,6 +254,7 @@ impl CniServer {
                 mtu_bytes: result.mtu_bytes,
                 addresses: result.addresses.iter().map(|assigned| assigned.address).collect(),
                 network: result.network.clone(),
+                device: result.device,
             }),
         };
         let recorded = self.record(attachment.clone());

@@ -18,6 +18,7 @@ use millrace_engine::counters::WorkerCounters;
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::{Checksum, FrameMemory, FrameMemoryLayout, Gso, Mac, Packet, PortIndex};
 use millrace_engine::port::PortQueue;
+use millrace_engine::port::af_xdp::Withholding;
 use millrace_engine::port::memory::WireFrame;
 use millrace_engine::port::packet_socket::{Accept, PacketError, PacketQueue, PacketSocket};
 use millrace_engine::testing::{FrameBuilder, describe, frame};
@@ -130,6 +131,24 @@ fn the_kernel_keeps_its_interface() {
     let seen = near.receive();
     assert_eq!(seen.len(), 1, "what the host sends itself does not come in: {seen:?}");
     assert_eq!(seen[0].0[..12], [HOST.0.0, LAN.0.0].concat());
+}
+
+fn what_is_withheld_reaches_the_socket_and_not_the_kernel() {
+    let (host, lan) = network();
+    let mut near = Side::open(&host, "e0", &Accept::Everything);
+    let [here, there] = [(&host, HOST), (&lan, LAN)]
+        .map(|(namespace, own)| namespace.run(|| UdpSocket::bind((own.1, 7000)).expect("socket")));
+    here.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
+    let program = Withholding::load().expect("the program; CAP_BPF");
+    let withheld = host.run(|| program.keep("e0")).expect("tcx; Linux 6.6");
+    there.send_to(b"in", (HOST.1, 7000)).expect("sent");
+    assert_eq!(near.receive().len(), 1);
+    let mut buffer = [0; 8];
+    assert!(here.recv(&mut buffer).is_err(), "the kernel was kept out");
+    assert!(host.run(|| program.keep("e7")).is_err(), "no such interface");
+    drop(withheld);
+    there.send_to(b"in", (HOST.1, 7000)).expect("sent");
+    assert_eq!(here.recv(&mut buffer).expect("the kernel's copy"), 2);
 }
 
 fn only_groups_and_named_stations_come_in() {
@@ -253,6 +272,7 @@ fn each_flow_comes_in_by_one_socket_of_a_group() {
 
 root_tests!(every run [
     the_kernel_keeps_its_interface,
+    what_is_withheld_reaches_the_socket_and_not_the_kernel,
     only_groups_and_named_stations_come_in,
     tags_are_as_on_the_wire,
     units_cross_whole,

@@ -47,7 +47,10 @@ fn interface(link: &Link, port: &AttachedPort) -> Vec<String> {
             wrong.push(what);
         }
     };
-    expect(link.kind.as_deref() == Some("tun"), format!("{name} is not the interface that ADD made"));
+    expect(
+        link.kind.as_deref() == Some(port.device.kernel_kind()),
+        format!("{name} is not the interface that ADD made"),
+    );
     expect(link.up, format!("{name} is down"));
     expect(link.carrier, format!("{name} has no carrier: the agent holds no queue of it"));
     expect(link.mac == port.mac, format!("{name} has the MAC address {}, not {}", link.mac, port.mac));

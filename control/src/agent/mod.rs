@@ -21,6 +21,7 @@ mod inspect;
 mod networks;
 mod outside;
 mod place;
+mod pod_device;
 mod pods;
 mod policies;
 mod services;
@@ -54,8 +55,8 @@ pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
 use outside::WayOut;
 use pods::Pods;
-use shared::Shared;
 pub(crate) use pods::{FIRST_BRIDGE_PORT, FIRST_POD_PORT};
+use shared::Shared;
 pub(crate) use shared::SharedSwitch;
 
 /// How long ADD and the start wait for tables to be in force.

@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use millrace_engine::packet::{Mac, PortIndex};
 
 use crate::cluster::NetworkRecord;
-use crate::cni_server::{AddResult, AttachedNetwork, CniFailure, PodAddress, PodRoute};
+use crate::cni_server::{AddResult, AttachedNetwork, CniFailure, PodAddress, PodDevice, PodRoute};
 use crate::kernel::{GATEWAY_IPV4, GATEWAY_IPV6, PodInterface};
 use crate::plan::GATEWAY_MAC;
 
@@ -16,11 +16,17 @@ pub(super) struct Place {
     pub(super) addresses: Vec<IpNet>,
     /// The network; `None` for the pods' segment.
     pub(super) network: Option<AttachedNetwork>,
+    /// What its interface is made of.
+    pub(super) device: PodDevice,
 }
 
 impl Place {
     /// In a network, whose subnets say what the addresses mean.
-    pub(super) fn in_network(network: &NetworkRecord, addresses: &[IpAddr]) -> Result<Self, CniFailure> {
+    pub(super) fn in_network(
+        network: &NetworkRecord,
+        addresses: &[IpAddr],
+        device: PodDevice,
+    ) -> Result<Self, CniFailure> {
         let (mut prefixes, mut gateways) = (Vec::new(), Vec::new());
         for address in addresses {
             let subnet = network.subnet_of(*address).ok_or_else(|| {
@@ -31,7 +37,7 @@ impl Place {
             gateways.extend(subnet.gateway);
         }
         let network = Some(AttachedNetwork { name: network.name.to_string(), gateways });
-        Ok(Self { addresses: prefixes, network })
+        Ok(Self { addresses: prefixes, network, device })
     }
 
     /// What the pod's interface shall be.
@@ -69,6 +75,7 @@ impl Place {
             addresses: self.addresses.iter().map(address).collect(),
             routes: self.addresses.iter().filter_map(route).collect(),
             network: self.network.clone(),
+            device: self.device,
         }
     }
 }

@@ -11,18 +11,17 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::port::PortQueue;
 use millrace_engine::port::namespace::NamespaceHandle;
-use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 
 use super::IN_FORCE;
 use super::attachment_check;
 use super::place::Place;
+use super::pod_device::PodDevices;
 use super::shared::Shared;
 use crate::cluster::{AddressWishes, Cluster, InterfaceName, NetworkName, PodName};
 use crate::cni_server::{
     AddRequest, AddResult, AttachedNetwork, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest,
-    NetworkNamespace, PodNetwork, PodReference,
+    NetworkNamespace, PodDevice, PodNetwork, PodReference,
 };
 use crate::ipam::{AddressAllocator, AddressRequest, AddressSource, IpamError};
 use crate::kernel::configure_pod_interface;
@@ -43,6 +42,7 @@ pub(super) struct Pods {
     store: Arc<dyn ObjectStore>,
     addresses: Mutex<AddressAllocator>,
     attached: Mutex<AttachedPods>,
+    devices: PodDevices,
 }
 
 #[derive(Default)]
@@ -57,7 +57,7 @@ struct AttachedPods {
 impl Pods {
     pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn ObjectStore>, source: AddressSource) -> Self {
         let addresses = Mutex::new(AddressAllocator::with_source(shared.node.clone(), source));
-        Self { shared, store, addresses, attached: Mutex::default() }
+        Self { shared, store, addresses, attached: Mutex::default(), devices: PodDevices::default() }
     }
 
     /// Claims a block of each family for the node's own address among pods, where it has none.
@@ -88,20 +88,15 @@ impl Pods {
     fn reattach(&self, record: &Attachment) -> Result<(), CniFailure> {
         let Some(port) = &record.port else { return Ok(()) };
         let namespace = handle(&record.namespace);
-        let device = TapDevice::attach_in_namespace(&namespace, &record.key.interface, self.workers())
-            .map_err(|error| system("take up the pod's interface", error))?;
-        let place = Place { addresses: port.addresses.clone(), network: port.network.clone() };
+        let (addresses, network) = (port.addresses.clone(), port.network.clone());
+        let place = Place { addresses, network, device: port.device };
         let interface = place.interface(port.mac, port.mtu_bytes);
-        self.attach(device, port.index)?;
+        self.devices.take_up(&self.shared.switch, port.device, (&record.key, &record.namespace), port.index)?;
         configure_pod_interface(&namespace, &record.key.interface, &interface)
             .map_err(|error| system("configure the pod's interface", error))?;
         let pod = attached_pod(&record.key, record.pod.as_ref(), port.mac, &place, port.mtu_bytes)?;
         self.attached(|attached| attached.pods.insert(port.index, pod));
         Ok(())
-    }
-
-    fn workers(&self) -> usize {
-        self.shared.switch.with(|switch| switch.options().workers)
     }
 
     pub(super) fn allocator<T>(&self, act: impl FnOnce(&mut AddressAllocator) -> T) -> T {
@@ -119,30 +114,16 @@ impl Pods {
         let _ = self.shared.inputs.send(Input::Pods(pods));
     }
 
-    fn attach(&self, device: TapDevice, port: PortIndex) -> Result<(), CniFailure> {
-        let boxed = |queue: TapQueue| -> Option<Box<dyn PortQueue>> { Some(Box::new(queue)) };
-        let queues = device.into_queues(port).into_iter().map(boxed).collect();
-        let attached = self.shared.switch.with(|switch| switch.attach(port, queues));
-        attached.map_err(|error| CniFailure::NotReady(error.to_string()))
-    }
-
     fn plug(&self, request: &AddRequest, port: PortIndex, place: &Place) -> Result<(Mac, u32), CniFailure> {
-        let namespace = handle(&request.namespace);
         let mtu = match &place.network {
             None => self.shared.standing().plan.map_or(crate::plan::MTU_WITHOUT_UPLINK, |plan| plan.pod_mtu),
             Some(network) => self.mtu_of(&network.name)?,
         };
         let mac = request.mac.unwrap_or_else(|| station_mac(&self.shared, &request.key));
-        let name = &request.key.interface;
-        let device = TapDevice::create_in_namespace(&namespace, name, self.workers()).map_err(|error| match error {
-            TapError::Exists { .. } => {
-                CniFailure::InterfaceExists { interface: name.clone(), namespace: request.namespace.path.clone() }
-            }
-            error => system("make the pod's interface", error),
-        })?;
-        let plugged = self.plug_device(request, port, place, mac, mtu, device);
+        self.devices.make(&self.shared.switch, place.device, (&request.key, &request.namespace), port, mtu)?;
+        let plugged = self.plug_device(request, port, place, mac, mtu);
         if plugged.is_err() {
-            self.unplug(port, Some(&request.namespace), name);
+            self.unplug(port, place.device, Some(&request.namespace), &request.key);
         }
         plugged.map(|()| (mac, mtu))
     }
@@ -154,9 +135,7 @@ impl Pods {
         place: &Place,
         mac: Mac,
         mtu: u32,
-        device: TapDevice,
     ) -> Result<(), CniFailure> {
-        self.attach(device, port)?;
         let interface = place.interface(mac, mtu);
         configure_pod_interface(&handle(&request.namespace), &request.key.interface, &interface)
             .map_err(|error| system("configure the pod's interface", error))?;
@@ -171,16 +150,14 @@ impl Pods {
     }
 
     /// Takes the port out of tables, workers and the pod, in this order. What is missing is done.
-    fn unplug(&self, port: PortIndex, namespace: Option<&NetworkNamespace>, interface: &str) {
+    fn unplug(&self, port: PortIndex, device: PodDevice, namespace: Option<&NetworkNamespace>, key: &AttachmentKey) {
         if self.attached(|attached| attached.pods.remove(&port)).is_some() {
             self.tell();
             self.shared.wait_for_port(port, false, IN_FORCE);
         }
         self.shared.switch.with(|switch| switch.detach(port));
-        if let Some(namespace) = namespace
-            && let Err(error) = TapDevice::remove_in_namespace(&handle(namespace), interface)
-        {
-            self.shared.report(format!("interface {interface} of port {} stays: {error}", port.0));
+        if let Err(error) = self.devices.remove(Some(device), (key, namespace), Some(port)) {
+            self.shared.report(format!("interface {} of port {} stays: {error}", key.interface, port.0));
         }
     }
 
@@ -222,6 +199,9 @@ impl Pods {
         {
             wishes.pools.clone_from(&namespace.pools);
         }
+        if wishes.veth.is_none() {
+            wishes.veth = cluster.namespaces.get(pod.namespace()).map(|namespace| namespace.veth);
+        }
         Ok(wishes)
     }
 
@@ -246,9 +226,10 @@ impl Pods {
         };
         let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
         let wishes = pod.as_ref().map(|pod| self.wishes(&cluster, pod)).transpose()?.unwrap_or_default();
+        let device = if wishes.veth.unwrap_or_default() { PodDevice::Veth } else { PodDevice::Tap };
         let Some(name) = &wishes.network else {
             let addresses = self.allocate(request, &cluster, &wishes, pod.as_ref())?;
-            return Ok(Place { addresses: addresses.into_iter().map(IpNet::from).collect(), network: None });
+            return Ok(Place { addresses: addresses.into_iter().map(IpNet::from).collect(), network: None, device });
         };
         let network = cluster.networks.get(name).filter(|network| network.is_for(&self.shared.node));
         let network = network.ok_or_else(|| {
@@ -263,10 +244,10 @@ impl Pods {
         if wishes.pools.is_empty() && wishes.fixed.is_empty() && request.addresses.is_empty() {
             // It asks for its addresses itself, on the wire.
             let network = Some(AttachedNetwork { name: name.to_string(), gateways: Vec::new() });
-            return Ok(Place { addresses: Vec::new(), network });
+            return Ok(Place { addresses: Vec::new(), network, device });
         }
         let addresses = self.allocate(request, &cluster, &wishes, pod.as_ref())?;
-        Place::in_network(network, &addresses).inspect_err(|_| {
+        Place::in_network(network, &addresses, device).inspect_err(|_| {
             self.allocator(|allocator| allocator.release(&holder(&request.key)));
         })
     }
@@ -323,11 +304,10 @@ impl PodNetwork for Pods {
 
     fn delete(&self, request: &DeleteRequest) -> Result<(), CniFailure> {
         if let Some(port) = request.record.as_ref().and_then(|record| record.port.as_ref()) {
-            self.unplug(port.index, request.namespace.as_ref(), &request.key.interface);
-        } else if let Some(namespace) = request.record.as_ref().and(request.namespace.as_ref()) {
+            self.unplug(port.index, port.device, request.namespace.as_ref(), &request.key);
+        } else if request.record.is_some() {
             // An ADD that was cut short may have left the interface behind.
-            TapDevice::remove_in_namespace(&handle(namespace), &request.key.interface)
-                .map_err(|error| system("remove the pod's interface", error))?;
+            self.devices.remove(None, (&request.key, request.namespace.as_ref()), None)?;
         }
         self.allocator(|allocator| allocator.release(&holder(&request.key)));
         Ok(())

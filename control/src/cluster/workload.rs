@@ -91,6 +91,8 @@ pub struct AddressWishes {
     pub pools: Vec<PoolName>,
     /// The network it is plugged into, instead of the pods' segment.
     pub network: Option<NetworkName>,
+    /// Whether its interface must be a veth; `None` as its namespace says.
+    pub veth: Option<bool>,
     /// The StatefulSet that owns it: its addresses are kept while it is made anew.
     pub stateful_set: Option<Arc<str>>,
 }
@@ -102,6 +104,8 @@ pub struct NamespaceRecord {
     pub name: NamespaceName,
     /// The pools that addresses of its pods come from; empty for those of everybody.
     pub pools: Vec<PoolName>,
+    /// Whether interfaces of its pods must be veths, unless they say otherwise.
+    pub veth: bool,
     /// Its labels, with the one that says its name.
     pub labels: Arc<Labels>,
     /// Whether denials of its policies are logged.
@@ -113,6 +117,6 @@ impl NamespaceRecord {
     #[must_use]
     pub fn unlabelled(name: NamespaceName) -> Self {
         let labels = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.to_string())]);
-        Self { name, labels: Arc::new(labels), pools: Vec::new(), logs_denied: false }
+        Self { name, labels: Arc::new(labels), pools: Vec::new(), veth: false, logs_denied: false }
     }
 }

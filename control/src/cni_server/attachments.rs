@@ -73,6 +73,35 @@ pub struct AttachedPort {
     /// The network it is plugged into, instead of the pods' segment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<AttachedNetwork>,
+    /// What the pod's interface is made of.
+    #[serde(default, skip_serializing_if = "PodDevice::is_tap")]
+    pub device: PodDevice,
+}
+
+/// What a pod's interface is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodDevice {
+    /// A TAP of the switch.
+    #[default]
+    Tap,
+    /// One end of a veth pair, whose other end the switch listens to.
+    Veth,
+}
+
+impl PodDevice {
+    /// As the kernel calls such an interface (`IFLA_INFO_KIND`).
+    #[must_use]
+    pub const fn kernel_kind(self) -> &'static str {
+        match self {
+            PodDevice::Tap => "tun",
+            PodDevice::Veth => "veth",
+        }
+    }
+
+    fn is_tap(&self) -> bool {
+        *self == PodDevice::Tap
+    }
 }
 
 /// A pod's place in a network.

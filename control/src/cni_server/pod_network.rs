@@ -9,7 +9,7 @@ use millrace_cni::protocol::{AddAnswer, AnswerAddress, AnswerRoute};
 use millrace_cni::spec::{Failure, code};
 use millrace_engine::packet::{Mac, PortIndex};
 
-use super::{AttachedNetwork, Attachment, AttachmentKey, NetworkNamespace, PodReference};
+use super::{AttachedNetwork, Attachment, AttachmentKey, NetworkNamespace, PodDevice, PodReference};
 
 /// Makes and takes away pods' attachments. Called from blocking threads, for one container at a time.
 pub trait PodNetwork: Send + Sync + 'static {
@@ -77,6 +77,8 @@ pub struct AddResult {
     pub routes: Vec<PodRoute>,
     /// The network it is plugged into, instead of the pods' segment.
     pub network: Option<AttachedNetwork>,
+    /// What the pod's interface is made of.
+    pub device: PodDevice,
 }
 
 /// An address of a pod.

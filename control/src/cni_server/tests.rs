@@ -43,6 +43,7 @@ impl PodNetwork for Notes {
                 gateway: Some("169.254.1.1".parse().expect("an address")),
             }],
             network: None,
+            device: PodDevice::Tap,
             routes: vec![PodRoute { destination: "0.0.0.0/0".parse().expect("a prefix"), gateway: None }],
         })
     }

@@ -83,6 +83,8 @@ pub struct LinkChange {
     pub up: Option<bool>,
     /// Whether it takes frames for every MAC address.
     pub promiscuous: Option<bool>,
+    /// Whether its kernel asks for neighbours there and answers who asks (ARP and neighbour discovery).
+    pub resolves: Option<bool>,
     /// MAC address.
     pub mac: Option<Mac>,
     /// MTU in bytes.
@@ -107,7 +109,10 @@ impl LinkChange {
     fn message(&self, index: u32) -> LinkMessage {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        for (flag, wanted) in [(LinkFlags::Up, self.up), (LinkFlags::Promisc, self.promiscuous)] {
+        let silent = self.resolves.map(|resolves| !resolves);
+        for (flag, wanted) in
+            [(LinkFlags::Up, self.up), (LinkFlags::Promisc, self.promiscuous), (LinkFlags::Noarp, silent)]
+        {
             let Some(on) = wanted else { continue };
             message.header.change_mask |= flag;
             if on {

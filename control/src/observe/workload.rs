@@ -18,6 +18,8 @@ use crate::store::{FieldError, Object};
 const FIXED: &str = "millrace.dev/ip";
 /// Annotation of a pod or a namespace: the pools its addresses come from, separated by commas.
 const POOLS: &str = "millrace.dev/ip-pools";
+/// Annotation of a pod or a namespace: what interfaces are made of, "tap" or "veth".
+const INTERFACE: &str = "millrace.dev/interface";
 /// Annotation of a pod: the network it is plugged into.
 const NETWORK: &str = "millrace.dev/network";
 /// Annotation of a mirror pod: the uid of the static pod, which is the one the runtime knows (`pkg/kubelet/types`).
@@ -49,6 +51,7 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
         fixed: fixed(object)?,
         pools: pools(object)?,
         network: network(object)?,
+        veth: veth(object)?,
         stateful_set: sets.next().map(|owner| Arc::from(owner.name.as_str())),
     };
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
@@ -109,7 +112,8 @@ pub(super) fn namespace(object: &Object) -> Result<NamespaceRecord, FieldError> 
     let (_, logs_denied) = policy::options(&object.content, &mut BTreeMap::new());
     let mut labels = namespace.metadata.labels.unwrap_or_default();
     labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_string());
-    Ok(NamespaceRecord { name, labels: Arc::new(labels), pools: pools(object)?, logs_denied })
+    let veth = veth(object)?.unwrap_or_default();
+    Ok(NamespaceRecord { name, labels: Arc::new(labels), pools: pools(object)?, veth, logs_denied })
 }
 
 /// The parts of an annotation, without blanks; none if it is absent.
@@ -142,6 +146,19 @@ fn network(object: &Object) -> Result<Option<NetworkName>, FieldError> {
     match parts.next() {
         Some(_) => Err(refused(object, NETWORK, "a pod has one interface, and so one network".to_owned())),
         None => Ok(name),
+    }
+}
+
+fn veth(object: &Object) -> Result<Option<bool>, FieldError> {
+    let wanted = annotation(object, INTERFACE).map(|part| match part {
+        "tap" => Ok(false),
+        "veth" => Ok(true),
+        other => Err(refused(object, INTERFACE, format!("{other:?} is neither \"tap\" nor \"veth\""))),
+    });
+    let mut wanted = wanted.collect::<Result<Vec<_>, _>>()?;
+    match wanted.len() {
+        0 | 1 => Ok(wanted.pop()),
+        _ => Err(refused(object, INTERFACE, "a pod has one interface".to_owned())),
     }
 }
 

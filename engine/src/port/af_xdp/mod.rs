@@ -19,6 +19,7 @@ mod steering;
 mod sys;
 mod transmit;
 mod umem;
+mod withheld;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -41,6 +42,7 @@ pub use steering::{
 };
 pub use sys::{receive_queues, set_transmit_checksum};
 pub use umem::Umem;
+pub use withheld::{Withheld, Withholding};
 
 /// Bytes of a received frame that fit one buffer behind the kernel's headroom.
 const BUFFER_BYTES: usize = limits::HEAD_FRAME_BYTES - limits::XDP_HEADROOM_BYTES;

@@ -16,6 +16,8 @@ pub(super) const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
 /// `BPF_LINK_CREATE` and `BPF_OBJ_GET_INFO_BY_FD` (enum bpf_cmd, include/uapi/linux/bpf.h).
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+/// `BPF_PROG_LOAD`.
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
 /// `BPF_XDP` and `BPF_TCX_INGRESS` (enum bpf_attach_type).
 const BPF_XDP: u32 = 37;
@@ -263,6 +265,29 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_int> 
     // word of the callers in this file.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     check(result as libc::c_int)
+}
+
+/// Loads a classifier that drops every packet.
+pub(super) fn load_drop_program() -> io::Result<OwnedFd> {
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    const CLASSIFIER: u32 = 3;
+    /// `r0 = TCX_DROP; exit` as `struct bpf_insn` of a little-endian machine: the code, then the immediate value above.
+    const DROP_ALL: [u64; 2] = [0xb7 | 2 << 32, 0x95];
+    const LICENSE: &std::ffi::CStr = c"Apache-2.0";
+    #[repr(C)]
+    struct ProgramLoad {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+    }
+    let mut attributes = ProgramLoad {
+        kind: CLASSIFIER,
+        instruction_count: DROP_ALL.len() as u32,
+        instructions: DROP_ALL.as_ptr() as u64,
+        license: LICENSE.as_ptr() as u64,
+    };
+    own(bpf(BPF_PROG_LOAD, &mut attributes)?)
 }
 
 /// Attaches an XDP program to an interface as a BPF link, which ends with the descriptor.

@@ -136,6 +136,12 @@ impl PacketSocket {
         Ok(sockets)
     }
 
+    /// Says that the far end is a stack, which profits from segments joined to units, and not a wire.
+    #[must_use]
+    pub fn towards_stack(self) -> Self {
+        Self { joins: true, ..self }
+    }
+
     /// Says anew which frames come in, from this call on.
     ///
     /// # Errors
