@@ -20,7 +20,7 @@ use millrace_engine::port::tap::TapDevice;
 use super::pods::FIRST_BRIDGE_PORT;
 use super::shared::Shared;
 use crate::cluster::{BridgePortRecord, Cluster, DeviceKind, PortDevice, PortName};
-use crate::kernel::{LinkChange, Netlink};
+use crate::kernel::{KernelError, Link, LinkChange, Netlink};
 use crate::plan::LocalPort;
 
 /// The namespace that the agent itself runs in.
@@ -31,6 +31,8 @@ struct Taken {
     device: PortDevice,
     namespace: NamespaceHandle,
     link: u32,
+    /// MTU of the interface when it was taken: its queues take no longer frames. TAPs take all.
+    mtu: u32,
     steering: Option<Steering>,
     /// The socket beside the kernel, and what comes in by it.
     beside: Option<(PacketSocket, Accept)>,
@@ -83,26 +85,26 @@ impl BridgePorts {
         let path = record.device.namespace.as_deref().unwrap_or(std::path::Path::new(OWN_NAMESPACE));
         let namespace = NamespaceHandle::open(path).map_err(|error| error.to_string())?;
         let mut netlink = Netlink::open_in(&namespace).map_err(|error| error.to_string())?;
-        let found = netlink.link(interface).map_err(|error| error.to_string())?;
+        let set = |netlink: &mut Netlink| set_link(netlink, interface, record).map_err(|error| error.to_string());
+        let mut found = netlink.link(interface).map_err(|error| error.to_string())?;
+        if found.is_some() {
+            // Before it is taken, so that its queues take frames as long as they shall be.
+            found = Some(set(&mut netlink)?);
+        }
         let same = |taken: &Taken| {
-            taken.namespace.inode() == namespace.inode() && found.as_ref().is_some_and(|link| link.index == taken.link)
+            let is_same = |link: &Link| {
+                link.index == taken.link && (taken.device.kind == DeviceKind::Tap || link.mtu <= taken.mtu)
+            };
+            taken.namespace.inode() == namespace.inode() && found.as_ref().is_some_and(is_same)
         };
         if self.taken.get(name).is_some_and(|taken| !same(taken)) {
-            // The namespace or the interface was replaced by another of its name.
+            // The namespace or the interface was replaced by another of its name, or its frames may be longer by now.
             self.release(name, false);
         }
         if !self.taken.contains_key(name) {
             self.take(name, record, namespace)?;
         }
-        let link = netlink.existing_link(interface).map_err(|error| error.to_string())?;
-        let change = LinkChange {
-            up: (!link.up).then_some(true),
-            mtu: record.mtu.filter(|mtu| *mtu != link.mtu),
-            ..LinkChange::default()
-        };
-        if change != LinkChange::default() {
-            netlink.change_link(interface, &change).map_err(|error| error.to_string())?;
-        }
+        let link = set(&mut netlink)?;
         let taken = self.taken.get_mut(name).ok_or("was given back")?;
         taken.link = link.index;
         Ok((taken.port, record.mtu.unwrap_or(link.mtu)))
@@ -144,10 +146,11 @@ impl BridgePorts {
             DeviceKind::AfXdp | DeviceKind::Packet => LinkChange { promiscuous: Some(true), ..LinkChange::up() },
         };
         netlink.change_link(interface, &change).map_err(|error| error.to_string())?;
-        let link = netlink.existing_link(interface).map_err(|error| error.to_string())?.index;
+        let link = netlink.existing_link(interface).map_err(|error| error.to_string())?;
         self.shared.switch.with(|switch| switch.attach(port, queues)).map_err(|error| error.to_string())?;
         let device = record.device.clone();
-        self.taken.insert(name.clone(), Taken { port, device, namespace, link, steering, beside });
+        self.taken
+            .insert(name.clone(), Taken { port, device, namespace, link: link.index, mtu: link.mtu, steering, beside });
         Ok(())
     }
 
@@ -212,6 +215,21 @@ impl BridgePorts {
     pub(super) fn problems(&self) -> Vec<String> {
         self.refused.values().cloned().collect()
     }
+}
+
+/// Sets the interface up, with the MTU that its object says; what it is then.
+fn set_link(netlink: &mut Netlink, interface: &str, record: &BridgePortRecord) -> Result<Link, KernelError> {
+    let link = netlink.existing_link(interface)?;
+    let change = LinkChange {
+        up: (!link.up).then_some(true),
+        mtu: record.mtu.filter(|mtu| *mtu != link.mtu),
+        ..LinkChange::default()
+    };
+    if change == LinkChange::default() {
+        return Ok(link);
+    }
+    netlink.change_link(interface, &change)?;
+    netlink.existing_link(interface)
 }
 
 type Queues = Vec<Option<Box<dyn PortQueue>>>;

@@ -32,6 +32,8 @@ struct Uplink {
     port: PortIndex,
     kind: UplinkPortKind,
     link: u32,
+    /// MTU of the interface when it was taken: its queues take no longer frames.
+    mtu: u32,
     steering: Steering,
     problem: Option<UplinkProblem>,
 }
@@ -83,8 +85,11 @@ impl Uplinks {
         let interface = || name.as_str().to_owned();
         let unknown = |error: KernelError| UplinkProblem::Refused { interface: interface(), said: error.to_string() };
         let found = netlink.link(name.as_str()).map_err(unknown)?;
-        if self.taken.get(name).is_some_and(|uplink| found.as_ref().is_none_or(|link| link.index != uplink.link)) {
-            // The interface was deleted, and perhaps made again under the same name.
+        let is_other = |uplink: &Uplink| {
+            // Deleted, and perhaps made again under the same name; or its frames may be longer by now.
+            found.as_ref().is_none_or(|link| link.index != uplink.link || link.mtu > uplink.mtu)
+        };
+        if self.taken.get(name).is_some_and(is_other) {
             self.release(name);
         }
         let link = found.ok_or_else(|| UplinkProblem::Absent { interface: interface() })?;
@@ -116,7 +121,7 @@ impl Uplinks {
         let taking::Taken { queues, steering, problem } = taking::take(kind, link, port, &umems)?;
         let attached = self.shared.switch.with(|switch| switch.attach(port, queues));
         attached.map_err(|error| UplinkProblem::Refused { interface: interface(), said: error.to_string() })?;
-        let uplink = Uplink { port, kind, link: link.index, steering, problem };
+        let uplink = Uplink { port, kind, link: link.index, mtu: link.mtu, steering, problem };
         self.taken.insert(name.clone(), uplink);
         Ok(port)
     }

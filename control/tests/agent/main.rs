@@ -17,6 +17,7 @@ mod host;
 mod idle;
 mod kernel_peer;
 mod late_fragments;
+mod losses;
 mod networks;
 mod objects;
 mod ping;
@@ -28,9 +29,12 @@ mod restart;
 #[path = "../support/root_tests.rs"]
 mod root_tests;
 mod services;
+mod standalone;
+mod subnets;
 mod traffic;
 mod uplinks;
 mod verbs;
+mod veth;
 mod workers;
 
 use std::process::ExitCode;
@@ -49,6 +53,10 @@ const TESTS: &[Test] = &[
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),
     ("nodes_of_one_subnet_need_no_tunnel", reachability::nodes_of_one_subnet_need_no_tunnel),
+    (
+        "across_subnets_there_is_a_tunnel_and_inside_there_is_none",
+        subnets::across_subnets_there_is_a_tunnel_and_inside_there_is_none,
+    ),
     ("the_program_shows_and_traces", reachability::the_program_shows_and_traces),
     ("a_kernel_in_flannels_layout_is_a_peer", flannel::a_kernel_in_flannels_layout_is_a_peer),
     ("the_host_reaches_pods_and_pods_reach_it", host::the_host_reaches_pods_and_pods_reach_it),
@@ -63,6 +71,8 @@ const TESTS: &[Test] = &[
         announcing::one_node_announces_a_load_balancer_and_another_takes_over,
     ),
     ("pods_stand_on_the_nodes_wire", networks::pods_stand_on_the_nodes_wire),
+    ("a_pod_may_have_a_veth", veth::a_pod_may_have_a_veth),
+    ("units_of_a_veth_stay_whole", veth::units_of_a_veth_stay_whole),
     ("a_network_that_is_not_there_is_named", networks::a_network_that_is_not_there_is_named),
     (
         "the_hosts_own_traffic_goes_on_beside_packet_sockets",
@@ -72,8 +82,10 @@ const TESTS: &[Test] = &[
     ("an_interface_on_top_of_others_is_an_uplink", uplinks::an_interface_on_top_of_others_is_an_uplink),
     ("a_second_uplink_takes_over", uplinks::a_second_uplink_takes_over),
     ("a_node_with_another_address_is_followed", uplinks::a_node_with_another_address_is_followed),
+    ("an_uplinks_mtu_is_followed", uplinks::an_uplinks_mtu_is_followed),
     ("a_missing_right_is_named", uplinks::a_missing_right_is_named),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
+    ("what_streams_lose_while_agents_come_and_go", losses::what_streams_lose_while_agents_come_and_go),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),
     ("a_foreign_interface_is_left_alone", plugging::a_foreign_interface_is_left_alone),
@@ -83,11 +95,18 @@ const TESTS: &[Test] = &[
     ("new_objects_apply_at_once", objects::new_objects_apply_at_once),
     ("a_pod_is_closed_from_its_first_packet_on", policies::a_pod_is_closed_from_its_first_packet_on),
     ("live_flows_are_cut_or_finish", policies::live_flows_are_cut_or_finish),
+    (
+        "the_five_minutes_of_the_standalone_switch_are_as_written",
+        standalone::the_five_minutes_of_the_standalone_switch_are_as_written,
+    ),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
 ];
 
 fn main() -> ExitCode {
+    if let Some(code) = standalone::as_ping() {
+        return code;
+    }
     let listed = |(name, run): Test| RootTest { name, run, on_demand: false };
     root_tests::run(TESTS.iter().copied().map(listed).collect(), Some(1))
 }

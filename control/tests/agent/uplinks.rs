@@ -185,45 +185,105 @@ pub(crate) fn a_second_uplink_takes_over() {
 }
 
 pub(crate) fn a_node_with_another_address_is_followed() {
-    const OTHER: &str = "192.0.2.11";
-    let Cluster { agents, underlay } = Cluster::create(1, AgentOptions::default());
+    follows_the_address(true);
+    follows_the_address(false);
+}
+
+/// The node's address of one family is another from now on, and its object says so.
+fn follows_the_address(ipv4: bool) {
+    let (other_address, length) = if ipv4 { ("192.0.2.11", 24) } else { ("2001:db8::11", 64) };
+    // Nodes that have an address of this family only.
+    let underlay = Underlay::create(1);
+    let node_with =
+        |number: usize, address: &str| node_object(number).replace(NODES[number].1[0], &format!("'{address}'"));
+    let at = usize::from(!ipv4);
+    let (former, far) = (NODES[0].1[at], NODES[1].1[at]);
+    let write = |own: &str| {
+        let objects = [POOLS.to_owned(), node_with(0, own), node_with(1, far), uplink_object(0), uplink_object(1)];
+        underlay.directory.write_objects("cluster.yaml", &objects.concat());
+    };
+    write(former);
+    let agents = [0, 1].map(|number| underlay.start(number, AgentOptions::default()));
     let (_pods, ends) = pods(&underlay);
     traffic::check(&ends[0], &ends[1]);
     let namespace = underlay.nodes[0].handle();
     let mut netlink = Netlink::open_in(namespace).expect("netlink");
-    let prefix = |address: &str| format!("{address}/24").parse().expect("prefix");
+    let prefix = |address: &str| format!("{address}/{length}").parse().expect("prefix");
     // The other way round the new one would be a secondary of the old one, and go with it.
-    netlink.delete_address(UPLINK, prefix(NODES[0].1[0])).expect("deleted");
-    netlink.add_address(UPLINK, prefix(OTHER)).expect("added");
-    let moved = node_object(0).replace(NODES[0].1[0], OTHER);
-    let objects = [POOLS.to_owned(), moved, node_object(1), uplink_object(0), uplink_object(1)];
-    underlay.directory.write_objects("cluster.yaml", &objects.concat());
+    netlink.delete_address(UPLINK, prefix(former)).expect("deleted");
+    netlink.add_address(UPLINK, prefix(other_address)).expect("added");
+    write(other_address);
 
     let end = Instant::now() + PATIENCE;
     let knows = |agent: &Agent| {
         let neighbours: serde_json::Value = agent.client().show("neighbours").expect("neighbours");
-        neighbours.to_string().contains(OTHER)
+        neighbours.to_string().contains(other_address)
     };
-    while !knows(&agents[1]) || !ping(&ends[0], ends[1].address(true), 56, Duration::from_millis(200)) {
+    while !knows(&agents[1]) || !ping(&ends[0], ends[1].address(ipv4), 56, Duration::from_millis(200)) {
         assert!(Instant::now() < end, "{:#?}", agents[0].status());
         std::thread::sleep(Duration::from_millis(20));
     }
     traffic::check(&ends[0], &ends[1]);
     // What is the host's at the new address comes back to it: fragments.
     let other = node(&underlay, 1);
-    let to = OTHER.parse().expect("address");
+    let to = other_address.parse().expect("address");
     assert!((0..5).any(|_| ping(&other, to, 3000, Duration::from_secs(1))), "fragments to the new address");
     let own: Vec<_> = uplinks(&agents[0]).into_iter().flat_map(|port| port.addresses).collect();
-    assert!(own.contains(&OTHER.to_owned()) && !own.contains(&NODES[0].1[0].to_owned()), "{own:?}");
+    assert!(own.contains(&other_address.to_owned()) && !own.contains(&former.to_owned()), "{own:?}");
     // A socket that does not say from where still gets the source that the other node routes back.
     let chosen = namespace.enter(|| {
-        let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.connect((ends[1].address(true), 9))?;
+        let socket = UdpSocket::bind(if ipv4 { "0.0.0.0:0" } else { "[::]:0" })?;
+        socket.connect((ends[1].address(ipv4), 9))?;
         socket.local_addr()
     });
     let chosen = chosen.expect("entered").expect("connected").ip();
-    assert_eq!(chosen, host::host(&underlay, 0).address(true));
+    assert_eq!(chosen, host::host(&underlay, 0).address(ipv4));
     agents.iter().for_each(Agent::assert_sound);
+}
+
+/// Pods that are plugged in keep their MTU and are told what fits; later ones get the new one, and frames as long pass.
+pub(crate) fn an_uplinks_mtu_is_followed() {
+    for more in ["", ", port: packet"] {
+        let Cluster { agents, underlay } =
+            Cluster::with_uplinks(Underlay::create(1), [more; 2], AgentOptions::default());
+        let (_pods, ends) = pods(&underlay);
+        traffic::check(&ends[0], &ends[1]);
+        let set = |mtu: u32| {
+            for node in &underlay.nodes {
+                let change = LinkChange { mtu: Some(mtu), ..LinkChange::default() };
+                Netlink::open_in(node.handle()).expect("netlink").change_link(UPLINK, &change).expect("changed");
+            }
+            let end = Instant::now() + PATIENCE;
+            let followed = |agent: &Agent| {
+                let ports: Vec<PortReport> = agent.client().show("ports").expect("ports");
+                let has = |role: &str, mtu| ports.iter().any(|port| port.role == role && port.mtu_bytes == mtu);
+                has("uplink", mtu) && has("host", mtu - 50)
+            };
+            while !agents.iter().all(followed) {
+                assert!(Instant::now() < end, "the MTU of {mtu} is not followed");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        for (mtu, names) in [(1400, ["a2", "b2"]), (1800, ["a3", "b3"]), (1500, ["a4", "b4"])] {
+            set(mtu);
+            let newer = [(names[0], "a"), (names[1], "b")].map(|(name, node)| Pod::create(name, node));
+            let far = newer.each_ref().map(|pod| pod.add(&underlay.directory));
+            assert!(newer.iter().all(|pod| pod.interface().is_some_and(|link| link.mtu == mtu - 50)));
+            traffic::check(&far[0], &far[1]);
+            // Frames of the full length: 28 bytes of headers, 48 over IPv6.
+            for (ipv4, headers) in [(true, 28), (false, 48)] {
+                let length = (mtu - 50 - headers) as usize;
+                let came = (0..5).any(|_| ping(&far[0], far[1].address(ipv4), length, Duration::from_secs(1)));
+                assert!(came, "full frames at MTU {mtu} (IPv4: {ipv4})");
+            }
+            // The older pods have the MTU they were made with: what does not fit, they are told.
+            for ipv4 in [true, false] {
+                traffic::tcp(&ends[0], &ends[1], ipv4);
+                traffic::tcp(&ends[1], &far[0], ipv4);
+            }
+        }
+        agents.iter().for_each(|agent| assert_eq!(agent.status().unaccounted_frames, 0));
+    }
 }
 
 /// How the program is started, the kind of problem that its status then has, and words of it.

@@ -4,6 +4,7 @@
 
 mod bounds;
 mod command_line;
+mod pages;
 mod plugin;
 mod policy;
 mod socket;
