@@ -1,0 +1,115 @@
+//! The emulator through `kubectl`: what people type works. Without `kubectl` on this machine nothing is tried, and said.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use millrace_emulator::{Emulator, Options};
+
+struct Kubectl {
+    kubeconfig: std::path::PathBuf,
+    _emulator: Emulator,
+}
+
+impl Kubectl {
+    /// `None` where there is no `kubectl`.
+    fn start(test: &str) -> Option<Kubectl> {
+        if Command::new("kubectl").args(["version", "--client"]).stdout(Stdio::null()).status().is_err() {
+            println!("no kubectl on this machine");
+            return None;
+        }
+        let emulator = Emulator::start(Options::default()).expect("emulator");
+        let kubeconfig = std::env::temp_dir().join(format!("millrace-kubectl-{}-{test}", std::process::id()));
+        std::fs::write(&kubeconfig, emulator.kubeconfig()).expect("written");
+        Some(Kubectl { kubeconfig, _emulator: emulator })
+    }
+
+    /// Runs it with this on its standard input; what it printed if it succeeded.
+    fn run(&self, words: &[&str], input: &str) -> Result<String, String> {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(["--cache-dir", "/dev/null"]).args(words);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kubectl");
+        child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("written");
+        let output = child.wait_with_output().expect("waited");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+}
+
+impl Drop for Kubectl {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.kubeconfig);
+    }
+}
+
+const POOL: &str = "\
+apiVersion: millrace.dev/v1alpha1
+kind: IpPool
+metadata: {name: pods}
+spec: {cidr: 10.1.0.0/16}
+";
+
+const SERVICE: &str = "\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default, labels: {app: web}}
+spec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{name: http, port: 80}]}
+";
+
+#[test]
+fn people_get_apply_and_delete() {
+    let Some(kubectl) = Kubectl::start("people") else { return };
+    let definitions = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds.yaml");
+    let apply = ["apply", "--validate=false", "-f"];
+    let made = kubectl.run(&[&apply[..], &[definitions]].concat(), "").expect("definitions");
+    assert!(made.contains("ippools.millrace.dev created"), "{made}");
+    let waited = ["wait", "--for=condition=Established", "--timeout=10s", "-f", definitions];
+    kubectl.run(&waited, "").expect("established");
+
+    let from_input = [&apply[..], &["-"]].concat();
+    for (text, name) in [(POOL, "ippool.millrace.dev/pods"), (SERVICE, "service/web")] {
+        assert_eq!(kubectl.run(&from_input, text), Ok(format!("{name} created")));
+        assert_eq!(kubectl.run(&from_input, text), Ok(format!("{name} unchanged")));
+    }
+    assert_eq!(
+        kubectl.run(&from_input, &POOL.replace("10.1.", "10.2.")),
+        Ok("ippool.millrace.dev/pods configured".to_owned())
+    );
+    assert_eq!(
+        kubectl.run(&from_input, &SERVICE.replace("port: 80", "port: 81")),
+        Ok("service/web configured".to_owned())
+    );
+    assert_eq!(
+        kubectl.run(&["get", "ippool", "pods", "-o", "jsonpath={.spec.cidr}"], ""),
+        Ok("10.2.0.0/16".to_owned())
+    );
+    assert_eq!(
+        kubectl.run(&["get", "svc", "-l", "app=web", "-o", "jsonpath={.items[*].spec.ports[*].port}"], ""),
+        Ok("81".to_owned())
+    );
+    let table = kubectl.run(&["get", "ippools,services,nodes", "-A"], "").expect("get");
+    assert!(table.contains("ippool.millrace.dev/pods") && table.contains("service/web"), "{table}");
+    let missing = kubectl.run(&["get", "pod", "nobody"], "").expect_err("nobody is there");
+    assert!(missing.contains("NotFound"), "{missing}");
+
+    kubectl.run(&["label", "svc", "web", "team=a"], "").expect("labelled");
+    kubectl.run(&["annotate", "ippool", "pods", "note=a"], "").expect("annotated");
+    let patch = ["patch", "ippool", "pods", "--type=merge", "-p", "{\"spec\":{\"blockSize\":28}}"];
+    kubectl.run(&patch, "").expect("patched");
+    assert_eq!(kubectl.run(&["delete", "svc", "web"], ""), Ok("service \"web\" deleted".to_owned()));
+    assert_eq!(kubectl.run(&["delete", "ippool", "--all"], ""), Ok("ippool.millrace.dev \"pods\" deleted".to_owned()));
+}
+
+#[test]
+fn people_apply_on_the_server() {
+    let Some(kubectl) = Kubectl::start("server") else { return };
+    let apply = |manager: &str, text: &str| {
+        let manager = format!("--field-manager={manager}");
+        kubectl.run(&["apply", "--validate=false", "--server-side", &manager, "-f", "-"], text)
+    };
+    assert_eq!(apply("one", SERVICE), Ok("service/web serverside-applied".to_owned()));
+    let changed = SERVICE.replace("10.96.0.10", "10.96.0.11");
+    let conflict = apply("two", &changed).expect_err("one owns it");
+    assert!(conflict.contains("conflict with \"one\"") && conflict.contains(".spec.clusterIP"), "{conflict}");
+    assert_eq!(apply("one", &changed), Ok("service/web serverside-applied".to_owned()));
+}
