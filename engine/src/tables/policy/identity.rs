@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     fn identity(text: &str) -> Arc<Identity> {
-        Arc::new(Identity { sets: [PeerSet::new(text)].into(), named_ports: Box::default() })
+        Arc::new(Identity { sets: [PeerSet::new(text)].into(), ..Identity::default() })
     }
 
     #[test]
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(one, PeerSet::new("app=web in default"));
         let mut sets = [one.clone(), two.clone()];
         sets.sort_unstable();
-        let identity = Identity { sets: sets.into(), named_ports: Box::default() };
+        let identity = Identity { sets: sets.into(), ..Identity::default() };
         assert!(identity.is_in(&one) && identity.is_in(&two) && !identity.is_in(&PeerSet::new("x")));
     }
 }
