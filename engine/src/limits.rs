@@ -59,6 +59,13 @@ pub const PORTS: usize = 1024;
 /// that the kernel takes: 32 KiB of the kernel's memory at most.
 pub const PACKET_STATIONS: usize = 800;
 
+/// Source ports of one worker's tunnels through UDP sockets, in each family: a socket each.
+pub const UDP_SOURCE_PORTS: usize = 16;
+
+/// Messages taken from a UDP socket with one call, each of up to 64 KiB: 1 MiB of memory and 16 head frames for each worker
+/// and uplink that has such sockets.
+pub const UDP_MESSAGES: usize = 16;
+
 /// Segments of a switch; 8 B each. The first is the pods'.
 pub const SEGMENTS: usize = 4_096;
 

@@ -95,6 +95,7 @@ fn decapsulate(memory: &FrameMemory, packet: &mut Packet, subject: &Subject<'_>)
     if !packet.strip(subject.inner_offset) {
         return Err(DropReason::VxlanTruncated);
     }
+    packet.set_tunnelled(false);
     let headers = subject.headers;
     let inner = headers.traffic_class;
     if !matches!(headers.network, Network::Ipv4 | Network::Ipv6) {
@@ -188,6 +189,7 @@ fn encapsulate(
     if !packet.prepend(template.len()) {
         return Err(DropReason::Oversized);
     }
+    packet.set_tunnelled(true);
     let is_ipv6 = encapsulation.source.is_ipv6();
     let frame = memory.head_mut(packet);
     frame[..template.len()].copy_from_slice(template);

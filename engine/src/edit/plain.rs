@@ -73,6 +73,7 @@ fn edit<const STEPS: u8>(
         if !packet.strip(usize::from(plain.offset)) {
             return Err(DropReason::VxlanTruncated);
         }
+        packet.set_tunnelled(false);
         if plain.outer_traffic_class & ECN_MASK != 0 {
             let header = memory.head_mut(packet).get_mut(NETWORK..).unwrap_or_default();
             traffic_class = carry_congestion(header, plain.is_ipv6, traffic_class, plain.outer_traffic_class)?;
@@ -87,6 +88,7 @@ fn edit<const STEPS: u8>(
         if !packet.prepend(OUTER_BYTES) {
             return Err(DropReason::Oversized);
         }
+        packet.set_tunnelled(true);
         let outer = memory.head_mut(packet).first_chunk_mut().ok_or(DropReason::Oversized)?;
         encapsulate(outer, compiled, inner_bytes, traffic_class & ECN_MASK, entropy_port(flow_hash));
     }

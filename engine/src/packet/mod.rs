@@ -103,6 +103,9 @@ mod state {
     pub(super) const ECN: u8 = 1 << 2;
     /// The kind of unit, in two bits.
     pub(super) const KIND_SHIFT: u8 = 3;
+    pub(super) const KIND: u8 = 3;
+    /// A tunnel's outer headers before it are this switch's own.
+    pub(super) const TUNNELLED: u8 = 1 << 5;
 }
 
 impl Packet {
@@ -156,7 +159,7 @@ impl Packet {
         if self.state & state::GSO == 0 {
             return None;
         }
-        let kind = match self.state >> state::KIND_SHIFT {
+        let kind = match self.state >> state::KIND_SHIFT & state::KIND {
             0 => GsoKind::TcpIpv4,
             1 => GsoKind::TcpIpv6,
             _ => GsoKind::Udp,
@@ -167,7 +170,7 @@ impl Packet {
     /// Says whether it is a unit.
     #[inline]
     pub fn set_gso(&mut self, gso: Option<Gso>) {
-        self.state &= state::PARTIAL;
+        self.state &= state::PARTIAL | state::TUNNELLED;
         if let Some(gso) = gso {
             let ecn = if gso.ecn { state::ECN } else { 0 };
             self.state |= state::GSO | ecn | (gso.kind as u8) << state::KIND_SHIFT;
@@ -175,9 +178,24 @@ impl Packet {
         }
     }
 
-    /// Takes ingress, checksum state and GSO over from `other`.
+    /// Whether this switch wrote the tunnel's outer headers before it: its edit, towards the uplink, or a port whose kernel
+    /// took the real ones off and found them right ([`crate::port::udp`]).
+    #[inline]
+    #[must_use]
+    pub fn is_tunnelled(&self) -> bool {
+        self.state & state::TUNNELLED != 0
+    }
+
+    /// Says whether outer headers of this switch's own stand before it.
+    #[inline]
+    pub fn set_tunnelled(&mut self, tunnelled: bool) {
+        self.state = self.state & !state::TUNNELLED | u8::from(tunnelled) * state::TUNNELLED;
+    }
+
+    /// Takes ingress, checksum state, GSO and the mark of a tunnel over from `other`.
     fn copy_metadata(&mut self, other: &Packet) {
         self.ingress = other.ingress;
+        self.set_tunnelled(other.is_tunnelled());
         self.set_checksum(other.checksum());
         self.set_gso(other.gso());
     }
@@ -214,7 +232,7 @@ impl Packet {
     #[inline]
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.state == 0
+        self.state & !state::TUNNELLED == 0
     }
 
     /// Where the packet's first byte lies in its head frame; [`Checksum::Partial`] counts from the same zero.

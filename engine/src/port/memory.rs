@@ -87,6 +87,7 @@ impl MemoryQueue {
         partial_checksum: true,
         chained: true,
         joins: true,
+        tunnels: false,
         frame_bytes: limits::PACKET_BYTES,
     };
 
@@ -97,6 +98,7 @@ impl MemoryQueue {
         partial_checksum: false,
         chained: false,
         joins: false,
+        tunnels: false,
         frame_bytes: 1518,
     };
 

@@ -11,6 +11,7 @@ pub mod packet_socket;
 pub mod pcap;
 pub mod socket;
 pub mod tap;
+pub mod udp;
 
 use std::os::fd::BorrowedFd;
 
@@ -30,6 +31,8 @@ pub struct Capabilities {
     pub chained: bool,
     /// Wants consecutive TCP segments joined: the receiver profits from GSO units and can be told of them.
     pub joins: bool,
+    /// Sends tunnelled packets by sockets, so that the kernel makes their outer headers, UDP checksum included.
+    pub tunnels: bool,
     /// Longest frame it takes when the packet is no GSO unit: Ethernet header included, and on a wire one VLAN tag, which
     /// is no part of an MTU (IEEE 802.3 section 3.2.7).
     pub frame_bytes: usize,
@@ -38,7 +41,7 @@ pub struct Capabilities {
 /// How a queue moves packets, in words for `show ports`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueDescription {
-    /// `tap`, `af_xdp`, `packet`, `memory`, `pcap`.
+    /// `tap`, `af_xdp`, `packet`, `udp`, `memory`, `pcap`.
     pub kind: &'static str,
     /// Mode read back from the kernel, e.g. `native copy need_wakeup queue 0`.
     pub mode: String,

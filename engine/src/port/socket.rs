@@ -28,6 +28,21 @@ pub fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int, v
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Bytes of frames that wait, by the kernel's count: some thousand small ones each way. Without the right to so many the
+/// socket only drops, or says that it is full, sooner.
+pub(crate) fn set_buffers(socket: &impl AsFd) -> io::Result<()> {
+    const RECEIVE_BYTES: libc::c_int = 8 << 20;
+    const SEND_BYTES: libc::c_int = 4 << 20;
+    for (forced, plain, bytes) in
+        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BYTES), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BYTES)]
+    {
+        if set_option(socket, libc::SOL_SOCKET, forced, bytes).is_err() {
+            set_option(socket, libc::SOL_SOCKET, plain, bytes)?;
+        }
+    }
+    Ok(())
+}
+
 /// From now on the kernel notes when each datagram of the socket arrives, see [`receive_timed`].
 ///
 /// # Errors

@@ -23,6 +23,7 @@ struct Parcel {
     ingress: PortIndex,
     checksum: Checksum,
     gso: Option<Gso>,
+    is_tunnelled: bool,
     continues: bool,
 }
 
@@ -83,6 +84,7 @@ impl LaneSender {
                 ingress: packet.ingress,
                 checksum: moved(packet.checksum(), packet.start()),
                 gso: packet.gso(),
+                is_tunnelled: packet.is_tunnelled(),
                 continues: number + 1 < needed,
             };
             // The slots were counted above and only this side fills them.
@@ -123,6 +125,7 @@ impl LaneReceiver {
         packet.ingress = first.ingress;
         packet.set_checksum(first.checksum);
         packet.set_gso(first.gso);
+        packet.set_tunnelled(first.is_tunnelled);
         let mut continues = first.continues;
         while continues {
             let Ok(parcel) = self.parcels.pop() else { break };

@@ -209,7 +209,8 @@ fn takes_whole(packet: &Packet, capabilities: Capabilities) -> bool {
     })
 }
 
-/// Completes what the port cannot: the layer-4 checksum, and the outer one that IPv6 demands (RFC 6935 section 5).
+/// Completes what the port cannot: the layer-4 checksum, always complete inside a tunnel, and the outer one that IPv6
+/// demands (RFC 6935 section 5).
 #[inline]
 fn complete(
     kernel: Kernel,
@@ -224,7 +225,9 @@ fn complete(
         outlet.counters.event(Event::ChecksumsCompleted).add(1);
     }
     match layout.outer {
-        Some(outer) if outer.is_ipv6 => outer_checksum::write(kernel, outlet.memory, packet, &outer),
+        Some(outer) if outer.is_ipv6 && !capabilities.tunnels => {
+            outer_checksum::write(kernel, outlet.memory, packet, &outer)
+        }
         _ => Ok(()),
     }
 }

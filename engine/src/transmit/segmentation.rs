@@ -348,6 +348,7 @@ impl Unit {
             let payload = self.payload.saturating_sub(number * self.size).min(self.size);
             let mut segment = Packet::new(frame, limits::HEADROOM_BYTES, self.payload_offset + payload);
             segment.ingress = packet.ingress;
+            segment.set_tunnelled(packet.is_tunnelled());
             out.push(segment);
         }
         true

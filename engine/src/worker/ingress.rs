@@ -326,8 +326,12 @@ fn verify_offload(packet: &Packet, inner_offset: usize, headers: &Headers) -> Re
     if own || start >= frame + behind + udp::HEADER_BYTES { Ok(()) } else { Err(DropReason::GsoMalformed) }
 }
 
-/// A zero outer checksum is usual over IPv4 and forbidden over IPv6 (RFC 7348 section 5); any other must be right.
+/// A zero outer checksum is usual over IPv4 and forbidden over IPv6 (RFC 7348 section 5); any other must be right. Where the
+/// kernel took the outer headers off, it has seen to that.
 fn verify_outer(memory: &FrameMemory, packet: &Packet, outer: &Headers) -> Result<(), DropReason> {
+    if packet.is_tunnelled() {
+        return Ok(());
+    }
     let offset = usize::from(outer.transport_offset);
     let head = memory.head(packet);
     let field = wire::read_u16(head, offset + udp::CHECKSUM).ok_or(DropReason::VxlanTruncated)?;

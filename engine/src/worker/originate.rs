@@ -62,6 +62,7 @@ impl Worker {
         if !packet.strip(frame.inner_offset) {
             return outlet!(self).drop(packet, DropReason::VxlanTruncated);
         }
+        packet.set_tunnelled(false);
         match reply {
             Reply::Arp(mac) => self.reply_arp(frame, mac, packet),
             Reply::NeighbourAdvertisement(mac) => self.advertise(frame, mac, packet),

@@ -40,7 +40,7 @@ pub use steering::{
     AttachMode, AttachPreference, Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts,
     Steering, SteeringError, SteeringRules, VxlanRules,
 };
-pub use sys::{receive_queues, set_transmit_checksum};
+pub use sys::{receive_queues, set_receive_gathering, set_transmit_checksum};
 pub use umem::Umem;
 pub use withheld::{Withheld, Withholding};
 
@@ -318,6 +318,7 @@ impl PortQueue for AfXdpQueue {
             partial_checksum: false,
             chained: self.multi_buffer,
             joins: false,
+            tunnels: false,
             frame_bytes: self.frame_bytes,
         }
     }

@@ -32,6 +32,8 @@ pub(super) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// `ETHTOOL_STXCSUM` (include/uapi/linux/ethtool.h).
 const ETHTOOL_STXCSUM: u32 = 0x17;
+/// `ETHTOOL_SGRO`.
+const ETHTOOL_SGRO: u32 = 0x2c;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -225,12 +227,25 @@ const SIOCETHTOOL: libc::c_ulong = 0x8946;
 /// # Errors
 /// What the kernel said to the request: no such interface, or no right to change it.
 pub fn set_transmit_checksum(interface: &str, on: bool) -> io::Result<()> {
+    set_offload(interface, ETHTOOL_STXCSUM, on)
+}
+
+/// Switches on or off that the kernel gathers what comes in by an interface, packets of one flow into one (GRO). Cards have
+/// it on, veth pairs off.
+///
+/// # Errors
+/// As [`set_transmit_checksum`].
+pub fn set_receive_gathering(interface: &str, on: bool) -> io::Result<()> {
+    set_offload(interface, ETHTOOL_SGRO, on)
+}
+
+fn set_offload(interface: &str, command: u32, on: bool) -> io::Result<()> {
     #[repr(C)]
     struct EthtoolValue {
         command: u32,
         data: u32,
     }
-    let mut value = EthtoolValue { command: ETHTOOL_STXCSUM, data: u32::from(on) };
+    let mut value = EthtoolValue { command, data: u32::from(on) };
     let mut request = interface_request(interface)?;
     request.ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(&mut value).cast() };
     interface_call(SIOCETHTOOL, &mut request)

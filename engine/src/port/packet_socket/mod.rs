@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::socket::set_buffers;
 use super::tap::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::counters::WorkerCounters;
@@ -127,7 +128,7 @@ impl PacketSocket {
         let mut sockets = Vec::with_capacity(count);
         for _ in 0..count {
             let opened = Self { joins: false, ..Self::open(interface, mtu, &Accept::Nothing)? };
-            sys::set_buffers(&opened.socket).map_err(failed("set the sizes of buffers"))?;
+            set_buffers(&opened.socket).map_err(failed("set the sizes of buffers"))?;
             if count > 1 {
                 group = Some(sys::join_group(&opened.socket, group).map_err(failed("join the fanout group"))?);
             }
@@ -168,6 +169,11 @@ impl PacketSocket {
     pub fn queue(&self, port: PortIndex) -> PacketQueue {
         PacketQueue { port, socket: self.clone(), malformed: 0, lost: Cell::new(0) }
     }
+}
+
+/// Sets a filter that lets nothing into a socket of any kind.
+pub(super) fn take_nothing(socket: &OwnedFd) -> io::Result<()> {
+    sys::set_filter(socket, &filter::nothing())
 }
 
 impl AsFd for PacketSocket {
@@ -339,6 +345,7 @@ impl PortQueue for PacketQueue {
             partial_checksum: true,
             chained: true,
             joins: self.socket.joins,
+            tunnels: false,
             frame_bytes: self.socket.mtu + ETHERNET_BYTES + TAG_BYTES,
         }
     }

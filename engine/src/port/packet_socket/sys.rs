@@ -53,21 +53,6 @@ pub(super) fn set_up(socket: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of frames that wait, by the kernel's count: some thousand small ones each way. Without the right to so many the
-/// socket only drops, or says that it is full, sooner.
-pub(super) fn set_buffers(socket: &OwnedFd) -> io::Result<()> {
-    const RECEIVE_BYTES: libc::c_int = 8 << 20;
-    const SEND_BYTES: libc::c_int = 4 << 20;
-    for (forced, plain, bytes) in
-        [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BYTES), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BYTES)]
-    {
-        if set_option(socket, libc::SOL_SOCKET, forced, bytes).is_err() {
-            set_option(socket, libc::SOL_SOCKET, plain, bytes)?;
-        }
-    }
-    Ok(())
-}
-
 /// Joins the fanout group `group`, or one that the kernel numbers; its number. The socket must be bound.
 pub(super) fn join_group(socket: &OwnedFd, group: Option<u16>) -> io::Result<u16> {
     let numbered = if group.is_none() { libc::PACKET_FANOUT_FLAG_UNIQUEID } else { 0 };

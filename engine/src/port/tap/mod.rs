@@ -225,6 +225,7 @@ impl PortQueue for TapQueue {
             partial_checksum: true,
             chained: true,
             joins: true,
+            tunnels: false,
             frame_bytes: limits::PACKET_BYTES,
         }
     }
