@@ -41,8 +41,8 @@ fn open(table: &Connections, number: u32, now: Time) -> ConnectionReference {
     let (state, flags) = (ConnectionState::Unreplied, ConnectionFlags::NONE);
     let reply = original.mirrored();
     let new = NewConnection { original, reply, state, flags, service: 0, endpoint: 0, replaces: None };
-    match table.open(&new, now) {
-        Opened::New(reference, _) => reference,
+    match table.open(&new, now, |_| {}) {
+        Opened::New(reference) => reference,
         other => panic!("connection {number}: {other:?}"),
     }
 }

@@ -341,6 +341,15 @@ impl ServiceWorld {
         self.carry(node, port, frame)
     }
 
+    /// The same for a frame of the station outside whose way leads to another node: that one must be its receiver.
+    ///
+    /// # Panics
+    /// As `send`.
+    pub fn send_outside_to(&mut self, node: usize, mut frame: WireFrame) -> Vec<Delivered> {
+        frame.bytes[..6].copy_from_slice(&uplink_mac(node as u8 + 1).0);
+        self.carry(node, UPLINK, frame)
+    }
+
     fn carry(&mut self, node: usize, port: u16, frame: WireFrame) -> Vec<Delivered> {
         let (mut waiting, mut delivered, mut steps) = (vec![(node, port, frame)], Vec::new(), 0);
         while let Some((node, port, frame)) = waiting.pop() {

@@ -223,7 +223,7 @@ impl Judge {
             replaces: None,
         };
         let connections = &self.state.connections;
-        let Opened::New(reference, _) = connections.open(&new, Time::ZERO) else { panic!("no room") };
+        let Opened::New(reference) = connections.open(&new, Time::ZERO, |_| {}) else { panic!("no room") };
         let done = act(&connections.get(reference).expect("it was just opened"));
         connections.remove(reference);
         done

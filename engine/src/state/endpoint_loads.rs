@@ -2,8 +2,9 @@
 //!
 //! Round-robin reads the one, least-connections the other, `show services` both. By the numbers a connection keeps of
 //! its Service and endpoint, so that its end is counted without a look at tables that may have changed. Fixed capacity,
-//! one lock a shard; a full shard forgets endpoints without live connections. One that finds no room is not counted,
-//! which makes its picks invisible and its turns uneven, and nothing else.
+//! one lock a shard. A full shard forgets endpoints without live connections, and what Services were given at last, since
+//! round-robin goes on from there. A connection that finds no room is not counted, neither when it opens nor when it ends:
+//! its pick is invisible and the turns are uneven, and nothing else.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -69,19 +70,29 @@ impl EndpointLoads {
         best.map(|(endpoint, ..)| endpoint)
     }
 
-    /// Counts a connection that opened.
-    pub fn opened(&self, service: u32, endpoint: u32) {
+    /// Counts a connection that opens; false if there is no room to count it, neither now nor when it ends.
+    pub fn opened(&self, service: u32, endpoint: u32) -> bool {
         let mut shard = self.shard(service);
-        for number in [ANY_ENDPOINT, endpoint] {
-            if shard.len() + 2 > ENDPOINT_LOADS / ENDPOINT_LOAD_SHARDS && !shard.contains_key(&(service, number)) {
-                shard.retain(|_, load| load.live > 0);
-                if shard.len() + 2 > ENDPOINT_LOADS / ENDPOINT_LOAD_SHARDS {
-                    return;
-                }
-            }
-            let load = shard.entry((service, number)).or_default();
+        let keys = [(service, ANY_ENDPOINT), (service, endpoint)];
+        if !make_room(&mut shard, &keys) {
+            return false;
+        }
+        for key in keys {
+            let load = shard.entry(key).or_default();
             load.picks += 1;
             load.live += 1;
+        }
+        true
+    }
+
+    /// Takes a count back, of a connection that did not open after all.
+    pub fn not_opened(&self, service: u32, endpoint: u32) {
+        let mut shard = self.shard(service);
+        for number in [ANY_ENDPOINT, endpoint] {
+            if let Some(load) = shard.get_mut(&(service, number)) {
+                load.picks = load.picks.saturating_sub(1);
+                load.live = load.live.saturating_sub(1);
+            }
         }
     }
 
@@ -94,6 +105,20 @@ impl EndpointLoads {
             }
         }
     }
+}
+
+/// Makes room for all of `keys` or says that there is none.
+fn make_room(shard: &mut Shard, keys: &[(u32, u32)]) -> bool {
+    const ROOM: usize = ENDPOINT_LOADS / ENDPOINT_LOAD_SHARDS;
+    let fits = |shard: &Shard| shard.len() + keys.iter().filter(|key| !shard.contains_key(*key)).count() <= ROOM;
+    if fits(shard) {
+        return true;
+    }
+    shard.retain(|(_, endpoint), load| load.live > 0 || *endpoint == ANY_ENDPOINT);
+    if !fits(shard) {
+        shard.retain(|key, load| load.live > 0 || keys.contains(key));
+    }
+    fits(shard)
 }
 
 #[cfg(test)]
@@ -121,11 +146,30 @@ mod tests {
     fn endpoints_without_connections_make_room() {
         let loads = EndpointLoads::default();
         for endpoint in 1..200_000 {
-            loads.opened(9, endpoint);
+            assert!(loads.opened(9, endpoint));
             loads.ended(9, endpoint);
         }
-        loads.opened(9, 500_000);
+        assert_eq!(loads.get(9, ANY_ENDPOINT).picks, 199_999, "round-robin goes on where it was");
+        assert!(loads.opened(9, 500_000));
         assert_eq!(loads.get(9, 500_000).live, 1);
         assert!(loads.shard(9).len() <= ENDPOINT_LOADS / ENDPOINT_LOAD_SHARDS);
+    }
+
+    /// What was not counted when it opened is not when it ends, so what is alive comes out right in the end.
+    #[test]
+    fn counts_come_back_to_zero_after_a_shard_was_full() {
+        let loads = EndpointLoads::default();
+        let counted: Vec<u32> = (1..20_000).filter(|endpoint| loads.opened(9, *endpoint)).collect();
+        assert_eq!(counted.len(), ENDPOINT_LOADS / ENDPOINT_LOAD_SHARDS - 1);
+        assert_eq!(loads.get(9, ANY_ENDPOINT).live as usize, counted.len());
+        assert!(!loads.opened(9, 30_000) && loads.opened(9, 1), "one that is known finds room");
+        loads.not_opened(9, 1);
+        assert_eq!(
+            (loads.get(9, 1), loads.get(9, ANY_ENDPOINT).picks as usize),
+            (EndpointLoad { picks: 1, live: 1 }, counted.len())
+        );
+        counted.iter().for_each(|endpoint| loads.ended(9, *endpoint));
+        assert_eq!(loads.get(9, ANY_ENDPOINT).live, 0);
+        assert!(counted.iter().all(|endpoint| loads.get(9, *endpoint).live == 0));
     }
 }

@@ -11,7 +11,8 @@ use crate::packet::{Mac, Packet, PortIndex};
 use crate::slow_path::service::{By, Pick};
 use crate::slow_path::{self, Decision, Forward, Lesson, Location, Reason, Verdict};
 use crate::state::{
-    Advanced, CachePlace, ConnectionReference, Direction, Learned, LearningRules, NewConnection, Opened, Removed,
+    Advanced, CachePlace, ConnectionFlags, ConnectionReference, Direction, Learned, LearningRules, NewConnection,
+    Opened, Removed,
 };
 use crate::tables::policy::Denial;
 use crate::tables::{Change, FloodClass, HandBack, PortRole, SegmentIndex, SegmentKind};
@@ -214,16 +215,23 @@ impl Worker {
     }
 
     fn open(&mut self, new: &NewConnection) -> Learning {
-        match self.state.connections.open(new, self.now) {
-            Opened::New(reference, ended) => {
+        // Counted before it is there: it may end on another worker at once.
+        let counted = new.service != 0 && self.state.endpoint_loads.opened(new.service, new.endpoint);
+        let flags = if counted { new.flags.with(ConnectionFlags::COUNTED) } else { new.flags };
+        let mut ended = std::mem::take(&mut self.ended);
+        let opened =
+            self.state.connections.open(&NewConnection { flags, ..*new }, self.now, |removed| ended.push(removed));
+        for removed in ended.drain(..) {
+            self.counters.event(Event::ConnectionsEvicted).add(u64::from(removed.evicted));
+            self.connection_ended(&removed);
+        }
+        self.ended = ended;
+        if counted && !matches!(opened, Opened::New(_)) {
+            self.state.endpoint_loads.not_opened(new.service, new.endpoint);
+        }
+        match opened {
+            Opened::New(reference) => {
                 self.counters.event(Event::ConnectionsNew).add(1);
-                for ended in ended.iter().flatten() {
-                    self.counters.event(Event::ConnectionsEvicted).add(u64::from(ended.evicted));
-                    self.connection_ended(ended);
-                }
-                if new.service != 0 {
-                    self.state.endpoint_loads.opened(new.service, new.endpoint);
-                }
                 Learning::Done(Some((reference, Direction::Original)))
             }
             Opened::Taken => Learning::Again,
@@ -247,8 +255,8 @@ impl Worker {
 
     /// A connection is gone: nobody may serve it from a cache, and its endpoint has one less.
     pub(super) fn connection_ended(&mut self, ended: &Removed) {
-        if ended.service != 0 {
-            self.state.endpoint_loads.ended(ended.service, ended.endpoint);
+        if let Some((service, endpoint)) = ended.counted {
+            self.state.endpoint_loads.ended(service, endpoint);
         }
         self.forget(ended.reference, ended.places);
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use millrace_engine::testing::describe;
 use millrace_tests::cluster::UPLINK;
 use millrace_tests::objects;
-use millrace_tests::service_world::{Protocol, ServiceWorld, ends, pod_address};
+use millrace_tests::service_world::{OUTSIDE, Protocol, ServiceWorld, ends, pod_address};
 use serde_json::{Value, json};
 
 const VIP: &str = "10.96.0.10";
@@ -110,6 +110,38 @@ fn maglev_hardly_moves_flows() {
     println!("{moved} of {all} flows moved");
     assert!(moved * 50 < all, "{moved} of {all}");
     assert!(after.iter().all(|endpoint| *endpoint != gone));
+}
+
+/// A client whose packets reach the one or the other node, as behind a router with two ways, gets the same endpoint.
+#[test]
+fn maglev_picks_alike_on_every_node() {
+    let mut world = ServiceWorld::new();
+    let spec = json!({"type": "LoadBalancer", "ports": [{"port": 80, "nodePort": 30_080}]});
+    let mut service = objects::service("web", &[VIP], spec);
+    service["metadata"]["annotations"] = json!({"millrace.dev/balance": "maglev"});
+    service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+    world.apply(&service);
+    let pods = [("local", "a"), ("local-2", "a"), ("remote", "b"), ("remote-2", "b")];
+    let addresses = pods.map(|(pod, _)| pod_address(pod, true).to_string());
+    let listed: Vec<_> =
+        pods.iter().zip(&addresses).map(|((_, node), address)| (address.as_str(), *node, Value::Null)).collect();
+    world.apply(&objects::slice("web", true, &listed));
+    let mut met = BTreeMap::new();
+    for port in 1_000..1_100 {
+        let mut calls = Vec::new();
+        for (called, number) in [(VIP, 80), ("203.0.113.1", 80), ("192.0.2.", 30_080)] {
+            for node in 0..2 {
+                let called = if number == 80 { called.to_owned() } else { format!("{called}{}", node + 1) };
+                let to = (called.parse().expect("address"), number);
+                let frame = world.opening(OUTSIDE, port, to, Protocol::Tcp);
+                let got = world.send_outside_to(node, frame).remove(0);
+                calls.push(got.pod);
+            }
+        }
+        assert!(calls.iter().all(|pod| *pod == calls[0]), "port {port}: {calls:?}");
+        *met.entry(calls[0].clone()).or_insert(0) += 1;
+    }
+    assert!(met.len() == 4 && met.values().all(|count| *count > 10), "{met:?}");
 }
 
 #[test]

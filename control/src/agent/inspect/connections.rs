@@ -177,7 +177,7 @@ mod tests {
             endpoint: 0,
             replaces: None,
         };
-        assert!(matches!(connections.open(&new, Time::ZERO), Opened::New(..)));
+        assert!(matches!(connections.open(&new, Time::ZERO, |_| {}), Opened::New(..)));
     }
 
     #[test]

@@ -57,15 +57,18 @@ fn local_ready(plan: &ServicePlan) -> usize {
 }
 
 /// The networks let in at a load balancer's address; `None` for all. Where the node itself is let in, so is the address
-/// as a source: a node that carries it uses it to reach itself.
+/// as a source: a node that carries it uses it to reach itself. So are the node's own processes, which call under the
+/// node's address among pods.
 fn allowed(ranges: &[IpNet], address: IpAddr, facts: &Facts) -> Option<Arc<[IpNet]>> {
     let mut own: Vec<IpNet> =
         ranges.iter().copied().filter(|range| range.addr().is_ipv4() == address.is_ipv4()).collect();
     if own.is_empty() || own.iter().any(|range| range.prefix_len() == 0) {
         return None;
     }
-    if facts.node_addresses.iter().any(|node| own.iter().any(|range| range.contains(node))) {
+    let (node, host) = &facts.own_addresses;
+    if node.iter().any(|node| own.iter().any(|range| range.contains(node))) {
         own.push(IpNet::from(address));
+        own.extend(host.iter().filter(|host| host.is_ipv4() == address.is_ipv4()).map(|host| IpNet::from(*host)));
     }
     own.sort_unstable();
     own.dedup();

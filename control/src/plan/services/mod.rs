@@ -23,6 +23,7 @@ pub use for_host::HostServices;
 pub(super) use memory::Memory;
 
 use super::LocalView;
+use super::host::router_addresses;
 use crate::cluster::{Cluster, NodeName, PodName, ServiceName};
 use crate::observe::{POD, SERVICE};
 use crate::store::ObjectKey;
@@ -170,6 +171,8 @@ struct Facts {
     zone: Option<String>,
     zones: BTreeMap<NodeName, String>,
     node_addresses: Vec<IpAddr>,
+    /// Addresses of the node, and those under which its processes call Services.
+    own_addresses: (Vec<IpAddr>, Vec<IpAddr>),
 }
 
 impl Facts {
@@ -181,6 +184,7 @@ impl Facts {
             zone: zone(&local.node),
             zones: zones.collect(),
             node_addresses: node_addresses(cluster, local),
+            own_addresses: (internal_addresses(cluster, local).collect(), router_addresses(cluster, local)),
         }
     }
 
@@ -189,9 +193,13 @@ impl Facts {
     }
 }
 
+fn internal_addresses<'a>(cluster: &'a Cluster, local: &LocalView) -> impl Iterator<Item = IpAddr> + use<'a> {
+    cluster.nodes.get(&local.node).into_iter().flat_map(|node| node.addresses.iter().copied())
+}
+
 /// The node's internal addresses, or those of its addresses that the configuration chooses; sorted.
 fn node_addresses(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr> {
-    let internal = cluster.nodes.get(&local.node).into_iter().flat_map(|node| node.addresses.iter().copied());
+    let internal = internal_addresses(cluster, local);
     let chosen = &local.services.node_port_addresses;
     let mut addresses: Vec<IpAddr> = if chosen.is_empty() {
         internal.collect()

@@ -32,7 +32,7 @@ pub(super) struct Asker {
     pub(super) client: IpAddr,
     /// Keyed hash of the packet's tuple.
     pub(super) keyed: u64,
-    /// Hash of the packet's tuple that is the same on every node.
+    /// Hash of the client and the Service's port that is the same on every node.
     pub(super) shared: u64,
     /// The endpoint that was tried and did not answer.
     pub(super) silent: Option<(IpAddr, u16)>,

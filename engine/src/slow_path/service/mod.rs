@@ -24,7 +24,7 @@ use crate::packet::parse::{flag, protocol};
 use crate::packet::wire::tcp;
 use crate::state::{Connection, ConnectionFlags, ConnectionState, Direction, Tuple};
 use crate::tables::lookup::mix;
-use crate::tables::services::{Endpoint, Found, Frontend, FrontendKind, SegmentServices};
+use crate::tables::services::{Endpoint, Found, Frontend, FrontendKind, SegmentServices, ServiceId};
 use crate::tables::{PortRole, Segment, address_octets};
 
 /// Gives what opens a connection to a Service its endpoint, or ends the walk.
@@ -152,7 +152,7 @@ fn pick<'a>(
     let asker = Asker {
         client: original.source_address(),
         keyed: walk.state.connections.keyed_hash(original),
-        shared: shared_hash(original),
+        shared: shared_hash(port.id, original),
         silent,
     };
     choice::choose(walk.state, port, scope, local, &asker, walk.now)
@@ -186,12 +186,10 @@ fn masquerade(
     }
 }
 
-/// The same on every node, so that Maglev picks alike: it must never change.
-fn shared_hash(tuple: &Tuple) -> u64 {
-    let halves = |bytes: &[u8; 16]| {
-        let bits = u128::from_be_bytes(*bytes);
-        mix((bits >> 64) as u64) ^ mix(bits as u64).rotate_left(17)
-    };
-    let ports = u64::from(tuple.ports[0]) << 32 | u64::from(tuple.ports[1]) << 8 | u64::from(tuple.protocol);
-    mix(halves(&tuple.source) ^ mix(halves(&tuple.destination)).rotate_left(31) ^ mix(ports))
+/// A hash of a Service's port and a client that is the same on every node, so that Maglev picks alike: it must never
+/// change. The called address is no part of it: at a node port each node has its own.
+fn shared_hash(service: ServiceId, tuple: &Tuple) -> u64 {
+    let bits = u128::from_be_bytes(tuple.source);
+    let client = mix((bits >> 64) as u64) ^ mix(bits as u64).rotate_left(17);
+    mix(client ^ mix(service.0 ^ u64::from(tuple.ports[0])).rotate_left(31))
 }

@@ -44,6 +44,8 @@ impl ConnectionFlags {
     pub const SERVICE: ConnectionFlags = ConnectionFlags(1 << 1);
     /// Policy let it in as a connection: later packets are not judged one by one.
     pub const POLICY_BY_CONNECTION: ConnectionFlags = ConnectionFlags(1 << 2);
+    /// It is among the live connections of its endpoint.
+    pub const COUNTED: ConnectionFlags = ConnectionFlags(1 << 3);
     const REPLIED: ConnectionFlags = ConnectionFlags(1 << 14);
     const IN_USE: ConnectionFlags = ConnectionFlags(1 << 15);
 

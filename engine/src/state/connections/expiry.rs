@@ -26,10 +26,8 @@ pub struct Removed {
     pub places: [Option<CachePlace>; 2],
     /// Whether it gave way to a new one.
     pub evicted: bool,
-    /// Number of its Service; 0 without one.
-    pub service: u32,
-    /// Number of its endpoint; 0 without one.
-    pub endpoint: u32,
+    /// Numbers of the Service and endpoint that it was counted for, if it was.
+    pub counted: Option<(u32, u32)>,
 }
 
 /// A time, and whether there is one.

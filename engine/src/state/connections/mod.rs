@@ -180,8 +180,8 @@ pub struct NewConnection {
 /// What opening did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opened {
-    /// The connection exists now; the one it replaces has ended, and another may have given way for it.
-    New(ConnectionReference, [Option<Removed>; 2]),
+    /// The connection exists now.
+    New(ConnectionReference),
     /// Another worker opened it meanwhile, or took one of its tuples: decide again.
     Taken,
     /// No room, and nothing that may give way.
@@ -344,11 +344,11 @@ impl Connections {
         })
     }
 
-    /// Opens a connection. Both of its tuples are its own from then on.
-    pub fn open(&self, new: &NewConnection, now: Time) -> Opened {
-        let replaced = new.replaces.and_then(|reference| self.remove(reference));
+    /// Opens a connection. Both of its tuples are its own from then on. Tells `ended` of every connection that went for
+    /// it, whatever comes of it: the one that it replaces, and those that gave way.
+    pub fn open(&self, new: &NewConnection, now: Time, mut ended: impl FnMut(Removed)) -> Opened {
+        new.replaces.and_then(|reference| self.remove(reference)).into_iter().for_each(&mut ended);
         let (original, reply) = (new.original.hash(&self.hash_key), new.reply.hash(&self.hash_key));
-        let mut evicted = None;
         for _ in 0..=EVICTIONS {
             let mut locked = self.lock_both(original, reply);
             let words = self.memory.words();
@@ -359,12 +359,13 @@ impl Connections {
             }
             if let Some(index) = locked.original().allocate(words) {
                 let reference = self.write(&mut locked, index, new, (original, reply), now);
-                return Opened::New(reference, [replaced, evicted]);
+                return Opened::New(reference);
             }
             let victim = locked.original().victim(words, now.milliseconds32());
             drop(locked);
             let Some(victim) = victim.and_then(|index| self.read(index)) else { return Opened::Full };
-            evicted = self.remove(victim.reference).map(|removed| Removed { evicted: true, ..removed });
+            let evicted = self.remove(victim.reference);
+            evicted.map(|removed| Removed { evicted: true, ..removed }).into_iter().for_each(&mut ended);
         }
         Opened::Full
     }
@@ -481,7 +482,7 @@ impl Connections {
         }
         let places = [entry.place(Direction::Original), entry.place(Direction::Reply)];
         locked.original().release(words, reference.index);
-        let Connection { service, endpoint, .. } = connection;
-        Some(Removed { reference, places, evicted: false, service, endpoint })
+        let counted = status.flags.has(ConnectionFlags::COUNTED).then_some((connection.service, connection.endpoint));
+        Some(Removed { reference, places, evicted: false, counted })
     }
 }

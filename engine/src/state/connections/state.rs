@@ -42,6 +42,7 @@ states! {
     LastAck "LAST_ACK" 30 "TCP: both ends sent a FIN.";
     TimeWait "TIME_WAIT" 120 "TCP: the last FIN was acknowledged.";
     Close "CLOSE" 10 "TCP: reset.";
+    ResetClaimed "RESET_CLAIMED" 300 "TCP: a RST was seen that may be forged; Linux has no such state, and 300 s for the unacknowledged.";
     SctpClosed "CLOSED" 10 "SCTP: aborted or shut down.";
     CookieWait "COOKIE_WAIT" 3 "SCTP: INIT seen.";
     CookieEchoed "COOKIE_ECHOED" 3 "SCTP: COOKIE ECHO seen.";
@@ -65,7 +66,8 @@ const UNACKNOWLEDGED_SECONDS: u32 = 300;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) state: ConnectionState,
-    /// Ends that sent a FIN: bit 0 the original direction, bit 1 the reply.
+    /// TCP: ends that sent a FIN (bit 0 the original direction, bit 1 the reply), or that a RST claimed to come from (bits
+    /// 2 and 3).
     pub(super) fins: u8,
     /// Whether a packet of the reply direction was seen.
     pub(super) replied: bool,

@@ -1,8 +1,15 @@
 //! TCP: from state to state as net/netfilter/nf_conntrack_proto_tcp.c does, with two differences.
 //!
 //! Which end sent a FIN is remembered, so that a FIN sent twice is not taken for the other end's. Sequence numbers are
-//! not compared with windows: a segment of a known connection is translated whatever it says, so none can reach an end
-//! untranslated, and it is the end that judges it. A segment that fits no transition changes nothing.
+//! not compared with windows, since cached segments are not looked at: a segment of a known connection is translated
+//! whatever it says, so none can reach an end untranslated, and it is the end that judges it. A segment that fits no
+//! transition changes nothing.
+//!
+//! **A RST may be forged.** Linux believes one whose sequence number is exactly the next, and keeps the connection
+//! otherwise (RFC 5961 section 3.2). Here it is believed while the handshake lasts and once both ends have closed; in
+//! between it is a claim: the connection keeps its endpoint and its tuples, and a SYN does not replace it. An end that
+//! reset a connection never speaks in it again, so the next segment of the direction that the RST claimed to have
+//! refutes it. A SYN-ACK confirms it: the other end knows the connection no more.
 
 use super::state::Progress;
 use super::{ConnectionState, Direction};
@@ -52,10 +59,24 @@ pub(super) fn opened_by(flags: u8) -> Option<ConnectionState> {
     }
 }
 
+/// A FIN of both ends.
+const FINS: u8 = 3;
+/// Where the directions that a RST claimed to come from stand among the FINs.
+const RESET_SHIFT: u8 = 2;
+
 const fn bit(direction: Direction) -> u8 {
     match direction {
         Direction::Original => 1,
         Direction::Reply => 2,
+    }
+}
+
+/// The state of a connection that was not reset after all, by who sent a FIN.
+const fn refuted(fins: u8) -> ConnectionState {
+    match fins {
+        0 => ConnectionState::Established,
+        FINS => ConnectionState::LastAck,
+        _ => ConnectionState::CloseWait,
     }
 }
 
@@ -65,8 +86,21 @@ pub(super) fn step(progress: Progress, direction: Direction, flags: u8) -> Progr
     let Progress { state, mut fins, .. } = progress;
     let segment = Segment::of(flags);
     let fin_of_this_end = fins & bit(direction) != 0;
+    let reset_of_this_end = bit(direction) << RESET_SHIFT;
     let state = match (state, segment, direction) {
+        (State::Established | State::FinWait | State::CloseWait | State::ResetClaimed, Segment::Rst, _) => {
+            fins |= reset_of_this_end;
+            State::ResetClaimed
+        }
         (_, Segment::Rst, _) => State::Close,
+        (State::ResetClaimed, Segment::SynAck, Direction::Reply) => {
+            fins = 0;
+            State::SynReceived
+        }
+        (State::ResetClaimed, Segment::Ack | Segment::Fin, _) if fins & reset_of_this_end != 0 => {
+            fins = fins & FINS | if segment == Segment::Fin { bit(direction) } else { 0 };
+            refuted(fins)
+        }
         (State::SynSent, Segment::Syn, Direction::Reply) => State::SynSent2,
         (State::SynSent, Segment::SynAck, Direction::Reply) | (State::SynSent2, Segment::SynAck, _) => {
             State::SynReceived
@@ -74,7 +108,7 @@ pub(super) fn step(progress: Progress, direction: Direction, flags: u8) -> Progr
         (State::SynReceived, Segment::Ack, Direction::Original) => State::Established,
         (State::SynReceived | State::Established | State::FinWait | State::CloseWait, Segment::Fin, _) => {
             fins |= bit(direction);
-            if fins == 3 {
+            if fins == FINS {
                 State::LastAck
             } else if state == State::CloseWait {
                 state
@@ -146,6 +180,37 @@ mod tests {
         walk(&[(true, ACK, State::Established), (false, SYN_ACK, State::Established), (false, FIN, State::FinWait)]);
         walk(&[(true, ACK, State::Established), (true, FIN, State::FinWait), (false, FIN, State::LastAck)]);
         walk(&[(true, ACK, State::Established), (true, 0, State::Established), (true, SYN | RST, State::Established)]);
+    }
+
+    /// A forged RST changes nothing that lasts: its alleged sender speaks on. The other end may have segments on their way.
+    #[test]
+    fn a_reset_is_refuted_by_its_sender_alone() {
+        let established =
+            [(true, SYN, State::SynSent), (false, SYN_ACK, State::SynReceived), (true, ACK, State::Established)];
+        let after = |rows: &[(bool, u8, State)]| walk(&[&established, rows].concat());
+        let claimed = State::ResetClaimed;
+        after(&[(true, RST, claimed), (false, ACK, claimed), (true, SYN, claimed), (true, ACK, State::Established)]);
+        after(&[(false, RST, claimed), (true, ACK, claimed), (false, ACK, State::Established)]);
+        after(&[(true, RST, claimed), (false, RST, claimed), (false, ACK, State::Established)]);
+        after(&[
+            (true, FIN, State::FinWait),
+            (false, RST, claimed),
+            (true, ACK, claimed),
+            (false, ACK, State::CloseWait),
+        ]);
+        after(&[
+            (true, FIN, State::FinWait),
+            (false, RST, claimed),
+            (false, FIN, State::LastAck),
+            (false, RST, State::Close),
+        ]);
+        // The client died, and asks anew by the same port: the server knows nothing of before.
+        after(&[
+            (true, RST, claimed),
+            (true, SYN, claimed),
+            (false, SYN_ACK, State::SynReceived),
+            (true, ACK, State::Established),
+        ]);
     }
 
     #[test]

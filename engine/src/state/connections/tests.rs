@@ -53,10 +53,18 @@ fn opening(number: u32, port: Option<u16>) -> NewConnection {
 }
 
 fn open(table: &Connections, number: u32, port: Option<u16>, now: Time) -> ConnectionReference {
-    match table.open(&opening(number, port), now) {
-        Opened::New(reference, _) => reference,
+    match table.open(&opening(number, port), now, |removed| panic!("{removed:?} went")) {
+        Opened::New(reference) => reference,
         other => panic!("connection {number}: {other:?}"),
     }
+}
+
+/// Opens a connection in a full table, and says which one gave way.
+fn open_in_full(table: &Connections, number: u32, now: Time) -> Removed {
+    let mut gone = Vec::new();
+    let opened = table.open(&opening(number, None), now, |removed| gone.push(removed));
+    assert!(matches!(opened, Opened::New(_)) && gone.len() == 1, "{opened:?}, {gone:?}");
+    gone[0]
 }
 
 /// Brings a TCP connection through its handshake.
@@ -104,11 +112,29 @@ fn both_tuples_lead_to_a_connection_and_their_difference_is_its_translation() {
 fn a_tuple_has_one_connection() {
     let table = table(1000);
     open(&table, 1, Some(40_000), at(0));
-    assert_eq!(table.open(&opening(1, None), at(0)), Opened::Taken, "the original tuple");
+    assert_eq!(table.open(&opening(1, None), at(0), |_| {}), Opened::Taken, "the original tuple");
     let same_port = NewConnection { reply: opening(1, Some(40_000)).reply, ..opening(4, None) };
-    assert_eq!(table.open(&same_port, at(0)), Opened::Taken, "the masquerade port");
+    assert_eq!(table.open(&same_port, at(0), |_| {}), Opened::Taken, "the masquerade port");
     let straight = NewConnection { original: same_port.reply.mirrored(), reply: same_port.reply, ..same_port };
-    assert_eq!(table.open(&straight, at(0)), Opened::Taken, "speaking to the endpoint itself by the same port");
+    assert_eq!(table.open(&straight, at(0), |_| {}), Opened::Taken, "speaking to the endpoint itself by the same port");
+    assert_eq!(table.live(), 1);
+}
+
+/// Whoever counts connections hears of each that ends, also where the one that it ended for did not open.
+#[test]
+fn what_goes_for_an_opening_is_told_although_it_failed() {
+    let table = table(1000);
+    let counted = |new: NewConnection| NewConnection { flags: ConnectionFlags::COUNTED, ..new };
+    let told = |new: &NewConnection| {
+        let mut told = Vec::new();
+        let opened = table.open(new, at(1), |removed| told.push(removed.counted));
+        (opened, told)
+    };
+    let (Opened::New(over), _) = told(&counted(opening(1, None))) else { panic!("no room") };
+    open(&table, 2, Some(40_000), at(0));
+    let reply = opening(2, Some(40_000)).reply;
+    let taken = NewConnection { replaces: Some(over), reply, ..opening(1, None) };
+    assert_eq!(told(&taken), (Opened::Taken, vec![Some((1, 7))]));
     assert_eq!(table.live(), 1);
 }
 
@@ -136,9 +162,7 @@ fn a_full_table_gives_up_what_nobody_answered_first_and_the_oldest_of_it() {
     establish(&table, references[0], at(10));
     establish(&table, references[1], at(11));
     for (new, old) in [(8, 2), (9, 3)] {
-        let Opened::New(_, [_, Some(gone)]) = table.open(&opening(numbers[new], None), at(20)) else {
-            panic!("no room")
-        };
+        let gone = open_in_full(&table, numbers[new], at(20));
         assert_eq!((gone.reference, gone.evicted), (references[old], true));
     }
     for number in &numbers[4..10] {
@@ -147,11 +171,11 @@ fn a_full_table_gives_up_what_nobody_answered_first_and_the_oldest_of_it() {
     }
     // Only established ones are left; the longest silent gives way.
     assert!(table.touch(references[0], 50));
-    let Opened::New(_, [_, Some(gone)]) = table.open(&opening(numbers[10], None), at(60)) else { panic!("no room") };
+    let gone = open_in_full(&table, numbers[10], at(60));
     assert_eq!(gone.reference, references[1]);
     // And the newcomer, unanswered, before any of them.
     let newcomer = table.find(&tuple(numbers[10])).expect("it lives").0.reference;
-    let Opened::New(_, [_, Some(gone)]) = table.open(&opening(numbers[11], None), at(70)) else { panic!("no room") };
+    let gone = open_in_full(&table, numbers[11], at(70));
     assert_eq!(gone.reference, newcomer);
 }
 
@@ -268,10 +292,11 @@ proptest! {
                 Action::Open { number, port } => {
                     let new = opening(number, port);
                     let taken = model.owner(&new.original).is_some() || model.owner(&new.reply).is_some();
-                    match table.open(&new, now) {
+                    let mut evicted = None;
+                    match table.open(&new, now, |removed| evicted = Some(removed)) {
                         Opened::Taken => prop_assert!(taken),
                         Opened::Full => prop_assert!(false, "an entry can always be had"),
-                        Opened::New(reference, [_, evicted]) => {
+                        Opened::New(reference) => {
                             prop_assert!(!taken);
                             prop_assert_eq!(evicted.is_some(), model.known.len() == CAPACITY);
                             if let Some(evicted) = evicted {
