@@ -15,7 +15,7 @@ use millrace_control::publish::Tables;
 use millrace_control::reconcile::{Input, Reconciler, Settled};
 use millrace_control::store::{ObjectStore, Watch};
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::port::memory::{MemoryQueue, WireFrame};
+use millrace_engine::port::memory::{MemoryQueue, MemoryWire, WireFrame};
 use millrace_engine::switch::SwitchOptions;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 use millrace_engine::testing::node::Node;
@@ -252,6 +252,12 @@ impl ClusterNode {
             pod.uid = Some(uid.into());
         }
         self.reconciler.take(Input::Pods(self.pods.clone()));
+    }
+
+    /// Has every worker receive from a port: one wire for each.
+    pub fn receive_by_every_worker(&mut self, port: u16) -> Vec<MemoryWire> {
+        self.switch().detach(port);
+        self.switch().attach_to_every_worker(port, MemoryQueue::LIKE_TAP)
     }
 
     /// Pulls a pod out.

@@ -75,6 +75,7 @@ events! {
     ConnectionsExpired "connections.expired" "Connections that were silent for too long.";
     ConnectionsEvicted "connections.evicted" "Connections that gave way to a new one because there was no room.";
     ConnectionsFull "connections.full" "Packets that could not open a connection for lack of room.";
+    FragmentsHeld "fragments.held" "Later fragments that came before their first one and were held until it was decided.";
     FragmentsEvicted "fragments.evicted" "Fragmented packets that gave way to another while they were followed.";
     SegmentsCut "transmit.segments_cut" "Segments cut from GSO units for ports without the offload.";
     SegmentsJoined "transmit.segments_joined" "Segments joined into GSO units for ports with the offload.";

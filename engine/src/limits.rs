@@ -191,7 +191,7 @@ pub const WANTED_NEIGHBOURS: usize = 64;
 /// Source ports tried for one connection. With nine tenths of the range taken, all are taken once in 700,000 times.
 pub const MASQUERADE_PROBES: u64 = 128;
 
-/// Packets whose fragments are followed at one time; 64 B each, 512 KiB, taken at start.
+/// Packets whose fragments are followed or waited for at one time; 64 B each, 512 KiB, taken at start.
 pub const FRAGMENTS: usize = 8_192;
 
 /// Shards of the table of fragments: the chance that two workers on the slow path meet at one lock.
@@ -202,6 +202,17 @@ pub const FRAGMENT_WAYS: usize = 8;
 
 /// Time after its first fragment in which a packet's later ones are followed (RFC 791 and Linux: 30 s to reassemble).
 pub const FRAGMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Later fragments that one worker holds until their first one comes: 120 B of list each, and a head frame of 2 KiB while
+/// one is held, 542 KiB in all.
+pub const LATE_FRAGMENTS: usize = 256;
+
+/// Of these, those longer than a head frame, of ports with a large MTU: each holds a big buffer or further head frames.
+pub const LATE_FRAGMENTS_CHAINED: usize = 32;
+
+/// Time for which a later fragment waits for its first one. Packets overtake each other by milliseconds; and a number that
+/// is used again, which takes a second at 65,536 fragmented packets a second, must not meet an old fragment.
+pub const LATE_FRAGMENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Denied packets that wait to be logged, over all workers; about 110 KiB. Further ones are only counted.
 pub const DENIALS_WAITING: usize = 1_024;

@@ -111,9 +111,12 @@ fn object(reason: &Reason) -> String {
         Reason::AdmittedFrom(name, ..) | Reason::Encapsulated(_, name) => format!("node {name}"),
         Reason::Station(_, name) | Reason::HandedBack(_, name) => name.to_string(),
         Reason::Picked(picked) => picked.service.to_string(),
-        Reason::Answered(_) | Reason::Flooded(_) | Reason::Opens | Reason::Known(_) | Reason::Related(_) => {
-            String::new()
-        }
+        Reason::Answered(_)
+        | Reason::Flooded(_)
+        | Reason::Opens
+        | Reason::Known(_)
+        | Reason::Related(_)
+        | Reason::AwaitsFirst => String::new(),
         Reason::Allowed(_, list, _) => list.policy.name.to_string(),
         Reason::Denied(_, denial, _) | Reason::Finishes(_, denial) => {
             denial.lists().first().map_or_else(String::new, |list| list.policy.name.to_string())
@@ -130,6 +133,7 @@ fn verdict(tables: &Snapshot, verdict: &Verdict) -> (String, Option<DropReason>)
         }
         Verdict::Flood(_, copies) => (format!("flood to {}", copies.len()), None),
         Verdict::Reply(_) => ("answered by the gateway".to_owned(), None),
+        Verdict::Hold(..) => ("held until its first fragment comes".to_owned(), None),
         Verdict::HandBack(_) => ("back to the host's kernel".to_owned(), None),
         Verdict::Drop(reason) | Verdict::Reject(reason, _) => (format!("drop {reason}"), Some(*reason)),
     }

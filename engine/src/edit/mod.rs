@@ -4,6 +4,7 @@ mod apply;
 mod compiled;
 mod plain;
 mod quote;
+mod renumber;
 mod rewrite;
 #[cfg(test)]
 mod tests;
@@ -13,4 +14,5 @@ mod translate_plain;
 pub use apply::{Subject, apply};
 pub use compiled::CompiledRewrite;
 pub use plain::apply_plain;
+pub use renumber::renumber;
 pub use rewrite::{Encapsulation, MacPair, Rewrite, Translation};

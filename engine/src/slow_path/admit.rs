@@ -10,13 +10,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::connection::known_outside;
+use super::connection::{fragment_key, known_outside};
 use super::decision::{Reason, Reply, Stage, Verdict};
 use super::{Arrival, Walk};
 use crate::drop_reason::DropReason;
 use crate::packet::parse::{flag, protocol};
 use crate::packet::wire::{arp, nd, vlan};
 use crate::packet::{Headers, Mac, Network};
+use crate::state::Fragmented;
 use crate::tables::services::Found;
 use crate::tables::{
     BridgedPort, HandBack, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, TagProtocol, UplinkPort,
@@ -142,7 +143,7 @@ fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> Con
     let other_end = known_outside(walk).and_then(|index| walk.tables.segments.get(index));
     let is_ours = || calls_service(walk, segment.index) || reaches_pod(walk, segment);
     let Some(segment) = other_end.or_else(|| is_ours().then_some(segment)) else {
-        return hand_back(walk, port, target, host);
+        return not_ours(walk, port, target, host);
     };
     walk.from_outside = true;
     walk.dependencies.segment = segment.index;
@@ -203,6 +204,20 @@ fn calls_service(walk: &Walk<'_>, segment: SegmentIndex) -> bool {
     let found =
         services.map(|services| services.find(headers.destination_address(), headers.protocol, headers.ports[1]));
     matches!(found, Some(Found::Frontend(_)))
+}
+
+/// Nothing of this packet is known here: it is the host's. Of a packet in fragments the first one decides, so a later one
+/// waits for it.
+fn not_ours<T>(walk: &mut Walk<'_>, port: &Port, target: HandBack, host: &Port) -> ControlFlow<Verdict, T> {
+    let key = fragment_key(walk, SegmentIndex::OUTSIDE).filter(|_| walk.arrival.headers.has(flag::FRAGMENT));
+    if let Some(key) = key {
+        if !walk.arrival.headers.has(flag::LATER_FRAGMENT) {
+            walk.fragment = Some((key, Fragmented::Hosts));
+        } else if walk.state.fragments.find(&key, walk.now).is_none() {
+            return walk.hold(Stage::Admit, key, Some(target));
+        }
+    }
+    hand_back(walk, port, target, host)
 }
 
 /// What is not ours is the host's. The steering program cannot tell whose a fragment or an ICMP message is, so it takes

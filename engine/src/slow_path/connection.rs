@@ -80,11 +80,17 @@ fn known(walk: &Walk<'_>, segment: SegmentIndex) -> Option<(Connection, Directio
 }
 
 /// A later fragment has the connection of its first one, or none if that has none. Without the first nobody knows where it
-/// belongs: it may have to be translated, and what cannot be put together again is of no use.
+/// belongs: it may have to be translated, and what cannot be put together again is of no use. So it waits a moment.
 fn later_fragment(walk: &mut Walk<'_>, segment: SegmentIndex) -> ControlFlow<Verdict> {
-    let said = fragment_key(walk, segment).and_then(|key| walk.state.fragments.find(&key, walk.now));
-    if said == Some(Fragmented::Untracked) {
-        return ControlFlow::Continue(());
+    let key = fragment_key(walk, segment);
+    match key.and_then(|key| walk.state.fragments.find(&key, walk.now)) {
+        Some(Fragmented::Untracked) => return ControlFlow::Continue(()),
+        Some(Fragmented::Tracked(_) | Fragmented::Hosts) => {}
+        None => {
+            if let Some(key) = key {
+                return walk.hold(Stage::Connection, key, None);
+            }
+        }
     }
     let known = tuple(walk, segment).and_then(|tuple| walk.state.connections.find(&tuple));
     let Some((known, direction)) = known else {
@@ -95,7 +101,8 @@ fn later_fragment(walk: &mut Walk<'_>, segment: SegmentIndex) -> ControlFlow<Ver
     ControlFlow::Continue(())
 }
 
-fn fragment_key(walk: &Walk<'_>, segment: SegmentIndex) -> Option<FragmentKey> {
+/// What the fragments of the packet share.
+pub(super) fn fragment_key(walk: &Walk<'_>, segment: SegmentIndex) -> Option<FragmentKey> {
     let headers = walk.arrival.headers;
     let packet = walk.arrival.frame.get(usize::from(headers.network_offset)..)?;
     FragmentKey::of(headers, packet, segment)
@@ -114,7 +121,7 @@ fn tuple(walk: &Walk<'_>, segment: SegmentIndex) -> Option<Tuple> {
     }
     match fragment_key(walk, segment).and_then(|key| walk.state.fragments.find(&key, walk.now)) {
         Some(Fragmented::Tracked(ports)) => Some(Tuple { ports, ..tuple }),
-        Some(Fragmented::Untracked) | None => None,
+        Some(Fragmented::Untracked | Fragmented::Hosts) | None => None,
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Decision {
     pub lesson: Option<Lesson>,
     /// The endpoint that was picked for a new connection to a Service, to be counted when it is open.
     pub pick: Option<Pick>,
-    /// What a first fragment says of those behind it, to be remembered when it goes on.
+    /// What a first fragment says of those behind it, to be remembered when it goes on or back to the host.
     pub fragment: Option<(FragmentKey, Fragmented)>,
     /// Each stage's reason, in order.
     pub trail: Trail,
@@ -49,6 +49,9 @@ pub enum Verdict {
     Reply(Reply),
     /// It goes back to the host's kernel as it came, but for its destination MAC address.
     HandBack(HandBack),
+    /// It waits until the first fragment of its packet is decided; without one it goes back to the host's kernel, or
+    /// nowhere.
+    Hold(FragmentKey, Option<HandBack>),
     /// It is dropped.
     Drop(DropReason),
     /// It is dropped and its sender told by an ICMP error.
@@ -246,6 +249,8 @@ pub enum Reason {
     Known(Direction),
     /// Is an error about a connection, and goes in this direction.
     Related(Direction),
+    /// Waits for the first fragment of its packet.
+    AwaitsFirst,
     /// Got this endpoint of a Service.
     Picked(Box<Picked>),
     /// The route with this prefix and name.
@@ -292,6 +297,7 @@ impl fmt::Display for Reason {
             Reason::Flooded(copies) => write!(formatter, "flood to {copies}"),
             Reason::Opens => formatter.write_str("new"),
             Reason::Known(direction) => write!(formatter, "known, {}", direction.name()),
+            Reason::AwaitsFirst => formatter.write_str("waits for its first fragment"),
             Reason::Related(direction) => write!(formatter, "error about a known one, {}", direction.name()),
             Reason::Picked(picked) => picked.fmt(formatter),
             Reason::Routed(prefix, name) => write!(formatter, "{prefix} {name}"),

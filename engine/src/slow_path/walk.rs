@@ -12,7 +12,7 @@ use crate::drop_reason::DropReason;
 use crate::packet::parse::flag;
 use crate::packet::{Mac, Network};
 use crate::state::{FragmentKey, Fragmented, State};
-use crate::tables::{SegmentIndex, Snapshot};
+use crate::tables::{HandBack, SegmentIndex, Snapshot};
 
 /// One packet's walk through the stages.
 pub(super) struct Walk<'a> {
@@ -89,6 +89,17 @@ impl<'a> Walk<'a> {
         ControlFlow::Break(Verdict::Drop(reason))
     }
 
+    /// Ends the walk of a later fragment until its first one was decided.
+    pub(super) fn hold<T>(
+        &mut self,
+        stage: Stage,
+        key: FragmentKey,
+        otherwise: Option<HandBack>,
+    ) -> ControlFlow<Verdict, T> {
+        self.note(stage, Reason::AwaitsFirst);
+        ControlFlow::Break(Verdict::Hold(key, otherwise))
+    }
+
     /// Ends the walk with an answer.
     pub(super) fn answer<T>(&mut self, reply: Reply) -> ControlFlow<Verdict, T> {
         self.note(Stage::Reply, Reason::Answered(reply));
@@ -114,6 +125,7 @@ impl<'a> Walk<'a> {
     pub(super) fn into_decision(self, verdict: Verdict) -> Decision {
         let headers = self.arrival.headers;
         let forwards = matches!(verdict, Verdict::Forward(_));
+        let is_handed_back = matches!(verdict, Verdict::HandBack(_));
         let cacheable = forwards
             && !headers.has(flag::UNCACHEABLE)
             && matches!(headers.network, Network::Ipv4 | Network::Ipv6)
@@ -124,7 +136,7 @@ impl<'a> Walk<'a> {
             verdict,
             lesson: self.lesson.or(tracked),
             pick: self.pick.filter(|_| forwards),
-            fragment: self.fragment.filter(|_| forwards),
+            fragment: self.fragment.filter(|_| forwards || is_handed_back),
             trail: self.trail,
             dependencies: self.dependencies,
             cacheable,

@@ -19,7 +19,7 @@ pub use connections::{
 };
 pub use denials::{Denials, DeniedPacket};
 pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
-pub use fragments::{FragmentKey, Fragmented, Fragments};
+pub use fragments::{Awaited, FragmentKey, Fragmented, Fragments, Remembered, WorkerSet};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
 pub use storms::Storms;
 pub use wanted::WantedNeighbours;

@@ -30,7 +30,8 @@ pub struct Node {
     pub switch: Switch,
     /// Its clock.
     pub clock: ManualClock,
-    wires: BTreeMap<PortIndex, MemoryWire>,
+    /// Each port's wires: one for each worker that has a queue of it.
+    wires: BTreeMap<PortIndex, Vec<MemoryWire>>,
     /// Frames for packets that are only explained.
     imagined: FrameMemory,
 }
@@ -70,14 +71,30 @@ impl Node {
     /// # Panics
     /// If the number is taken.
     pub fn attach(&mut self, port: u16, capabilities: Capabilities, worker: usize) -> MemoryWire {
-        let (index, wire) = (PortIndex(port), MemoryWire::default());
-        let queue = MemoryQueue::new(index, wire.clone(), capabilities);
-        let mut queues: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
-        queues.resize_with(self.switch.options().workers, || None);
-        queues[worker] = Some(Box::new(queue));
+        self.attach_at(port, capabilities, |number| number == worker).remove(0)
+    }
+
+    /// Attaches a memory port with a queue and a wire on every worker, as a TAP or a network card has.
+    ///
+    /// # Panics
+    /// If the number is taken.
+    pub fn attach_to_every_worker(&mut self, port: u16, capabilities: Capabilities) -> Vec<MemoryWire> {
+        self.attach_at(port, capabilities, |_| true)
+    }
+
+    fn attach_at(&mut self, port: u16, capabilities: Capabilities, has: impl Fn(usize) -> bool) -> Vec<MemoryWire> {
+        let (index, mut wires) = (PortIndex(port), Vec::new());
+        let mut queue = |number: usize| -> Option<Box<dyn PortQueue>> {
+            has(number).then(|| {
+                wires.push(MemoryWire::default());
+                let wire = wires[wires.len() - 1].clone();
+                Box::new(MemoryQueue::new(index, wire, capabilities)) as Box<dyn PortQueue>
+            })
+        };
+        let queues = (0..self.switch.options().workers).map(&mut queue).collect();
         self.switch.attach(index, queues).expect("attach");
-        self.wires.insert(index, wire.clone());
-        wire
+        self.wires.insert(index, wires.clone());
+        wires
     }
 
     /// Detaches a port.
@@ -91,7 +108,7 @@ impl Node {
     /// # Panics
     /// If there is no such port, or frames were lost.
     pub fn inject(&mut self, port: u16, frame: WireFrame) {
-        self.wires[&PortIndex(port)].send(frame);
+        self.wires[&PortIndex(port)][0].send(frame);
         self.settle();
     }
 
@@ -127,7 +144,7 @@ impl Node {
     /// # Panics
     /// If there is no such port.
     pub fn queue(&mut self, port: u16, frame: WireFrame) {
-        self.wires[&PortIndex(port)].send(frame);
+        self.wires[&PortIndex(port)][0].send(frame);
     }
 
     /// Turns until nothing moves.
@@ -158,7 +175,7 @@ impl Node {
     /// The next frame that the switch sent out of a port.
     #[must_use]
     pub fn sent(&self, port: u16) -> Option<WireFrame> {
-        self.wires.get(&PortIndex(port))?.receive()
+        self.wires.get(&PortIndex(port))?.iter().find_map(MemoryWire::receive)
     }
 
     /// All frames that the switch sent out of a port since the last look.

@@ -54,6 +54,11 @@ pub fn lane(memory: &FrameMemory, waker: Waker) -> (LaneSender, LaneReceiver) {
 }
 
 impl LaneSender {
+    /// Wakes the receiving worker.
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
+    }
+
     /// Copies the packet towards the other worker. False, and nothing sent, without room for all of it.
     pub fn send(&mut self, memory: &FrameMemory, egress: PortIndex, packet: &Packet) -> bool {
         let needed = packet.length().div_ceil(PARCEL_BYTES).max(1);

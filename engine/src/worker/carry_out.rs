@@ -4,15 +4,16 @@ use super::Worker;
 use super::ingress::FrameReading;
 use crate::counters::Event;
 use crate::drop_reason::DropReason;
-use crate::edit::{CompiledRewrite, Subject};
+use crate::edit::{CompiledRewrite, Subject, Translation, renumber};
 use crate::flow_cache::Inserted;
 use crate::limits::CONNECTION_ATTEMPTS;
+use crate::packet::parse::flag;
 use crate::packet::{Mac, Packet, PortIndex};
 use crate::slow_path::service::{By, Pick};
 use crate::slow_path::{self, Decision, Forward, Lesson, Location, Reason, Verdict};
 use crate::state::{
-    Advanced, CachePlace, ConnectionFlags, ConnectionReference, Direction, Learned, LearningRules, NewConnection,
-    Opened, Removed,
+    Advanced, CachePlace, ConnectionFlags, ConnectionReference, Direction, FragmentKey, Learned, LearningRules,
+    NewConnection, Opened, Removed,
 };
 use crate::tables::policy::Denial;
 use crate::tables::{Change, FloodClass, HandBack, PortRole, SegmentIndex, SegmentKind};
@@ -20,6 +21,9 @@ use crate::transmit::{Fate, Layout};
 
 /// The connection a packet belongs to, and its direction.
 type OwnConnection = Option<(ConnectionReference, Direction)>;
+
+/// A later fragment that has to wait: what its packet is known by, and where it goes if its first one does not come.
+type Waiting = (FragmentKey, Option<HandBack>, Packet);
 
 /// What became of a packet's lesson.
 enum Learning {
@@ -44,30 +48,44 @@ impl Worker {
             return outlet!(self).drop(packet, reason);
         }
         self.counters.event(Event::FlowCacheMiss).add(1);
-        let (decision, learned) = self.decide(&frame, &packet);
+        if let Some((key, otherwise, packet)) = self.decide_read(number, &frame, packet) {
+            self.hold(key, otherwise, packet);
+        }
+    }
+
+    /// Decides a packet that was read, which is number `number` of the vector if the cache may serve it. Returns a later
+    /// fragment that has to wait for its first one.
+    pub(super) fn decide_read(&mut self, number: usize, frame: &FrameReading, packet: Packet) -> Option<Waiting> {
+        let (decision, learned) = self.decide(frame, &packet);
         let connection = match learned {
             Ok(connection) => connection,
-            Err(reason) => return outlet!(self).drop(packet, reason),
+            Err(reason) => {
+                outlet!(self).drop(packet, reason);
+                return None;
+            }
         };
         if let Some(pick) = &decision.pick {
             self.picked(pick);
         }
-        if let Some((key, said)) = decision.fragment {
-            let spare = self.state.fragments.remember(key, said, self.now);
-            self.counters.event(Event::FragmentsEvicted).add(u64::from(!spare));
-        }
-        self.count_policies(&frame, &decision);
+        let awaited = decision.fragment.map(|(key, said)| (key, self.state.fragments.remember(key, said, self.now)));
+        self.count_policies(frame, &decision);
         match &decision.verdict {
             Verdict::Forward(forward) => {
-                self.remember(number, &frame, forward, &decision, connection);
-                self.forward(number, &frame, forward, packet);
+                self.remember(number, frame, forward, &decision, connection);
+                self.forward(number, frame, forward, packet);
             }
-            Verdict::Flood(class, copies) => self.flood(number, &frame, *class, copies, packet),
-            Verdict::Reply(reply) => self.reply(&frame, *reply, packet),
+            Verdict::Flood(class, copies) => self.flood(number, frame, *class, copies, packet),
+            Verdict::Reply(reply) => self.reply(frame, *reply, packet),
             Verdict::HandBack(target) => self.hand_back(*target, packet),
+            Verdict::Hold(key, otherwise) => return Some((*key, *otherwise, packet)),
             Verdict::Drop(reason) => outlet!(self).drop(packet, *reason),
-            Verdict::Reject(reason, rejection) => self.reject(&frame, *reason, *rejection, packet),
+            Verdict::Reject(reason, rejection) => self.reject(frame, *reason, *rejection, packet),
         }
+        if let Some((key, remembered)) = awaited {
+            self.counters.event(Event::FragmentsEvicted).add(u64::from(remembered.evicted));
+            self.first_fragment_came(key, remembered.awaited_by);
+        }
+        None
     }
 
     /// Counts what policies did, each with the policy that did it, and notes denials that are to be logged.
@@ -144,6 +162,13 @@ impl Worker {
     }
 
     fn forward(&mut self, number: usize, frame: &FrameReading, forward: &Forward, mut packet: Packet) {
+        if frame.headers.has(flag::FRAGMENT) && forward.translation != Translation::NONE {
+            let network = frame.inner_offset + usize::from(frame.headers.network_offset);
+            let added = self.state.fragments.renumbering(&frame.headers);
+            if let Err(reason) = renumber(self.memory.head_mut(&mut packet), network, frame.headers.network, added) {
+                return outlet!(self).drop(packet, reason);
+            }
+        }
         let subject = subject(frame, self.flow_hash(number, frame));
         let compiled = CompiledRewrite::new(&forward.rewrite);
         let (translation, egress) = (&forward.translation, forward.egress);
@@ -154,7 +179,7 @@ impl Worker {
 
     /// Gives a frame of an uplink to the host's kernel: what the kernel would have got, but for the interface it comes by
     /// and the MAC address, which is that interface's.
-    fn hand_back(&mut self, target: HandBack, mut packet: Packet) {
+    pub(super) fn hand_back(&mut self, target: HandBack, mut packet: Packet) {
         match self.memory.head_mut(&mut packet).first_chunk_mut::<6>() {
             Some(destination) => *destination = target.mac.0,
             None => return outlet!(self).drop(packet, DropReason::EthernetTruncated),

@@ -7,7 +7,7 @@ use crate::counters::Event;
 use crate::flow_cache::{FlowView, SweepPlan};
 use crate::packet::PortIndex;
 use crate::port::{Capabilities, PortQueue, QueueDescription};
-use crate::state::{CachePlace, ConnectionReference};
+use crate::state::{CachePlace, ConnectionReference, FragmentKey};
 use crate::tables::{Change, ChangeSet};
 use std::sync::Arc;
 
@@ -55,6 +55,8 @@ pub enum Command {
     Sweep(Arc<SweepPlan>),
     /// Removes the flow at this place of the cache, if it is this connection's: the connection ended or is closing.
     Forget(u32, ConnectionReference),
+    /// The first fragment of this packet was decided: later ones that wait may go.
+    FirstFragment(FragmentKey),
     /// Lists the flows in so many places of the cache from this place on; answers with where to go on.
     ListFlows(usize, usize, Sender<(Vec<FlowReport>, Option<usize>)>),
     /// Lists the queues.
@@ -73,6 +75,7 @@ impl std::fmt::Debug for Command {
             Command::Detach(..) => "Detach",
             Command::Sweep(_) => "Sweep",
             Command::Forget(..) => "Forget",
+            Command::FirstFragment(_) => "FirstFragment",
             Command::ListFlows(..) => "ListFlows",
             Command::ListQueues(_) => "ListQueues",
             Command::Send(..) => "Send",
@@ -106,6 +109,7 @@ impl Worker {
             Command::Forget(place, connection) => {
                 self.cache.forget(place, connection);
             }
+            Command::FirstFragment(key) => self.release_held(&key),
             Command::ListFlows(from, places, answer) => {
                 let mut flows = Vec::new();
                 let next = self.cache.for_each(from, places, self.now_ms, |flow| flows.push(*flow));
@@ -179,6 +183,8 @@ impl Worker {
 
     /// Closes all ports and gives their frames back.
     pub fn close(&mut self) {
+        self.expire_held(true);
+        self.transmit.flush(&mut outlet!(self));
         let ports: Vec<PortIndex> = self.ports.numbers().collect();
         ports.into_iter().for_each(|port| self.detach(port));
         self.counters.event(Event::Turns).add(1);

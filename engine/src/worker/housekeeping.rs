@@ -41,6 +41,7 @@ impl Worker {
         self.counters.event(Event::FlowCacheExpired).add(expired as u64);
         self.state.stations.age_step(self.now);
         self.expire_connections();
+        self.expire_held(false);
         self.count_gauges();
     }
 
@@ -60,7 +61,7 @@ impl Worker {
     }
 
     pub(super) fn count_gauges(&self) {
-        self.counters.held.set(self.transmit.held(&self.ports) as u64);
+        self.counters.held.set((self.transmit.held(&self.ports) + self.late.len()) as u64);
         self.counters.flows.set(self.cache.len() as u64);
         self.counters.free_frames.set(self.memory.free_heads() as u64);
     }
@@ -91,7 +92,7 @@ impl Worker {
     pub fn lost_frames(&self) -> i64 {
         let lent: usize = self.ports.queues().map(|queue| queue.lent_frames()).sum();
         let lanes: usize = self.lanes.iter().map(|lane| lane.held_frames()).sum();
-        let known = self.memory.free_heads() + lent + lanes + self.transmit.held(&self.ports);
+        let known = self.memory.free_heads() + lent + lanes + self.transmit.held(&self.ports) + self.late.len();
         self.memory.layout().head_frames as i64 - known as i64
     }
 }

@@ -21,6 +21,7 @@ mod commands;
 mod housekeeping;
 mod idle;
 mod ingress;
+mod late_fragments;
 mod mirror;
 mod originate;
 mod parts;
@@ -47,6 +48,7 @@ use crate::state::{Removed, State};
 use crate::tables::{Snapshot, Subscription};
 use crate::transmit::{Fate, LaneReceiver, Layout, Outlet, Transmit};
 use ingress::{FrameReading, IngressTable};
+use late_fragments::LateFragments;
 
 /// How many packets ahead of the one that is parsed a packet's memory is asked for.
 const PREFETCH_PACKETS: usize = 12;
@@ -86,6 +88,8 @@ pub struct Worker {
     icmp_budget: originate::IcmpBudget,
     commands: crossbeam::channel::Receiver<Command>,
     others: Vec<Option<crossbeam::channel::Sender<Command>>>,
+    /// Fragments that wait for their first one.
+    late: LateFragments,
     /// Connections that one step of the scan ended.
     ended: Vec<Removed>,
     sleeper: Sleeper,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender};
 
 use super::ingress::{FrameReading, IngressTable};
+use super::late_fragments::LateFragments;
 use super::originate::IcmpBudget;
 use super::{Command, Ports, Sleeper, Worker};
 use crate::clock::Clock;
@@ -75,6 +76,7 @@ impl Worker {
             ingress: IngressTable::new(),
             batch: LookupBatch::new(),
             vector: Vec::with_capacity(VECTOR_PACKETS),
+            late: LateFragments::new(),
             ended: Vec::with_capacity(CONNECTION_SCAN_STEP),
             plains: [None; VECTOR_PACKETS],
             readings: vec![FrameReading::EMPTY; VECTOR_PACKETS],

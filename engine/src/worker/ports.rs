@@ -247,6 +247,13 @@ impl Ports {
         self.slots.get(port.0 as usize)?.lane
     }
 
+    /// Wakes another worker, which was given something to do.
+    pub(crate) fn wake(&self, worker: usize) {
+        if let Some(Some(lane)) = self.lanes.get(worker) {
+            lane.wake();
+        }
+    }
+
     pub(crate) fn lane_sender(&mut self, worker: usize) -> Option<&mut LaneSender> {
         self.lanes.get_mut(worker)?.as_mut()
     }

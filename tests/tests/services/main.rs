@@ -2,6 +2,7 @@
 
 mod balancing;
 mod changes;
+mod dns;
 mod endpoints;
 mod fragments;
 mod masquerade;

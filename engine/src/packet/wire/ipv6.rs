@@ -124,11 +124,22 @@ pub fn set_destination(header: &mut [u8], address: &[u8; 16]) -> Option<()> {
 /// The number that the fragments of a packet share; `None` if the packet that begins with its fixed header is none.
 #[must_use]
 pub fn fragment_identification(packet: &[u8]) -> Option<u32> {
+    read_array(packet, fragment_header(packet)? + FRAGMENT_IDENTIFICATION).map(u32::from_be_bytes)
+}
+
+/// Replaces that number.
+pub fn set_fragment_identification(packet: &mut [u8], number: u32) -> Option<()> {
+    let at = fragment_header(packet)? + FRAGMENT_IDENTIFICATION;
+    write_bytes(packet, at, &number.to_be_bytes())
+}
+
+/// Where the fragment header of the packet begins that begins with its fixed header.
+fn fragment_header(packet: &[u8]) -> Option<usize> {
     let (mut next, mut at) = (*packet.get(NEXT_HEADER)?, HEADER_BYTES);
     // Each step goes on by at least eight bytes.
     while let Some(header) = packet.get(at..) {
         match next {
-            extension::FRAGMENT => return read_array(header, FRAGMENT_IDENTIFICATION).map(u32::from_be_bytes),
+            extension::FRAGMENT => return Some(at),
             extension::HOP_BY_HOP | extension::ROUTING | extension::DESTINATION => {
                 next = *header.first()?;
                 at += (usize::from(*header.get(1)?) + 1) * 8;
