@@ -256,8 +256,9 @@ impl ClusterNode {
 
     /// Has every worker receive from a port: one wire for each.
     pub fn receive_by_every_worker(&mut self, port: u16) -> Vec<MemoryWire> {
+        let capabilities = if port == UPLINK { MemoryQueue::LIKE_AF_XDP } else { MemoryQueue::LIKE_TAP };
         self.switch().detach(port);
-        self.switch().attach_to_every_worker(port, MemoryQueue::LIKE_TAP)
+        self.switch().attach_to_every_worker(port, capabilities)
     }
 
     /// Pulls a pod out.

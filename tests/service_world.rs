@@ -13,7 +13,7 @@ use millrace_control::store::{Object, ObjectStore};
 use millrace_engine::counters::Event;
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::port::memory::WireFrame;
+use millrace_engine::port::memory::{MemoryWire, WireFrame};
 use millrace_engine::testing::{ACK, SYN, checksums_valid, describe, frame};
 use serde_json::{Value, json};
 
@@ -138,7 +138,7 @@ impl ServiceWorld {
     /// If the machine gives no memory.
     #[must_use]
     pub fn new() -> Self {
-        Self::built(&|_| {}, true)
+        Self::built(&|_| {}, true, 1)
     }
 
     /// The same, but no host has a port of its own.
@@ -147,7 +147,7 @@ impl ServiceWorld {
     /// If the machine gives no memory.
     #[must_use]
     pub fn without_hosts() -> Self {
-        Self::built(&|_| {}, false)
+        Self::built(&|_| {}, false, 1)
     }
 
     /// The same, with what an agent's configuration would say.
@@ -156,10 +156,21 @@ impl ServiceWorld {
     /// If the machine gives no memory.
     #[must_use]
     pub fn configured(configure: &dyn Fn(&mut LocalView)) -> Self {
-        Self::built(configure, true)
+        Self::built(configure, true, 1)
     }
 
-    fn built(configure: &dyn Fn(&mut LocalView), with_hosts: bool) -> Self {
+    /// The same with so many workers, which all receive from the uplink of the first node: its wires.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn with_workers(workers: usize) -> (Self, Vec<MemoryWire>) {
+        let mut world = Self::built(&|_| {}, true, workers);
+        let wires = world.nodes[0].receive_by_every_worker(UPLINK);
+        (world, wires)
+    }
+
+    fn built(configure: &dyn Fn(&mut LocalView), with_hosts: bool, workers: usize) -> Self {
         let store = MemoryStore::default();
         let mut all = vec![objects::pool("four", "10.0.0.0/8", 24), objects::pool("six", "fd00::/16", 112)];
         for (number, name) in [(0, "a"), (1, "b")] {
@@ -180,7 +191,7 @@ impl ServiceWorld {
             let mut local = LocalView::new(NodeName::new(name).expect("node name"));
             local.outside = ways_out(number);
             configure(&mut local);
-            ClusterNode::configured(number as u8 + 1, local, &addresses(number), 1, &store)
+            ClusterNode::configured(number as u8 + 1, local, &addresses(number), workers, &store)
         };
         let mut nodes = vec![node(0, "a"), node(1, "b")];
         for (number, node) in nodes.iter_mut().enumerate() {

@@ -1,6 +1,6 @@
-//! `millrace trace`: an imagined packet of a pod through the live tables.
+//! `millrace trace`: an imagined packet of a pod, of the host or from outside through the live tables.
 //!
-//! The packet is built as the pod's kernel would build it, parsed as a worker parses it, and decided by the very
+//! The packet is built as the sender's kernel would build it, parsed as a worker parses it, and decided by the very
 //! function that decides packets; that function changes nothing, so a trace leaves no trace.
 
 use std::net::IpAddr;
@@ -8,22 +8,25 @@ use std::net::IpAddr;
 use etherparse::PacketBuilder;
 use millrace_engine::clock::{Clock, Time};
 use millrace_engine::drop_reason::DropReason;
+use millrace_engine::packet::Mac;
 use millrace_engine::packet::parse::parse;
 use millrace_engine::slow_path::{self, Arrival, Reason, Verdict};
 use millrace_engine::state::State;
-use millrace_engine::tables::{PodPort, Port, PortRole, SegmentKind, Snapshot};
+use millrace_engine::tables::{Port, PortRole, RoutedSegment, SegmentIndex, SegmentKind, Snapshot};
 
 use crate::api::InspectFailure;
-use crate::api::model::{TraceDrop, TraceProtocol, TraceReport, TraceRequest, TraceStep};
+use crate::api::model::{TraceDrop, TraceProtocol, TraceReport, TraceRequest, TraceSource, TraceStep};
 
 /// Source port of imagined packets: the first of the dynamic range.
 const SOURCE_PORT: u16 = 49152;
 const TTL: u8 = 64;
+/// MAC address of imagined stations outside: locally administered, and nobody's.
+const STATION: Mac = Mac([0x02, 0, 0x5e, 0, 0, 0xfe]);
 
 /// Follows the packet.
 pub(super) fn trace(tables: &Snapshot, state: &State, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
-    let (port, pod) = find(tables, request)?;
-    let frame = imagine(tables, pod, request)?;
+    let sender = Sender::find(tables, request)?;
+    let (port, frame) = (sender.port, imagine(&sender, request)?);
     let headers = parse(&frame, frame.len()).map_err(|reason| InspectFailure::Invalid(reason.sentence().to_owned()))?;
     let arrival = Arrival { port: port.index, tunnel: None, frame: &frame, headers: &headers, gso: None };
     let now: Time = Clock::Monotonic.now();
@@ -47,25 +50,63 @@ pub(super) fn trace(tables: &Snapshot, state: &State, request: &TraceRequest) ->
     })
 }
 
-fn find<'a>(tables: &'a Snapshot, request: &TraceRequest) -> Result<(&'a Port, &'a PodPort), InspectFailure> {
-    let name = format!("{}/{}", request.from_namespace, request.from_pod);
-    let found = tables.ports.iter().find_map(|port| match &port.role {
-        PortRole::Pod(pod) if *port.name == *name => Some((port.as_ref(), pod)),
-        _ => None,
-    });
-    found.ok_or_else(|| InspectFailure::NotFound(format!("no pod {name} is plugged in at this node")))
+/// Who sends, as far as the packet shows it.
+struct Sender<'a> {
+    port: &'a Port,
+    mac: Mac,
+    address: IpAddr,
+    /// Station that the frame is sent to.
+    gateway: Mac,
 }
 
-fn imagine(tables: &Snapshot, pod: &PodPort, request: &TraceRequest) -> Result<Vec<u8>, InspectFailure> {
-    let to = request.to_address;
-    let same_family = pod.addresses.iter().find(|address| address.is_ipv4() == to.is_ipv4());
-    let from =
-        same_family.ok_or_else(|| InspectFailure::Invalid(format!("the pod has no address to reach {to} from")))?;
-    let gateway = match tables.segments.get(pod.segment).map(|segment| &segment.kind) {
-        Some(SegmentKind::Routed(routed)) => routed.gateway_mac,
-        _ => return Err(InspectFailure::Unavailable("the pod's segment is not routed".into())),
-    };
-    let ethernet = PacketBuilder::ethernet2(pod.mac.0, gateway.0);
+impl<'a> Sender<'a> {
+    fn find(tables: &'a Snapshot, request: &TraceRequest) -> Result<Self, InspectFailure> {
+        let (to, same_family) =
+            (request.to_address, |address: &&IpAddr| address.is_ipv4() == request.to_address.is_ipv4());
+        let none = || InspectFailure::Invalid(format!("the sender has no address to reach {to} from"));
+        let port_of = |wanted: &dyn Fn(&Port) -> bool| tables.ports.iter().map(AsRef::as_ref).find(|port| wanted(port));
+        match &request.from {
+            TraceSource::Pod { namespace, name } => {
+                let name = format!("{namespace}/{name}");
+                let port = port_of(&|port| matches!(port.role, PortRole::Pod(_)) && *port.name == *name);
+                let absent = || InspectFailure::NotFound(format!("no pod {name} is plugged in at this node"));
+                let port = port.ok_or_else(absent)?;
+                let PortRole::Pod(pod) = &port.role else { return Err(absent()) };
+                let address = *pod.addresses.iter().find(same_family).ok_or_else(none)?;
+                Ok(Self { port, mac: pod.mac, address, gateway: routed(tables, pod.segment)?.gateway_mac })
+            }
+            TraceSource::Host => {
+                let port = port_of(&|port| matches!(port.role, PortRole::Host(_)));
+                let absent = || InspectFailure::NotFound("the host has no port of its own at this node".into());
+                let port = port.ok_or_else(absent)?;
+                let PortRole::Host(host) = &port.role else { return Err(absent()) };
+                let routed = routed(tables, host.segment)?;
+                // Its routes prefer its address among pods.
+                let preferred = routed.router_addresses.iter().find(same_family);
+                let address = *preferred.or_else(|| host.addresses.iter().find(same_family)).ok_or_else(none)?;
+                Ok(Self { port, mac: host.mac, address, gateway: routed.gateway_mac })
+            }
+            TraceSource::Outside { uplink, address } => {
+                let port = port_of(&|port| matches!(port.role, PortRole::Uplink(_)) && *port.name == **uplink);
+                let absent = || InspectFailure::NotFound(format!("no uplink {uplink} at this node"));
+                let port = port.ok_or_else(absent)?;
+                let PortRole::Uplink(own) = &port.role else { return Err(absent()) };
+                Ok(Self { port, mac: STATION, address: *address, gateway: own.mac })
+            }
+        }
+    }
+}
+
+fn routed(tables: &Snapshot, segment: SegmentIndex) -> Result<&RoutedSegment, InspectFailure> {
+    match tables.segments.get(segment).map(|segment| &segment.kind) {
+        Some(SegmentKind::Routed(routed)) => Ok(routed),
+        _ => Err(InspectFailure::Unavailable("the sender's segment is not routed".into())),
+    }
+}
+
+fn imagine(sender: &Sender<'_>, request: &TraceRequest) -> Result<Vec<u8>, InspectFailure> {
+    let (from, to) = (sender.address, request.to_address);
+    let ethernet = PacketBuilder::ethernet2(sender.mac.0, sender.gateway.0);
     let ip = match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), TTL),
         (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), TTL),

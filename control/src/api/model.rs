@@ -533,16 +533,36 @@ impl TraceProtocol {
 /// What `trace` asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceRequest {
-    /// Kubernetes namespace of the sending pod.
-    pub from_namespace: String,
-    /// Name of the sending pod.
-    pub from_pod: String,
+    /// Who sends it.
+    pub from: TraceSource,
     /// Destination address.
     pub to_address: std::net::IpAddr,
     /// Destination port; 0 for ICMP.
     pub to_port: u16,
     /// Protocol.
     pub protocol: TraceProtocol,
+}
+
+/// Who sends an imagined packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TraceSource {
+    /// A pod of this node.
+    Pod {
+        /// Its Kubernetes namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// The node's own kernel, by `millrace0`.
+    Host,
+    /// A station outside, whose packet comes by an uplink.
+    Outside {
+        /// The uplink's interface.
+        uplink: String,
+        /// The station's address.
+        address: std::net::IpAddr,
+    },
 }
 
 /// What would happen to the packet.

@@ -5,25 +5,19 @@ use std::net::IpAddr;
 use clap::Args;
 
 use super::{Output, table};
-use crate::api::model::{TraceProtocol, TraceRequest};
+use crate::api::model::{TraceProtocol, TraceRequest, TraceSource};
 
 /// Options of `millrace trace`.
 #[derive(Debug, Args)]
 pub(super) struct TraceOptions {
-    /// The sending pod
-    #[arg(long, value_name = "NAMESPACE/POD", value_parser = parse_pod)]
-    from: Pod,
+    /// Who sends: a pod of this node, the host itself, or a station outside whose packet comes by an uplink
+    #[arg(long, value_name = "NAMESPACE/POD|host|uplink:INTERFACE,ADDRESS", value_parser = parse_source)]
+    from: TraceSource,
     /// Where to; an IPv6 address with a port is written in brackets; icmp has no port
     #[arg(long, value_name = "ADDRESS[:PORT][/tcp|udp|sctp|icmp]", value_parser = parse_destination)]
     to: Destination,
     #[command(flatten)]
     output: Output,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Pod {
-    namespace: String,
-    name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +29,7 @@ struct Destination {
 
 pub(super) fn run(options: &TraceOptions) -> anyhow::Result<()> {
     let request = TraceRequest {
-        from_namespace: options.from.namespace.clone(),
-        from_pod: options.from.name.clone(),
+        from: options.from.clone(),
         to_address: options.to.address,
         to_port: options.to.port,
         protocol: options.to.protocol,
@@ -44,12 +37,20 @@ pub(super) fn run(options: &TraceOptions) -> anyhow::Result<()> {
     options.output.print(&options.output.client().trace(&request)?, table::trace)
 }
 
-fn parse_pod(text: &str) -> Result<Pod, &'static str> {
+fn parse_source(text: &str) -> Result<TraceSource, &'static str> {
+    if text == "host" {
+        return Ok(TraceSource::Host);
+    }
+    if let Some(outside) = text.strip_prefix("uplink:") {
+        let (uplink, address) = outside.split_once(',').unwrap_or((outside, ""));
+        let address = address.parse().map_err(|_| "a station outside is written uplink:INTERFACE,ADDRESS")?;
+        return Ok(TraceSource::Outside { uplink: uplink.to_owned(), address });
+    }
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(Pod { namespace: namespace.to_owned(), name: name.to_owned() })
+            Ok(TraceSource::Pod { namespace: namespace.to_owned(), name: name.to_owned() })
         }
-        _ => Err("a pod is written NAMESPACE/POD"),
+        _ => Err("a pod is written NAMESPACE/POD, the node itself host, a station outside uplink:INTERFACE,ADDRESS"),
     }
 }
 
@@ -91,9 +92,25 @@ mod tests {
         for text in ["10.1.0.5", "fd00::5", "10.1.0.5:80/icmp", "10.1.0.5:80/ip", "web:80", "10.1.0.5:99999", ""] {
             assert!(parse_destination(text).is_err(), "{text}");
         }
-        assert!(parse_pod("default/web-0").is_ok());
-        for text in ["web-0", "/web-0", "default/", "a/b/c"] {
-            assert!(parse_pod(text).is_err(), "{text}");
+    }
+
+    #[test]
+    fn senders_are_pods_the_host_and_stations_outside() {
+        let pod = TraceSource::Pod { namespace: "default".into(), name: "web-0".into() };
+        let outside = |address: &str| TraceSource::Outside {
+            uplink: "eth0".into(),
+            address: address.parse().expect("an address"),
+        };
+        for (text, expected) in [
+            ("default/web-0", pod),
+            ("host", TraceSource::Host),
+            ("uplink:eth0,198.51.100.7", outside("198.51.100.7")),
+            ("uplink:eth0,2001:db8::7", outside("2001:db8::7")),
+        ] {
+            assert_eq!(parse_source(text), Ok(expected), "{text}");
+        }
+        for text in ["web-0", "/web-0", "default/", "a/b/c", "uplink:eth0", "uplink:eth0,", "uplink:198.51.100.7"] {
+            assert!(parse_source(text).is_err(), "{text}");
         }
     }
 }

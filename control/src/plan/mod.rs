@@ -142,7 +142,7 @@ impl Planner {
         let services = self.services.plan(cluster, local, &mut problems);
         let policy = self.policy.update(cluster, local, touched);
         problems.extend(self.policy.problems().cloned());
-        let announced = self.services.announced(cluster, local);
+        let announced = self.services.announced(cluster, local, &mut problems);
         plan_with(cluster, local, (services, announced), policy, problems)
     }
 

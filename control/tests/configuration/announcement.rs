@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use millrace_control::cluster::InterfaceName;
 use millrace_control::plan::{LocalHost, LocalView, OutsidePath, plan};
+use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 
 use crate::support::{address, cluster, local, node, node_name};
@@ -108,4 +109,26 @@ fn a_local_policy_leaves_nodes_without_endpoints_out() {
     let found = holders(&(nodes(|_, text| Some(text)) + &services("Local", "c")));
     assert_eq!(count(&found, "c"), usize::from(ADDRESSES), "{found:?}");
     assert_eq!(holders(&(nodes(|_, text| Some(text)) + &services("Local", "elsewhere"))).len(), 0);
+}
+
+/// More than the node announces: which are left out is said.
+#[test]
+fn addresses_beyond_the_bound_are_a_problem() {
+    let mut text = node("a", "192.0.2.1");
+    for number in 0..limits::ANNOUNCED_ADDRESSES + 2 {
+        let (high, low) = (number / 200, number % 200 + 1);
+        text += &format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: s{number}}}, spec: {{type: LoadBalancer, clusterIPs: \
+             [10.96.{high}.{low}], ports: [{{port: 80}}]}}, status: {{loadBalancer: {{ingress: [{{ip: 10.200.{high}.{low}}}]}}}}}}\n"
+        );
+    }
+    let mut view = view("a", "192.0.2.1");
+    let path = OutsidePath { port: PortIndex(0), gateway: None, source: address("192.0.2.1"), mtu: 1500 };
+    view.outside.routes.insert("10.200.0.0/16".parse().expect("prefix"), path);
+    let planned = plan(&cluster(&text), &view);
+    assert_eq!(planned.plan.outside.announced.len(), limits::ANNOUNCED_ADDRESSES);
+    let said: Vec<String> = planned.problems.iter().map(ToString::to_string).collect();
+    let expected = "1026 addresses of load balancers fall to this node, which announces 1024: those from 10.200.5.25 on are \
+                    reached by nobody on the link";
+    assert!(said.iter().any(|problem| problem == expected), "{said:?}");
 }

@@ -261,6 +261,71 @@ fn endpoints_derived_from_pods() {
     assert_eq!(lines(&planned(&text)), [expected]);
 }
 
+/// Conditions and hints as the cluster's controller would write them.
+#[test]
+fn derived_endpoints_have_conditions_and_hints() {
+    let pod = |name: &str, node: &str, address: &str, ready: bool, more: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: web}}{more}}}, spec: {{nodeName: {node}}}, \
+             status: {{podIPs: [{{ip: {address}}}], conditions: [{{type: Ready, status: '{}'}}]}}}}\n",
+            if ready { "True" } else { "False" }
+        )
+    };
+    let going = ", deletionTimestamp: '2026-01-01T00:00:00Z'";
+    let spec = |more: &str| {
+        service("web", &format!("clusterIP: 10.96.0.10, selector: {{app: web}}, ports: [{{port: 80}}]{more}"))
+    };
+    let both_here_and_there = pod("here", "a", "10.1.0.1", true, "") + &pod("there", "b", "10.2.0.1", true, "");
+    type Row<'a> = (&'a str, &'a str, String, &'a str, &'a str);
+    let rows: [Row<'_>; 8] = [
+        ("ready ones", "", both_here_and_there.clone(), "10.1.0.1:80 10.2.0.1:80", ""),
+        (
+            "one not ready",
+            "",
+            pod("here", "a", "10.1.0.1", false, "") + &pod("there", "b", "10.2.0.1", true, ""),
+            "10.2.0.1:80",
+            "",
+        ),
+        (
+            "it is published although it is not ready",
+            ", publishNotReadyAddresses: true",
+            pod("here", "a", "10.1.0.1", false, "") + &pod("there", "b", "10.2.0.1", true, ""),
+            "10.1.0.1:80 10.2.0.1:80",
+            "",
+        ),
+        (
+            "and although it ends",
+            ", publishNotReadyAddresses: true",
+            pod("here", "a", "10.1.0.1", false, going) + &pod("there", "b", "10.2.0.1", true, ""),
+            "10.1.0.1:80 10.2.0.1:80",
+            "",
+        ),
+        ("all end and serve", "", pod("here", "a", "10.1.0.1", true, going), "10.1.0.1:80", ""),
+        (
+            "the local one ends and serves",
+            ", internalTrafficPolicy: Local",
+            pod("here", "a", "10.1.0.1", true, going) + &pod("there", "b", "10.2.0.1", true, ""),
+            "10.2.0.1:80",
+            "10.1.0.1:80",
+        ),
+        ("it ends and serves no more", "", pod("here", "a", "10.1.0.1", false, going), "", ""),
+        (
+            "near ones",
+            ", trafficDistribution: PreferSameNode",
+            both_here_and_there + &pod("beside", "a", "10.1.0.2", true, ""),
+            "10.1.0.1:80 10.1.0.2:80",
+            "",
+        ),
+    ];
+    for (name, more, pods, cluster, local) in rows {
+        let plan = planned(&(spec(more) + &pods));
+        let unusable = if cluster.is_empty() { " none usable" } else { "" };
+        let expected =
+            format!("ClusterIP 10.96.0.10:80 TCP: default/web:80 cluster [{cluster}] local [{local}]{unusable}");
+        assert_eq!(lines(&plan), [expected], "{name}");
+    }
+}
+
 #[test]
 fn host_ports_of_one_number_live_beside_each_other() {
     let pod = |name: &str, address: &str, ports: &str| {
@@ -301,6 +366,36 @@ fn of_two_claims_the_first_by_name_holds_in_tables_too() {
     assert_eq!(owner(&after, "198.51.100.7", 80), "default/beta:80");
     assert_eq!(format!("{after:?}"), format!("{:?}", compile(&without.plan, None).expect("tables")));
     assert_eq!(owner(&after, "10.96.0.1", 80), "nothing");
+}
+
+/// An address of the node with a port is claimed as such, and as a node port besides: the addresses of Services come first,
+/// as kube-proxy looks them up first, then node ports, then host ports. Whoever loses is told by whom.
+#[test]
+fn addresses_of_services_come_before_node_ports_and_these_before_host_ports() {
+    let node_port = service("web", "type: NodePort, clusterIPs: [10.96.0.1], ports: [{port: 80, nodePort: 30080}]");
+    let external = service("alpha", "clusterIPs: [10.96.0.2], externalIPs: [192.0.2.1], ports: [{port: 30080}]");
+    let pod = "---\n{apiVersion: v1, kind: Pod, metadata: {name: one}, spec: {nodeName: a, containers: [{name: c, ports: \
+               [{containerPort: 80, hostPort: 30080}]}]}, status: {podIP: 10.1.0.1}}\n";
+    let view = local(&[], &["192.0.2.1"]);
+    let mut planner = Planner::default();
+    let mut see = |text: &str| {
+        let objects = cluster(&(NODES.to_owned() + text));
+        let planned = planner.plan(&objects, &view, &Touched::everything(&objects));
+        let problems = planned.problems.iter().filter(|problem| {
+            problem.object.as_ref().is_some_and(|key| matches!(key.kind.kind.as_ref(), "Service" | "Pod"))
+        });
+        let tables = compile(&planned.plan, None).expect("tables");
+        (owner(&tables, "192.0.2.1", 30080), problems.map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let lost = |to: &str| format!("Pod default/one: 192.0.2.1:30080 TCP belongs to Service default/{to} already");
+    let moved = "Service default/web: its node port does not serve at 192.0.2.1:30080 TCP, which belongs to Service default/alpha";
+    let all = node_port.clone() + &external + pod;
+    assert_eq!(see(pod), ("pod default/one:30080".into(), vec![]));
+    assert_eq!(see(&(node_port.clone() + pod)), ("default/web:80".into(), vec![lost("web")]));
+    assert_eq!(see(&all), ("default/alpha:30080".into(), vec![lost("alpha"), moved.to_owned()]));
+    assert_eq!(see(&(node_port.clone() + &external)), ("default/alpha:30080".into(), vec![moved.to_owned()]));
+    assert_eq!(see(&node_port), ("default/web:80".into(), vec![]));
+    assert_eq!(see(pod), ("pod default/one:30080".into(), vec![]), "whatever came before");
 }
 
 fn owner(tables: &Snapshot, at: &str, port: u16) -> String {

@@ -43,6 +43,10 @@ fn every_document_is_shown_as_table_and_as_json() {
     assert!(text.contains("default/web-0") && text.contains("No policy selects a pod of this node."), "{text}");
     let trace = agent.millrace(&["trace", "--from", "default/web-0", "--to", "[fd00::5]:53/udp", "-o", "json"]);
     assert_eq!(json(&trace)["packet"], "udp to fd00::5:53");
+    for from in ["host", "uplink:eth0,198.51.100.7"] {
+        let trace = agent.millrace(&["trace", "--from", from, "--to", "192.0.2.1:30080", "-o", "json"]);
+        assert_eq!(json(&trace)["packet"], "tcp to 192.0.2.1:30080", "{from}");
+    }
 }
 
 #[test]

@@ -180,12 +180,14 @@ impl Inspect for TestNetwork {
     }
 
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
-        match request.from_pod.as_str() {
-            "web-0" => {
+        match &request.from {
+            TraceSource::Pod { namespace, name } if name != "web-0" => {
+                Err(InspectFailure::NotFound(format!("no pod {namespace}/{name} on this node")))
+            }
+            TraceSource::Pod { .. } | TraceSource::Host | TraceSource::Outside { .. } => {
                 let packet = format!("{} to {}:{}", request.protocol.text(), request.to_address, request.to_port);
                 Ok(TraceReport { packet, ..Default::default() })
             }
-            other => Err(InspectFailure::NotFound(format!("no pod {}/{other} on this node", request.from_namespace))),
         }
     }
 }

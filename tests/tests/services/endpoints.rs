@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use millrace_engine::counters::Event;
+use millrace_engine::testing::{RST, SYN, frame};
 use millrace_tests::objects;
 use millrace_tests::service_world::{Protocol, ServiceWorld, ends, pod_address};
 use serde_json::{Value, json};
@@ -228,6 +229,39 @@ fn stale_udp_connections_are_decided_again() {
     world.apply(&udp(slice(&[("remote", "b", Value::Null)])));
     assert_eq!(ask(&mut world), "remote");
     assert_eq!(world.open("client", 53, vip(), Protocol::Udp), "remote kept");
+}
+
+/// Whoever knows addresses and ports of a connection can send a reset under them. Its ends look at the sequence number
+/// and speak on; so does the switch, to the same endpoint, also after a while and when a SYN was forged behind it.
+#[test]
+fn a_forged_reset_does_not_move_a_connection() {
+    let mut world = web(json!({}), &[("local", "a", Value::Null), ("remote", "b", Value::Null)]);
+    for port in 700..716 {
+        let opened = world.open("client", port, vip(), Protocol::Tcp);
+        let ack = world.acknowledgement("client", port, vip());
+        assert_eq!(world.send("client", ack.clone()).len(), 1);
+        let from = pod_address("client", true);
+        let forged = |flags| frame().from(world.mac("client"), from).to(world.gateway("client"), vip().0).tcp(flags);
+        let (reset, syn) = (forged(RST).ports(port, 80).wire(), forged(SYN).ports(port, 80).wire());
+        assert_eq!(world.send("client", reset.clone()).len(), 1, "the end judges it");
+        world.wait(Duration::from_secs(200));
+        let again = world.send("client", syn).remove(0);
+        let spoken = world.send("client", ack.clone()).remove(0);
+        world.wait(Duration::from_secs(200));
+        let later = world.send("client", ack).remove(0);
+        let pods = [&again, &spoken, &later].map(|got| got.pod.clone());
+        assert!(pods.iter().all(|pod| opened.starts_with(&format!("{pod} "))), "{opened}: {pods:?}");
+    }
+    assert_eq!(world.node().switch().switch.state().connections.live(), 16);
+    // Nobody refutes these, so they are believed in the end.
+    for port in 700..716 {
+        let from = pod_address("client", true);
+        let reset = frame().from(world.mac("client"), from).to(world.gateway("client"), vip().0).tcp(RST);
+        world.send("client", reset.ports(port, 80).wire());
+    }
+    world.wait(Duration::from_secs(301));
+    world.wait(Duration::from_secs(2));
+    assert_eq!(world.node().switch().switch.state().connections.live(), 0);
 }
 
 /// TCP connections live on when their endpoint or Service is gone, as with kube-proxy.

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use millrace_tests::service_world::{OUTSIDE, Protocol, ServiceWorld, node_address, pod_address};
+use millrace_engine::counters::Event;
+use millrace_tests::service_world::{OUTSIDE, Protocol, ServiceWorld, ends, node_address, pod_address};
 use serde_json::{Value, json};
 
 use super::matrix::{CONNECTIONS, PROTOCOLS, SERVICES, address, node_port, service, slices};
@@ -150,6 +151,39 @@ fn affinity_for_everybody() {
     println!("{rows} rows");
 }
 
+/// A SYN that nobody answers is offered another endpoint of those that may serve, whatever sort of address it calls; what
+/// the first one says late does not reach the caller as an answer.
+#[test]
+fn a_silent_endpoint_is_left_for_everybody() {
+    let (mut rows, mut port) = (0, 2_000);
+    for (caller, sort, name, scope, _) in WAYS {
+        for ipv4 in FAMILIES {
+            let mut world = with_services();
+            let all = [("local", "a", Value::Null), ("remote", "b", Value::Null), ("local-2", "a", Value::Null)];
+            slices(name, &all).iter().for_each(|slice| world.apply(slice));
+            let to = called(sort, name, ipv4);
+            port += 1;
+            let case = format!("{caller} to {sort} of {name}, IPv4 {ipv4}");
+            let syn = world.opening(caller, port, to, Protocol::Tcp);
+            let first = world.send(caller, syn.clone()).remove(0);
+            world.wait(Duration::from_secs(1));
+            let second = world.send(caller, syn.clone()).remove(0);
+            assert_ne!(first.pod, second.pod, "{case}");
+            assert!(matches!(scope, Scope::Cluster) || second.pod.starts_with("local"), "{case}: {}", second.pod);
+            assert_eq!(world.count(Event::ServiceRetried), 1, "{case}");
+            let late = world.answer(&first, Protocol::Tcp);
+            let late = world.send(&first.pod, late);
+            assert!(late.iter().all(|got| ends(&got.text).0 != to), "{case}: {late:?}");
+            let answer = world.answer(&second, Protocol::Tcp);
+            let back = world.send(&second.pod, answer);
+            assert!(back.len() == 1 && back[0].pod == *caller && ends(&back[0].text).0 == to, "{case}: {back:?}");
+            assert_eq!(world.send(caller, syn)[0].pod, second.pod, "{case}: once answered it stays");
+            rows += 1;
+        }
+    }
+    println!("{rows} rows");
+}
+
 /// Who is let in at which sort of address, by the ranges of the Service.
 #[test]
 fn source_ranges_for_everybody() {
@@ -175,6 +209,9 @@ fn source_ranges_for_everybody() {
         (of("host").into(), OUTSIDE, "LoadBalancer", "nothing"),
         (of("host").into(), OUTSIDE, "NodePort", "local kept"),
         (of("host").into(), OUTSIDE, "externalIP", "local kept"),
+        (of("uplink").into(), "host", "LoadBalancer", "local node"),
+        (of("uplink").into(), "client", "LoadBalancer", "nothing"),
+        (of("uplink").into(), OUTSIDE, "LoadBalancer", "nothing"),
         ([of("client"), zero()].concat(), OUTSIDE, "LoadBalancer", "local kept"),
         ([of("client"), zero()].concat(), "host", "LoadBalancer", "local node"),
         (of(OUTSIDE).map(|range| format!(" {range} ")).into(), OUTSIDE, "LoadBalancer", "local kept"),

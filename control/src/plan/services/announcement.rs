@@ -16,6 +16,7 @@ use millrace_engine::packet::PortIndex;
 use super::memory::{Input, Memory};
 use crate::cluster::{Cluster, NodeRecord};
 use crate::plan::LocalView;
+use crate::problem::Problem;
 use crate::stable_hash::hash_64;
 
 /// Well-known label: load balancers shall not use this node.
@@ -24,7 +25,12 @@ const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers"
 impl Memory {
     /// What this node announces, by address, with the uplink it does so on. A walk over the Services, and over the nodes
     /// for each address of a load balancer.
-    pub(in crate::plan) fn announced(&self, cluster: &Cluster, local: &LocalView) -> BTreeMap<IpAddr, PortIndex> {
+    pub(in crate::plan) fn announced(
+        &self,
+        cluster: &Cluster,
+        local: &LocalView,
+        problems: &mut Vec<Problem>,
+    ) -> BTreeMap<IpAddr, PortIndex> {
         let mut services: BTreeMap<IpAddr, Vec<&Input>> = BTreeMap::new();
         for input in self.inputs() {
             for address in &input.service.load_balancer_ips {
@@ -41,7 +47,17 @@ impl Memory {
             let chosen = cluster.nodes.values().filter(may).max_by_key(rank)?;
             (chosen.name == local.node).then_some((address, port))
         };
-        services.into_iter().filter_map(announces).take(ANNOUNCED_ADDRESSES).collect()
+        let mut announced: BTreeMap<IpAddr, PortIndex> = services.into_iter().filter_map(announces).collect();
+        let count = announced.len();
+        if let Some((first, _)) = announced.iter().nth(ANNOUNCED_ADDRESSES) {
+            let first = *first;
+            problems.push(Problem::new(format!(
+                "{count} addresses of load balancers fall to this node, which announces {ANNOUNCED_ADDRESSES}: those from \
+                 {first} on are reached by nobody on the link"
+            )));
+            announced.split_off(&first);
+        }
+        announced
     }
 }
 

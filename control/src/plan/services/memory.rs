@@ -40,6 +40,8 @@ pub(in crate::plan) struct Memory {
     claims: HashMap<FrontendKey, BTreeSet<Owner>>,
     /// Keys with more than one claim.
     contested_keys: BTreeSet<FrontendKey>,
+    /// Addresses of the node with a port that is claimed there, and as a node port besides.
+    shared_keys: BTreeSet<FrontendKey>,
     contested: Arc<BTreeSet<(FrontendKey, Owner)>>,
     faulty: BTreeSet<Owner>,
     /// Plans made since the start, for tests of the promise that only what changed is planned.
@@ -198,13 +200,56 @@ impl Memory {
             let was = if several { !self.contested_keys.insert(*key) } else { self.contested_keys.remove(key) };
             differs |= several || was;
         }
+        let at_node: BTreeSet<FrontendKey> = touched.iter().flat_map(|key| self.at_node(*key)).collect();
+        for key in at_node {
+            let is_shared = self.claims.contains_key(&key) && self.node_port_holder(key).is_some();
+            let was = if is_shared { !self.shared_keys.insert(key) } else { self.shared_keys.remove(&key) };
+            differs |= is_shared || was;
+        }
         if differs {
+            let keys: BTreeSet<FrontendKey> = self.contested_keys.union(&self.shared_keys).copied().collect();
             let losers = |key: &FrontendKey| {
-                let claims = self.claims.get(key).into_iter().flat_map(|claims| claims.iter().skip(1).cloned());
+                let winner = self.winner(*key).cloned();
+                let claims = self.claims.get(key).into_iter().flatten().cloned();
                 let key = *key;
-                claims.map(move |owner| (key, owner)).collect::<Vec<_>>()
+                claims
+                    .filter(move |owner| Some(owner) != winner.as_ref())
+                    .map(move |owner| (key, owner))
+                    .collect::<Vec<_>>()
             };
-            self.contested = Arc::new(self.contested_keys.iter().flat_map(losers).collect());
+            self.contested = Arc::new(keys.iter().flat_map(losers).collect());
+        }
+    }
+
+    /// The addresses of the node that a key stands for, each as a key of its own.
+    fn at_node(&self, key: FrontendKey) -> Vec<FrontendKey> {
+        match key {
+            FrontendKey::Address { address, .. } => {
+                if self.facts.node_addresses.contains(&address) {
+                    vec![key]
+                } else {
+                    Vec::new()
+                }
+            }
+            FrontendKey::NodePort { ipv4, protocol, port } => {
+                let own = self.facts.node_addresses.iter().filter(|address| address.is_ipv4() == ipv4);
+                own.map(|address| FrontendKey::Address { address: *address, protocol, port }).collect()
+            }
+        }
+    }
+
+    /// Who has the node port with the number of an address's port.
+    fn node_port_holder(&self, key: FrontendKey) -> Option<&Owner> {
+        let FrontendKey::Address { address, protocol, port } = key else { return None };
+        self.claims.get(&FrontendKey::NodePort { ipv4: address.is_ipv4(), protocol, port })?.first()
+    }
+
+    /// Who has a key: as with kube-proxy the addresses of Services come first, then node ports, then pods' host ports.
+    fn winner(&self, key: FrontendKey) -> Option<&Owner> {
+        let first = self.claims.get(&key).and_then(BTreeSet::first);
+        match first {
+            Some(Owner::Pod(_)) if self.shared_keys.contains(&key) => self.node_port_holder(key),
+            first => first,
         }
     }
 
@@ -214,9 +259,15 @@ impl Memory {
             problems.extend(messages.map(|message| Problem::new(message.clone()).of(&owner.key())));
         }
         for (key, owner) in self.contested.iter() {
-            let first = self.claims.get(key).and_then(|claims| claims.first());
-            let first = first.map_or_else(String::new, |owner| owner.key().to_string());
+            let first = self.winner(*key).map_or_else(String::new, |owner| owner.key().to_string());
             problems.push(Problem::new(format!("{key} belongs to {first} already")).of(&owner.key()));
+        }
+        for key in &self.shared_keys {
+            let (Some(winner), Some(loser)) = (self.winner(*key), self.node_port_holder(*key)) else { continue };
+            if winner != loser {
+                let message = format!("its node port does not serve at {key}, which belongs to {}", winner.key());
+                problems.push(Problem::new(message).of(&loser.key()));
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 //! The function is remembered, not its history: [`Memory`] keeps the last result of each Service with the very inputs
 //! it came from, and takes it again where the inputs are the same. So a change costs the planning of what changed and
 //! a look at a pointer for every other Service. Where two claim one address and port the first in order has it:
-//! Services by name, then pods' host ports; the other is a problem.
+//! Services by name, then the node port of that number where the address is the node's, then pods' host ports; the others
+//! are problems.
 
 mod announcement;
 mod derive;
