@@ -6,11 +6,14 @@
 //! concerns the cluster (nodes, pools, networks) is not here: those are objects.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use millrace_engine::limits;
+use millrace_engine::state::ConnectionTimeouts;
 use millrace_engine::tables::{PortRange, Vni};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +22,12 @@ use crate::plan::ServiceOptions;
 
 /// Where the file is, unless `--config` says otherwise.
 pub const DEFAULT_FILE: &str = "/etc/millrace/agent.toml";
+
+/// Where kube-proxy answers probes by default (`--healthz-bind-address`).
+const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0:10256";
+
+/// Longest silence that may be allowed to a connection: the table's times are milliseconds modulo 2^32.
+const LONGEST_SILENCE_SECONDS: u32 = 7 * 86_400;
 
 /// Longest path of a unix socket, without the final NUL (`sockaddr_un` in include/uapi/linux/un.h).
 const SOCKET_PATH_BYTES: usize = 107;
@@ -91,6 +100,7 @@ table! {
         flow_cache: FlowCache;
         tunnel: Tunnel;
         services: Services;
+        timeouts: Timeouts;
         masquerade: Masquerade;
         policies: Policies;
     }
@@ -149,6 +159,25 @@ table! {
         node_port_addresses: Vec<String> = Vec::new();
         /// Whether connections of pods to ClusterIPs are masqueraded too, as kube-proxy's `--masquerade-all` does.
         masquerade_all: bool = false;
+        /// Where load balancers and probes ask whether this node serves Services (`/healthz`) and its agent lives
+        /// (`/livez`), as they ask kube-proxy. Empty: nowhere.
+        health_address: String = DEFAULT_HEALTH_ADDRESS.into();
+    }
+    sections {}
+}
+
+table! {
+    /// Seconds for which connections may be silent before they are forgotten, at least 1 and at most a week; kube-proxy has
+    /// them under `conntrack`.
+    Timeouts {
+        /// TCP, established.
+        tcp_established: u32 = 86_400;
+        /// TCP, closed by one end.
+        tcp_close_wait: u32 = 3_600;
+        /// UDP, not answered yet, or for less than two seconds.
+        udp: u32 = 30;
+        /// UDP, answered.
+        udp_stream: u32 = 120;
     }
     sections {}
 }
@@ -183,6 +212,17 @@ table! {
     sections {}
 }
 
+impl Timeouts {
+    fn fields(&self) -> [(&'static str, u32); 4] {
+        [
+            ("timeouts.tcp_established", self.tcp_established),
+            ("timeouts.tcp_close_wait", self.tcp_close_wait),
+            ("timeouts.udp", self.udp),
+            ("timeouts.udp_stream", self.udp_stream),
+        ]
+    }
+}
+
 /// The one choice for pods that are not known yet which is not the default.
 const OPEN: &str = "open";
 
@@ -196,6 +236,7 @@ pub struct Configuration {
     workers: NonZeroUsize,
     vni: Vni,
     services: ServiceOptions,
+    health_address: Option<SocketAddr>,
     masquerade_ports: PortRange,
     outside_ports: PortRange,
     exempt: Vec<IpNet>,
@@ -278,6 +319,17 @@ impl Configuration {
             })?,
             masquerade_all: parsed.services.masquerade_all,
         };
+        let health_address = match parsed.services.health_address.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                wrong("services.health_address", text.to_owned(), "is not an address and port such as 0.0.0.0:10256")
+            })?),
+        };
+        for (field, seconds) in parsed.timeouts.fields() {
+            if !(1..=LONGEST_SILENCE_SECONDS).contains(&seconds) {
+                return Err(wrong(field, seconds.to_string(), "is not from 1 to 604800 seconds"));
+            }
+        }
         let range = |field, first, last: u16| {
             let reason = "the range from the first port, which is not 0, has no port";
             PortRange::new(first, last).ok_or_else(|| wrong(field, last.to_string(), reason))
@@ -290,7 +342,16 @@ impl Configuration {
         if exempt.len() > limits::OUTSIDE_EXEMPT {
             return Err(wrong("masquerade.exempt", format!("{} networks", exempt.len()), "there may be 64 at most"));
         }
-        Ok(Configuration { file: parsed, workers, vni, services, masquerade_ports, outside_ports, exempt })
+        Ok(Configuration {
+            file: parsed,
+            workers,
+            vni,
+            services,
+            health_address,
+            masquerade_ports,
+            outside_ports,
+            exempt,
+        })
     }
 
     /// Whether pods that policies may select are open until their objects are known.
@@ -303,6 +364,25 @@ impl Configuration {
     #[must_use]
     pub fn services(&self) -> &ServiceOptions {
         &self.services
+    }
+
+    /// Where probes of kube-proxy's kind are answered, if anywhere.
+    #[must_use]
+    pub fn health_address(&self) -> Option<SocketAddr> {
+        self.health_address
+    }
+
+    /// How long connections may be silent.
+    #[must_use]
+    pub fn timeouts(&self) -> ConnectionTimeouts {
+        let Timeouts { tcp_established, tcp_close_wait, udp, udp_stream } = self.file.timeouts;
+        let of = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        ConnectionTimeouts {
+            tcp_established: of(tcp_established),
+            tcp_close_wait: of(tcp_close_wait),
+            udp: of(udp),
+            udp_stream: of(udp_stream),
+        }
     }
 
     /// Source ports of masqueraded connections.

@@ -1,16 +1,20 @@
-//! What load balancers ask of a node: has this Service an endpoint here (`healthCheckNodePort`).
+//! What load balancers ask of a node: has this Service an endpoint here (`healthCheckNodePort`), and does this node serve
+//! Services at all (`/healthz` and `/livez` of kube-proxy, port 10256).
 //!
 //! HTTP on the node's addresses, answered as kube-proxy's `pkg/proxy/healthcheck/service_health.go` does: 200 while a
-//! ready endpoint is on this node and the tables follow the objects, else 503. One thread, apart from everything else: a
-//! slow or hostile client of one port takes one of [`CLIENTS`] places for at most [`PATIENCE`].
+//! ready endpoint is on this node and the tables follow the objects, else 503. `/healthz` and `/livez` as its
+//! `proxy_health.go` does: 200 while the tables follow the objects; `/healthz` also wants the node to stay (KEP-3836), so
+//! that load balancers leave one that is about to go while its connections live. One thread, apart from everything else:
+//! a slow or hostile client of one port takes one of [`CLIENTS`] places for at most [`PATIENCE`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -39,32 +43,53 @@ struct Check {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Checks {
     by_address: BTreeMap<SocketAddr, Check>,
-    healthy: bool,
+    /// Where the node as a whole is asked for.
+    proxy: Option<SocketAddr>,
+    condition: Condition,
+}
+
+/// How the node serves Services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Whether the tables follow the objects.
+    pub healthy: bool,
+    /// Whether the node is about to go.
+    pub leaving: bool,
+    /// When the tables were last brought into step.
+    pub updated: Timestamp,
+}
+
+impl Checks {
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.by_address.keys().copied().chain(self.proxy)
+    }
 }
 
 /// The server; ends when it is dropped.
 #[derive(Debug)]
 pub struct HealthChecks {
+    proxy: Option<SocketAddr>,
     wanted: Option<watch::Sender<Arc<Checks>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl HealthChecks {
-    /// Serves nothing yet. `report` is told of each port that cannot be had, once for each attempt that fails first.
+    /// Answers at `proxy` that nothing is served yet, and nowhere else. `report` is told of each port that cannot be had,
+    /// once for each attempt that fails first.
     ///
     /// # Errors
     /// The kernel refused a thread.
-    pub fn start(report: impl Fn(String) + Send + 'static) -> std::io::Result<Self> {
-        let (wanted, follow) = watch::channel(Arc::new(Checks::default()));
+    pub fn start(proxy: Option<SocketAddr>, report: impl Fn(String) + Send + 'static) -> std::io::Result<Self> {
+        let (wanted, follow) = watch::channel(Arc::new(Checks { proxy, ..Checks::default() }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("health-check".into());
         let thread = thread.spawn(move || runtime.block_on(serve(follow, report)))?;
-        Ok(Self { wanted: Some(wanted), thread: Some(thread) })
+        Ok(Self { proxy, wanted: Some(wanted), thread: Some(thread) })
     }
 
-    /// Answers as `plan` has it from now on; `healthy` says whether the tables follow the objects.
-    pub fn follow(&self, plan: &ServicesPlan, healthy: bool) {
-        let mut checks = Checks { by_address: BTreeMap::new(), healthy };
+    /// Answers as `plan` and `condition` have it from now on.
+    pub fn follow(&self, plan: &ServicesPlan, condition: Condition) {
+        let mut checks = Checks { by_address: BTreeMap::new(), proxy: self.proxy, condition };
         for (owner, service) in plan.owners.iter() {
             let (Owner::Service(name), Some(check)) = (owner, service.health_check) else { continue };
             for address in &plan.node_addresses {
@@ -106,16 +131,17 @@ async fn serve(mut follow: watch::Receiver<Arc<Checks>>, report: impl Fn(String)
     loop {
         let wanted = Arc::clone(&follow.borrow_and_update());
         listening.retain(|address, task| {
-            let stays = wanted.by_address.contains_key(address);
+            let stays = wanted.addresses().any(|known| known == *address);
             if !stays {
                 task.abort();
             }
             stays
         });
-        failed.retain(|address, _| wanted.by_address.contains_key(address));
-        for address in
-            wanted.by_address.keys().filter(|address| !listening.contains_key(address)).copied().collect::<Vec<_>>()
-        {
+        failed.retain(|address, _| wanted.addresses().any(|known| known == *address));
+        for address in wanted.addresses() {
+            if listening.contains_key(&address) {
+                continue;
+            }
             match TcpListener::bind(address).await {
                 Ok(listener) => {
                     failed.remove(&address);
@@ -152,17 +178,17 @@ async fn listen(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let answer = answer(&follow.borrow(), address);
+        let checks = Arc::clone(&follow.borrow());
         tokio::spawn(async move {
             // A client that goes away or is too slow gets no answer, and nobody misses it.
-            let _ = tokio::time::timeout(PATIENCE, talk(client, answer)).await;
+            let _ = tokio::time::timeout(PATIENCE, talk(client, &checks, address)).await;
             drop(place);
         });
     }
 }
 
 /// Reads the head of one request, answers it and closes.
-async fn talk(mut client: TcpStream, answer: String) -> std::io::Result<()> {
+async fn talk(mut client: TcpStream, checks: &Checks, address: SocketAddr) -> std::io::Result<()> {
     let (mut head, mut part) = (Vec::new(), [0u8; 1024]);
     while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < REQUEST_BYTES {
         match client.read(&mut part).await? {
@@ -170,19 +196,59 @@ async fn talk(mut client: TcpStream, answer: String) -> std::io::Result<()> {
             read => head.extend_from_slice(&part[..read]),
         }
     }
+    let answer = if checks.proxy == Some(address) {
+        answer_for_node(&checks.condition, path_of(&head), now())
+    } else {
+        answer(checks, address)
+    };
     client.write_all(answer.as_bytes()).await?;
     client.shutdown().await
 }
 
+const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// The wall clock's time; it is shown only.
+#[must_use]
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::new(since.as_secs() as i64, since.subsec_nanos() as i32).unwrap_or_default()
+}
+
+/// The path that the first line of a request names.
+fn path_of(head: &[u8]) -> &str {
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let target = std::str::from_utf8(line).ok().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+    target.split('?').next().unwrap_or_default()
+}
+
+fn answer_for_node(condition: &Condition, path: &str, now: Timestamp) -> String {
+    let eligible = !condition.leaving;
+    let (serves, more) = match path {
+        "/healthz" => (condition.healthy && eligible, format!(", \"nodeEligible\": {eligible}")),
+        "/livez" => (condition.healthy, String::new()),
+        _ => return NOT_FOUND.to_owned(),
+    };
+    // Of a healthy node it is now, whenever anything changed, as kube-proxy has it.
+    let updated = if serves { now } else { condition.updated };
+    let body = format!("{{\"lastUpdated\": \"{updated}\",\"currentTime\": \"{now}\"{more}}}");
+    let status = if serves { "200 OK" } else { "503 Service Unavailable" };
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
 fn answer(checks: &Checks, address: SocketAddr) -> String {
     let Some(check) = checks.by_address.get(&address) else {
-        return "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned();
+        return NOT_FOUND.to_owned();
     };
-    let serves = check.local_endpoints > 0 && checks.healthy;
+    let healthy = checks.condition.healthy;
+    let serves = check.local_endpoints > 0 && healthy;
     let body = format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{}\",\n\t\t\"name\": \"{}\"\n\t}},\n\t\"localEndpoints\": {},\n\t\
          \"serviceProxyHealthy\": {}\n}}",
-        check.namespace, check.name, check.local_endpoints, checks.healthy
+        check.namespace, check.name, check.local_endpoints, healthy
     );
     let status = if serves { "200 OK" } else { "503 Service Unavailable" };
     let mut text =
@@ -222,10 +288,18 @@ mod tests {
         listener.local_addr().expect("address").port()
     }
 
+    const HEALTHY: Condition = Condition { healthy: true, leaving: false, updated: Timestamp::UNIX_EPOCH };
+    const BEHIND: Condition = Condition { healthy: false, ..HEALTHY };
+    const LEAVING: Condition = Condition { leaving: true, ..HEALTHY };
+
     /// The answer, or nothing where nobody listens.
     fn ask(port: u16) -> Option<String> {
+        ask_for(port, "/")
+    }
+
+    fn ask_for(port: u16, path: &str) -> Option<String> {
         let mut client = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
-        client.write_all(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n").ok()?;
+        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n\r\n").as_bytes()).ok()?;
         let mut text = String::new();
         client.read_to_string(&mut text).ok()?;
         Some(text)
@@ -247,13 +321,44 @@ mod tests {
         panic!("never as wished, last {last:?}");
     }
 
+    /// kube-proxy's two: a node that is about to go still lives, but wants no new connections.
+    #[test]
+    fn the_node_is_asked_for_as_kube_proxy_is() {
+        let port = free_port();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let server = HealthChecks::start(Some(address), |problem| panic!("{problem}")).expect("server");
+        let is = |path: &'static str, status: &'static str| {
+            move |_: &Option<String>| {
+                ask_for(port, path).is_some_and(|answer| answer.starts_with(&format!("HTTP/1.1 {status}")))
+            }
+        };
+        until(port, is("/healthz", "503"));
+        for (condition, healthz, livez) in [(HEALTHY, "200", "200"), (LEAVING, "503", "200"), (BEHIND, "503", "503")] {
+            server.follow(&ServicesPlan::default(), condition);
+            until(port, is("/healthz", healthz));
+            until(port, is("/livez?verbose", livez));
+        }
+        until(port, is("/", "404"));
+        let now = Timestamp::from_second(100).expect("a time");
+        let body = |path: &str, condition: &Condition| {
+            let answer = answer_for_node(condition, path, now);
+            answer.split("\r\n\r\n").nth(1).expect("a body").to_owned()
+        };
+        let (then, at) = ("1970-01-01T00:00:00Z", "1970-01-01T00:01:40Z");
+        let expected = format!(r#"{{"lastUpdated": "{at}","currentTime": "{at}", "nodeEligible": true}}"#);
+        assert_eq!(body("/healthz", &HEALTHY), expected);
+        let expected = format!(r#"{{"lastUpdated": "{then}","currentTime": "{at}", "nodeEligible": false}}"#);
+        assert_eq!(body("/healthz", &LEAVING), expected);
+        assert_eq!(body("/livez", &LEAVING), format!(r#"{{"lastUpdated": "{at}","currentTime": "{at}"}}"#));
+    }
+
     #[test]
     fn answers_follow_the_plan_as_kube_proxys_do() {
         let reports = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&reports);
-        let server = HealthChecks::start(move |text| told.lock().expect("whole").push(text)).expect("server");
+        let server = HealthChecks::start(None, move |text| told.lock().expect("whole").push(text)).expect("server");
         let port = free_port();
-        server.follow(&plan(port, 2), true);
+        server.follow(&plan(port, 2), HEALTHY);
         let body = "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\
                     \"serviceProxyHealthy\": true\n}";
         let says = |status: &'static str, body: String| {
@@ -263,15 +368,15 @@ mod tests {
             }
         };
         until(port, says("200 OK", body.to_owned()));
-        server.follow(&plan(port, 0), true);
+        server.follow(&plan(port, 0), HEALTHY);
         until(port, says("503 Service Unavailable", body.replace(": 2", ": 0")));
-        server.follow(&plan(port, 2), false);
+        server.follow(&plan(port, 2), BEHIND);
         until(port, says("503 Service Unavailable", body.replace("true", "false")));
-        server.follow(&ServicesPlan::default(), true);
+        server.follow(&ServicesPlan::default(), HEALTHY);
         until(port, Option::is_none);
         // A port that somebody else has is told once.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        server.follow(&plan(taken.local_addr().expect("address").port(), 1), true);
+        server.follow(&plan(taken.local_addr().expect("address").port(), 1), HEALTHY);
         let deadline = std::time::Instant::now() + Duration::from_secs(5);
         while reports.lock().expect("whole").is_empty() && std::time::Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));

@@ -17,7 +17,7 @@ use crate::limits::{CONNECTIONS, WORKER_COMMANDS};
 use crate::packet::{FrameMemory, FrameMemoryLayout, PortIndex};
 use crate::port::af_xdp::Umem;
 use crate::port::{Capabilities, PortQueue};
-use crate::state::State;
+use crate::state::{ConnectionTimeouts, Connections, State};
 use crate::tables::{ChangeSet, Publisher, Snapshot};
 use crate::transmit::{LaneReceiver, LaneSender, lane};
 use crate::worker::{AttachError, Command, FlowReport, IdlePolicy, QueueReport, Sleeper, Waker, Worker};
@@ -35,6 +35,8 @@ pub struct SwitchOptions {
     pub flows: FlowCacheLayout,
     /// Connections the switch tracks.
     pub connections: usize,
+    /// How long connections may be silent.
+    pub timeouts: ConnectionTimeouts,
     /// What workers do without work.
     pub idle: IdlePolicy,
     /// Where they get the time.
@@ -52,6 +54,7 @@ impl Default for SwitchOptions {
             frame_memory: FrameMemoryLayout::default(),
             flows: FlowCacheLayout::default(),
             connections: CONNECTIONS,
+            timeouts: ConnectionTimeouts::default(),
             idle: IdlePolicy::default(),
             clock: Clock::Monotonic,
             hash_seed: None,
@@ -113,7 +116,8 @@ impl Switch {
         }
         let hash_key = options.hash_seed.map_or_else(HashKey::random, |seed| Ok(HashKey::from_seed(seed)))?;
         let mut publisher = Publisher::new();
-        let state = Arc::new(State::new(options.connections, options.workers, hash_key)?);
+        let connections = Connections::new(options.connections, options.workers, hash_key)?;
+        let state = Arc::new(State::around(connections.with_timeouts(options.timeouts), hash_key));
         let foundations: Vec<Foundation> =
             (0..options.workers).map(|_| Foundation::new(&options)).collect::<io::Result<_>>()?;
         let (mut senders, mut receivers) = lanes(&foundations);

@@ -44,7 +44,7 @@ use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::Configuration;
-use crate::health_check::HealthChecks;
+use crate::health_check::{self, Condition, HealthChecks};
 use crate::observe;
 use crate::plan::LocalView;
 use crate::reconcile::{self, Input, Reconciler};
@@ -130,6 +130,7 @@ fn switch_options(configuration: &Configuration) -> SwitchOptions {
         },
         flows: FlowCacheLayout { ipv4: configuration.flows_ipv4(), ipv6: configuration.flows_ipv6() },
         connections: configuration.connections(),
+        timeouts: configuration.timeouts(),
         idle: if configuration.busy_poll() { IdlePolicy::BusyPoll } else { IdlePolicy::default() },
         ..SwitchOptions::default()
     }
@@ -156,7 +157,8 @@ fn start_reconciling(
     };
     let shared = Arc::clone(shared);
     let reporter = Arc::clone(&shared);
-    let checks = HealthChecks::start(move |message| reporter.report(message)).context("no thread for health checks")?;
+    let checks = HealthChecks::start(configuration.health_address(), move |message| reporter.report(message));
+    let checks = checks.context("no thread for health checks")?;
     let thread = std::thread::Builder::new().name("reconcile".into());
     Ok(thread.spawn(move || {
         // The whole watch moves here: dropping a part of it would end it.
@@ -165,7 +167,10 @@ fn start_reconciling(
         reconciler.run(&watch.events, &taken, |reconciler, settled| {
             shared.settled(reconciler, settled);
             if let Some(plan) = &settled.plan {
-                checks.follow(&plan.services, settled.error.is_none());
+                let own = reconciler.cluster().nodes.get(reconciler.node());
+                let leaving = own.is_some_and(|node| node.leaving);
+                let condition = Condition { healthy: settled.error.is_none(), leaving, updated: health_check::now() };
+                checks.follow(&plan.services, condition);
             }
             // A full queue holds a signal already.
             let _ = underlay.try_send(underlay::Signal::Objects);

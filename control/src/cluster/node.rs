@@ -89,6 +89,8 @@ pub struct NodeRecord {
     pub zone: Option<String>,
     /// Whether it is up: its condition `Ready` says nothing else.
     pub ready: bool,
+    /// Whether it is about to go: it is being deleted, or the cluster's autoscaler marked it.
+    pub leaving: bool,
 }
 
 impl NodeRecord {

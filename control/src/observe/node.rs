@@ -15,6 +15,8 @@ use crate::store::{FieldError, Object};
 const VTEP_MAC: &str = "millrace.dev/vtep-mac";
 /// Well-known label: the zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Taint of a node that the cluster's autoscaler is about to take away (KEP-3836).
+const LEAVING: &str = "ToBeDeletedByClusterAutoscaler";
 /// Type of the condition that says whether a node is up.
 const READY: &str = "Ready";
 /// Annotations of flannel (`pkg/subnet/kube` there).
@@ -55,6 +57,8 @@ pub(super) fn read(object: &Object) -> Result<NodeRecord, FieldError> {
     let pod_cidrs = pod_cidrs(object, &node)?;
     let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.filter(|condition| condition.type_ == READY).all(|condition| condition.status == "True");
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let leaving = node.metadata.deletion_timestamp.is_some() || taints.into_iter().any(|taint| taint.key == LEAVING);
     let labels = node.metadata.labels.unwrap_or_default();
     Ok(NodeRecord {
         ipv4_end: ipv4.map(|address| TunnelEnd { address, mac }),
@@ -66,6 +70,7 @@ pub(super) fn read(object: &Object) -> Result<NodeRecord, FieldError> {
         zone: labels.get(ZONE).cloned(),
         labels,
         ready,
+        leaving,
     })
 }
 

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 pub use affinity::Affinities;
 pub use connections::{
-    Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, Connections, Direction,
-    NewConnection, Opened, Removed, Tuple,
+    Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, ConnectionTimeouts,
+    Connections, Direction, NewConnection, Opened, Removed, Tuple,
 };
 pub use denials::{Denials, DeniedPacket};
 pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
@@ -53,8 +53,14 @@ impl State {
     /// # Errors
     /// The kernel refused memory.
     pub fn new(connections: usize, workers: usize, hash_key: HashKey) -> io::Result<Self> {
-        let connections = Arc::new(Connections::new(connections, workers, hash_key)?);
-        Ok(Self {
+        Ok(Self::around(Connections::new(connections, workers, hash_key)?, hash_key))
+    }
+
+    /// Nothing learned yet but what `connections` has.
+    #[must_use]
+    pub fn around(connections: Connections, hash_key: HashKey) -> Self {
+        let connections = Arc::new(connections);
+        Self {
             stations: MacTable::default(),
             storms: Storms::default(),
             connections,
@@ -63,6 +69,6 @@ impl State {
             fragments: Fragments::new(hash_key),
             denials: Denials::default(),
             wanted: WantedNeighbours::default(),
-        })
+        }
     }
 }

@@ -134,7 +134,7 @@ impl Connections {
             let number = Tuple::from_words(entry.tuple_words(Direction::Original)).protocol;
             let is_silent = |status: &Status, seen_ms: u32| {
                 let silent_ms = (now_ms.wrapping_sub(seen_ms) as i32).max(0) as u32;
-                let longest = status.progress.longest_silence(number, status.opened_ms, seen_ms);
+                let longest = status.progress.longest_silence(number, (status.opened_ms, seen_ms), &self.timeouts);
                 u128::from(silent_ms.saturating_sub(lag_ms)) >= longest.as_millis()
             };
             let (generation, seen_ms) = entry.life();

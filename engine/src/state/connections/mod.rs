@@ -29,7 +29,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use entry::ConnectionFlags;
 pub use expiry::Removed;
-pub use state::ConnectionState;
+pub use state::{ConnectionState, ConnectionTimeouts};
 pub use tuple::{Direction, Tuple};
 
 use crate::clock::Time;
@@ -211,6 +211,7 @@ pub struct Connections {
     shards: Box<[Mutex<Shard>]>,
     in_shard: u32,
     hash_key: HashKey,
+    timeouts: ConnectionTimeouts,
     expiry: Expiry,
 }
 
@@ -253,8 +254,15 @@ impl Connections {
             shards: (0..shards as u32).map(shard).collect(),
             in_shard,
             hash_key,
+            timeouts: ConnectionTimeouts::default(),
             expiry: Expiry::new(workers, shards),
         })
+    }
+
+    /// The same table with other timeouts.
+    #[must_use]
+    pub fn with_timeouts(self, timeouts: ConnectionTimeouts) -> Self {
+        Self { timeouts, ..self }
     }
 
     /// Connections it can hold.

@@ -55,12 +55,36 @@ states! {
     Replied "REPLIED" 30 "UDP, ICMP echo and others: answered.";
 }
 
-/// Silence allowed to an answered UDP stream (`UDP_CT_REPLIED`).
-const UDP_STREAM_SECONDS: u32 = 120;
 /// Silence allowed to protocols that are not known (`nf_ct_generic_timeout`).
 const GENERIC_SECONDS: u32 = 600;
 /// Silence allowed to a TCP stream met in its middle that was not answered yet (`TCP_CONNTRACK_UNACK`).
 const UNACKNOWLEDGED_SECONDS: u32 = 300;
+
+/// How long connections may be silent, where a node may say: what kube-proxy's configuration says under `conntrack`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionTimeouts {
+    /// TCP, established (`tcpEstablishedTimeout`).
+    pub tcp_established: Duration,
+    /// TCP, half closed (`tcpCloseWaitTimeout`).
+    pub tcp_close_wait: Duration,
+    /// UDP, not answered, or younger than two seconds (`udpTimeout`).
+    pub udp: Duration,
+    /// UDP, answered and older than that (`udpStreamTimeout`).
+    pub udp_stream: Duration,
+}
+
+impl Default for ConnectionTimeouts {
+    /// kube-proxy's and the kernel's.
+    fn default() -> Self {
+        let of = |state: ConnectionState| Duration::from_secs(u64::from(state.seconds()));
+        Self {
+            tcp_established: of(ConnectionState::Established),
+            tcp_close_wait: of(ConnectionState::CloseWait),
+            udp: of(ConnectionState::Unreplied),
+            udp_stream: Duration::from_secs(120),
+        }
+    }
+}
 
 /// What the state of a connection is judged by, besides the packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,11 +154,19 @@ impl Progress {
     }
 
     /// Longest silence of a connection of this protocol that was opened and last seen at these times.
-    pub(super) fn longest_silence(self, number: u8, opened_ms: u32, seen_ms: u32) -> Duration {
+    pub(super) fn longest_silence(
+        self,
+        number: u8,
+        (opened_ms, seen_ms): (u32, u32),
+        timeouts: &ConnectionTimeouts,
+    ) -> Duration {
         let is_stream = || seen_ms.wrapping_sub(opened_ms) >= STREAM_AFTER_MS;
         let seconds = match self.state {
             ConnectionState::Established if !self.replied => UNACKNOWLEDGED_SECONDS,
-            ConnectionState::Replied if number == protocol::UDP && is_stream() => UDP_STREAM_SECONDS,
+            ConnectionState::Established => return timeouts.tcp_established,
+            ConnectionState::CloseWait => return timeouts.tcp_close_wait,
+            ConnectionState::Replied if number == protocol::UDP && is_stream() => return timeouts.udp_stream,
+            ConnectionState::Replied | ConnectionState::Unreplied if number == protocol::UDP => return timeouts.udp,
             ConnectionState::Replied | ConnectionState::Unreplied if !is_known(number) => GENERIC_SECONDS,
             state => state.seconds(),
         };
@@ -164,9 +196,26 @@ mod tests {
             (progress(ConnectionState::CloseWait, true), protocol::TCP, 0, 3_600),
         ];
         for (progress, number, age_ms, seconds) in rows {
-            let silence = progress.longest_silence(number, 5, 5 + age_ms);
+            let silence = progress.longest_silence(number, (5, 5 + age_ms), &ConnectionTimeouts::default());
             assert_eq!(silence.as_secs(), seconds, "{progress:?} of protocol {number} after {age_ms} ms");
         }
+    }
+
+    #[test]
+    fn a_node_may_say_how_long() {
+        let of = |seconds| Duration::from_secs(seconds);
+        let timeouts =
+            ConnectionTimeouts { tcp_established: of(1), tcp_close_wait: of(2), udp: of(3), udp_stream: of(4) };
+        let silence = |state, number, age_ms| {
+            let progress = Progress { state, fins: 0, replied: true };
+            progress.longest_silence(number, (5, 5 + age_ms), &timeouts).as_secs()
+        };
+        assert_eq!(silence(ConnectionState::Established, protocol::TCP, 0), 1);
+        assert_eq!(silence(ConnectionState::CloseWait, protocol::TCP, 0), 2);
+        assert_eq!(silence(ConnectionState::Replied, protocol::UDP, 0), 3);
+        assert_eq!(silence(ConnectionState::Replied, protocol::UDP, 2_000), 4);
+        assert_eq!(silence(ConnectionState::Replied, protocol::ICMP, 2_000), 30, "of UDP only");
+        assert_eq!(silence(ConnectionState::SynSent, protocol::TCP, 0), 120);
     }
 
     #[test]

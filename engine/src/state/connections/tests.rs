@@ -250,6 +250,12 @@ struct Known {
     reference: ConnectionReference,
 }
 
+impl Known {
+    fn longest_silence(&self, number: u8) -> Duration {
+        self.progress.longest_silence(number, (self.opened_ms, self.seen_ms), &ConnectionTimeouts::default())
+    }
+}
+
 /// The model: connections by their original tuple, and those that give way early in their order.
 #[derive(Default)]
 struct Model {
@@ -355,7 +361,7 @@ proptest! {
                     for reference in ended {
                         let original = model.by_reference(reference);
                         let known = &model.known[&original];
-                        let silence = known.progress.longest_silence(original.protocol, known.opened_ms, known.seen_ms);
+                        let silence = known.longest_silence(original.protocol);
                         prop_assert!(Duration::from_millis(now_ms - u64::from(known.seen_ms)) >= silence);
                         model.forget(&original);
                     }
@@ -364,7 +370,7 @@ proptest! {
                         table.expire_step(CAPACITY, at(now_ms), |_| panic!("the first step passed all"));
                     }
                     for (original, known) in &model.known {
-                        let silence = known.progress.longest_silence(original.protocol, known.opened_ms, known.seen_ms);
+                        let silence = known.longest_silence(original.protocol);
                         prop_assert!(Duration::from_millis(now_ms - u64::from(known.seen_ms)) < silence);
                     }
                 }
