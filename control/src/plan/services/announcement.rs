@@ -55,7 +55,7 @@ impl Memory {
                 "{count} addresses of load balancers fall to this node, which announces {ANNOUNCED_ADDRESSES}: those from \
                  {first} on are reached by nobody on the link"
             )));
-            announced.split_off(&first);
+            announced.retain(|address, _| *address < first);
         }
         announced
     }

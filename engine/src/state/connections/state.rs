@@ -42,7 +42,7 @@ states! {
     LastAck "LAST_ACK" 30 "TCP: both ends sent a FIN.";
     TimeWait "TIME_WAIT" 120 "TCP: the last FIN was acknowledged.";
     Close "CLOSE" 10 "TCP: reset.";
-    ResetClaimed "RESET_CLAIMED" 300 "TCP: a RST was seen that may be forged; Linux has no such state, and 300 s for the unacknowledged.";
+    ResetClaimed "RESET_CLAIMED" 300 "TCP and SCTP: a RST or ABORT was seen that may be forged. Linux has no such state; 300 s are what it allows the unacknowledged.";
     SctpClosed "CLOSED" 10 "SCTP: aborted or shut down.";
     CookieWait "COOKIE_WAIT" 3 "SCTP: INIT seen.";
     CookieEchoed "COOKIE_ECHOED" 3 "SCTP: COOKIE ECHO seen.";
@@ -59,6 +59,17 @@ states! {
 const GENERIC_SECONDS: u32 = 600;
 /// Silence allowed to a TCP stream met in its middle that was not answered yet (`TCP_CONNTRACK_UNACK`).
 const UNACKNOWLEDGED_SECONDS: u32 = 300;
+
+/// Where the directions that a reset claimed to come from stand among the FINs.
+const RESET_SHIFT: u8 = 2;
+
+/// The bit of a direction in [`Progress::fins`].
+pub(super) const fn bit(direction: Direction) -> u8 {
+    match direction {
+        Direction::Original => 1,
+        Direction::Reply => 2,
+    }
+}
 
 /// How long connections may be silent, where a node may say: what kube-proxy's configuration says under `conntrack`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +101,8 @@ impl Default for ConnectionTimeouts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) state: ConnectionState,
-    /// TCP: ends that sent a FIN (bit 0 the original direction, bit 1 the reply), or that a RST claimed to come from (bits
-    /// 2 and 3).
+    /// Ends that sent a FIN (bit 0 the original direction, bit 1 the reply), and that a RST or ABORT claimed to come from
+    /// (bits 2 and 3).
     pub(super) fins: u8,
     /// Whether a packet of the reply direction was seen.
     pub(super) replied: bool,
@@ -140,11 +151,22 @@ impl Progress {
         let replied = self.replied || direction == Direction::Reply;
         let next = match number {
             protocol::TCP => tcp::step(self, direction, signal),
-            protocol::SCTP => Progress { state: sctp::step(self.state, direction, signal), ..self },
+            protocol::SCTP => sctp::step(self, direction, signal),
             _ if replied => Progress { state: ConnectionState::Replied, ..self },
             _ => self,
         };
         Progress { replied, ..next }
+    }
+
+    /// The same after a RST or an ABORT that may be forged.
+    pub(super) fn claiming_reset(self, direction: Direction) -> Progress {
+        let fins = self.fins | bit(direction) << RESET_SHIFT;
+        Progress { state: ConnectionState::ResetClaimed, fins, ..self }
+    }
+
+    /// Whether a RST or ABORT claimed to come from this direction.
+    pub(super) fn reset_was_claimed_by(self, direction: Direction) -> bool {
+        self.fins & bit(direction) << RESET_SHIFT != 0
     }
 
     /// Whether the connection gives way to a new one before those that work: nobody answered it, it is half open, or
@@ -206,7 +228,7 @@ mod tests {
         let of = |seconds| Duration::from_secs(seconds);
         let timeouts =
             ConnectionTimeouts { tcp_established: of(1), tcp_close_wait: of(2), udp: of(3), udp_stream: of(4) };
-        let silence = |state, number, age_ms| {
+        let silence = |state, number, age_ms: u32| {
             let progress = Progress { state, fins: 0, replied: true };
             progress.longest_silence(number, (5, 5 + age_ms), &timeouts).as_secs()
         };

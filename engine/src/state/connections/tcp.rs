@@ -11,7 +11,7 @@
 //! reset a connection never speaks in it again, so the next segment of the direction that the RST claimed to have
 //! refutes it. A SYN-ACK confirms it: the other end knows the connection no more.
 
-use super::state::Progress;
+use super::state::{Progress, bit};
 use super::{ConnectionState, Direction};
 use crate::packet::wire::tcp::flag;
 
@@ -60,16 +60,7 @@ pub(super) fn opened_by(flags: u8) -> Option<ConnectionState> {
 }
 
 /// A FIN of both ends.
-const FINS: u8 = 3;
-/// Where the directions that a RST claimed to come from stand among the FINs.
-const RESET_SHIFT: u8 = 2;
-
-const fn bit(direction: Direction) -> u8 {
-    match direction {
-        Direction::Original => 1,
-        Direction::Reply => 2,
-    }
-}
+const FINS: u8 = bit(Direction::Original) | bit(Direction::Reply);
 
 /// The state of a connection that was not reset after all, by who sent a FIN.
 const fn refuted(fins: u8) -> ConnectionState {
@@ -86,18 +77,16 @@ pub(super) fn step(progress: Progress, direction: Direction, flags: u8) -> Progr
     let Progress { state, mut fins, .. } = progress;
     let segment = Segment::of(flags);
     let fin_of_this_end = fins & bit(direction) != 0;
-    let reset_of_this_end = bit(direction) << RESET_SHIFT;
     let state = match (state, segment, direction) {
         (State::Established | State::FinWait | State::CloseWait | State::ResetClaimed, Segment::Rst, _) => {
-            fins |= reset_of_this_end;
-            State::ResetClaimed
+            return progress.claiming_reset(direction);
         }
         (_, Segment::Rst, _) => State::Close,
         (State::ResetClaimed, Segment::SynAck, Direction::Reply) => {
             fins = 0;
             State::SynReceived
         }
-        (State::ResetClaimed, Segment::Ack | Segment::Fin, _) if fins & reset_of_this_end != 0 => {
+        (State::ResetClaimed, Segment::Ack | Segment::Fin, _) if progress.reset_was_claimed_by(direction) => {
             fins = fins & FINS | if segment == Segment::Fin { bit(direction) } else { 0 };
             refuted(fins)
         }
@@ -187,7 +176,7 @@ mod tests {
     fn a_reset_is_refuted_by_its_sender_alone() {
         let established =
             [(true, SYN, State::SynSent), (false, SYN_ACK, State::SynReceived), (true, ACK, State::Established)];
-        let after = |rows: &[(bool, u8, State)]| walk(&[&established, rows].concat());
+        let after = |rows: &[(bool, u8, State)]| walk(&[&established[..], rows].concat());
         let claimed = State::ResetClaimed;
         after(&[(true, RST, claimed), (false, ACK, claimed), (true, SYN, claimed), (true, ACK, State::Established)]);
         after(&[(false, RST, claimed), (true, ACK, claimed), (false, ACK, State::Established)]);

@@ -416,7 +416,7 @@ fn workers_may_meet_anywhere() {
                             table.advance(found.reference, way, flag::ACK, at(step));
                             table.set_place(found.reference, way, CachePlace::new(worker as usize, number));
                         }
-                        None => drop(table.open(&opening(number, port), at(step))),
+                        None => drop(table.open(&opening(number, port), at(step), |_| {})),
                     }
                     if step % 64 == 0 {
                         table.written_back(worker as usize, step as u32 * 7);
