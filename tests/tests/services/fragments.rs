@@ -163,17 +163,17 @@ fn early_fragments_pass_the_uplink_both_ways() {
         checksums_valid(&whole).expect("the datagram's own checksum");
         let (seen, own) = ends(&whole, ipv4);
         assert_eq!((seen.0, own), (node_address(0, ipv4), server));
-        let outside = |source: (IpAddr, u16), to: (IpAddr, u16)| {
+        let outside = |source: (IpAddr, u16), to: (IpAddr, u16), number: u32| {
             let builder = frame().from(ROUTER_MAC, source.0).to(uplink_mac(1), to.0).udp().ports(source.1, to.1);
-            pieces(&builder.payload(&[7; PAYLOAD]))
+            pieces(&builder.payload(&[7; PAYLOAD]).identification(number))
         };
-        let back = first_last(&mut world, OUTSIDE, outside(server, seen));
+        let back = first_last(&mut world, OUTSIDE, outside(server, seen, 1));
         assert!(back.len() == 3 && back.iter().all(|piece| piece.pod == "client"), "{back:?}");
         assert_eq!(ends(&put_together(&back, ipv4), ipv4), (server, from));
-        let hosts = first_last(&mut world, OUTSIDE, outside(server, (node_address(0, ipv4), 9)));
+        let hosts = first_last(&mut world, OUTSIDE, outside(server, (node_address(0, ipv4), 9), 2));
         assert!(hosts.len() == 3 && hosts.iter().all(|piece| piece.pod == "host"), "{hosts:?}");
         // Behind the first one they go on at once.
-        let in_order = outside((server.0, 54), (node_address(0, ipv4), 9)).into_iter();
+        let in_order = outside((server.0, 54), (node_address(0, ipv4), 9), 3).into_iter();
         let in_order: Vec<_> = in_order.map(|piece| world.send(OUTSIDE, piece).len()).collect();
         assert_eq!(in_order, [1, 1, 1]);
     }
