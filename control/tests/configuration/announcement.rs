@@ -114,7 +114,7 @@ fn a_local_policy_leaves_nodes_without_endpoints_out() {
 /// More than the node announces: which are left out is said.
 #[test]
 fn addresses_beyond_the_bound_are_a_problem() {
-    let mut text = node("a", "192.0.2.1");
+    let mut text = node("a", &["192.0.2.1"]);
     for number in 0..limits::ANNOUNCED_ADDRESSES + 2 {
         let (high, low) = (number / 200, number % 200 + 1);
         text += &format!(
