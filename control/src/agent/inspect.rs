@@ -93,6 +93,7 @@ impl Inspect for Inspector {
                 name: port.name.to_string(),
                 role: role(&port.role).to_owned(),
                 kind,
+                chosen: self.shared.why_chosen(port.index),
                 segment: segment_of(&tables, &port.role),
                 mac: mac_of(&port.role),
                 addresses: addresses.iter().map(ToString::to_string).collect(),

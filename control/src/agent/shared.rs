@@ -1,5 +1,6 @@
 //! What the agent's threads share: the switch, and how the configuration stands.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,8 @@ pub(super) struct Shared {
     reports: Mutex<Vec<model::Problem>>,
     /// Problems of the uplinks, replaced at each look.
     uplink_problems: Mutex<Vec<model::Problem>>,
+    /// Why uplinks that nobody chose a kind for have theirs.
+    uplinks_chosen: Mutex<BTreeMap<PortIndex, String>>,
 }
 
 impl Shared {
@@ -103,6 +106,7 @@ impl Shared {
             changed: Condvar::new(),
             reports: Mutex::new(problem.into_iter().collect()),
             uplink_problems: Mutex::default(),
+            uplinks_chosen: Mutex::default(),
         }
     }
 
@@ -138,6 +142,20 @@ impl Shared {
         *self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
         self.lock().uplinks_known = true;
         self.changed.notify_all();
+    }
+
+    /// Notes why an uplink has the kind it has; nothing if its object says so, or it is given back.
+    pub(super) fn uplink_chosen(&self, port: PortIndex, why: Option<String>) {
+        let mut chosen = self.uplinks_chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => drop(chosen.insert(port, why)),
+            None => drop(chosen.remove(&port)),
+        }
+    }
+
+    /// Why an uplink has the kind it has, where nobody chose it.
+    pub(super) fn why_chosen(&self, port: PortIndex) -> Option<String> {
+        self.uplinks_chosen.lock().unwrap_or_else(PoisonError::into_inner).get(&port).cloned()
     }
 
     /// Notes a problem for `show status`.

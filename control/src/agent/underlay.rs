@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use millrace_engine::packet::PortIndex;
+use millrace_engine::tables::Tunnels;
 
 use super::announcements::Announcements;
 use super::bridge_ports::BridgePorts;
@@ -161,7 +162,8 @@ impl Follower {
         let standing = self.shared.standing();
         self.follow_host(&standing);
         let Some(cluster) = standing.cluster.clone() else { return };
-        let uplinks = self.uplinks.follow(&cluster, &mut self.netlink);
+        let vxlan_port = standing.local.as_ref().map_or(Tunnels::UDP_PORT, |local| local.vxlan_port);
+        let uplinks = self.uplinks.follow(&cluster, vxlan_port, &mut self.netlink);
         let bridge_ports = self.bridge_ports.follow(&cluster);
         let mut problems = self.uplinks.problems();
         if let Some(local) = standing.local.as_deref() {

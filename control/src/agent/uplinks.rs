@@ -2,8 +2,8 @@
 //!
 //! The steering program takes only what is ours from the interface; everything else stays with the host's kernel, as
 //! does everything when the agent is gone. By AF_XDP each receive queue must have a socket, and each queue belongs to one
-//! worker; what cannot be taken so is taken by packet sockets (`taking.rs`), and what is wrong says what mends it
-//! (`problem.rs`).
+//! worker; what cannot be taken so is taken by other sockets (`taking.rs`), and what is wrong says what mends it
+//! (`problem.rs`). Where UDP sockets carry the tunnels, these stay with the kernel.
 
 mod problem;
 mod taking;
@@ -35,6 +35,8 @@ struct Uplink {
     /// MTU of the interface when it was taken: its queues take no longer frames.
     mtu: u32,
     steering: Steering,
+    /// Whether tunnels come in by sockets of their own instead of being steered.
+    has_tunnel_sockets: bool,
     problem: Option<UplinkProblem>,
 }
 
@@ -54,7 +56,12 @@ impl Uplinks {
     }
 
     /// Takes and gives back interfaces as the objects say; returns those in use.
-    pub(super) fn follow(&mut self, cluster: &Cluster, netlink: &mut Netlink) -> BTreeMap<PortIndex, LocalUplink> {
+    pub(super) fn follow(
+        &mut self,
+        cluster: &Cluster,
+        vxlan_port: u16,
+        netlink: &mut Netlink,
+    ) -> BTreeMap<PortIndex, LocalUplink> {
         let node = self.shared.node.clone();
         let wanted: BTreeMap<InterfaceName, UplinkPortKind> =
             plan::wanted_uplinks(cluster, &node).map(|uplink| (uplink.interface.clone(), uplink.port)).collect();
@@ -65,7 +72,7 @@ impl Uplinks {
         self.refused.retain(|name, _| wanted.contains_key(name));
         let mut in_use = BTreeMap::new();
         for (name, kind) in &wanted {
-            match self.follow_one(name, *kind, netlink) {
+            match self.follow_one(name, *kind, vxlan_port, netlink) {
                 Ok((port, uplink)) => {
                     self.refused.remove(name);
                     in_use.insert(port, uplink);
@@ -80,6 +87,7 @@ impl Uplinks {
         &mut self,
         name: &InterfaceName,
         kind: UplinkPortKind,
+        vxlan_port: u16,
         netlink: &mut Netlink,
     ) -> Result<(PortIndex, LocalUplink), UplinkProblem> {
         let interface = || name.as_str().to_owned();
@@ -95,7 +103,7 @@ impl Uplinks {
         let link = found.ok_or_else(|| UplinkProblem::Absent { interface: interface() })?;
         let port = match self.taken.get(name) {
             Some(uplink) => uplink.port,
-            None => self.take(name, kind, &link)?,
+            None => self.take(name, kind, vxlan_port, &link)?,
         };
         let addresses = netlink.addresses(name.as_str()).map_err(unknown)?;
         let addresses = addresses.iter().map(|address| address.addr()).filter(|address| !is_link_local(*address));
@@ -109,7 +117,13 @@ impl Uplinks {
         Ok((port, uplink))
     }
 
-    fn take(&mut self, name: &InterfaceName, kind: UplinkPortKind, link: &Link) -> Result<PortIndex, UplinkProblem> {
+    fn take(
+        &mut self,
+        name: &InterfaceName,
+        kind: UplinkPortKind,
+        vxlan_port: u16,
+        link: &Link,
+    ) -> Result<PortIndex, UplinkProblem> {
         let interface = || name.as_str().to_owned();
         let used: HashSet<u16> = self.taken.values().map(|uplink| uplink.port.0).collect();
         let port = (1..FIRST_POD_PORT).find(|number| !used.contains(number)).map(PortIndex);
@@ -118,10 +132,13 @@ impl Uplinks {
             .shared
             .switch
             .with(|switch| (0..switch.options().workers).filter_map(|worker| switch.umem(worker).cloned()).collect());
-        let taking::Taken { queues, steering, problem } = taking::take(kind, link, port, &umems)?;
+        let taken = taking::take(kind, link, port, vxlan_port, &umems)?;
+        let taking::Taken { queues, steering, has_tunnel_sockets, chosen, problem } = taken;
         let attached = self.shared.switch.with(|switch| switch.attach(port, queues));
         attached.map_err(|error| UplinkProblem::Refused { interface: interface(), said: error.to_string() })?;
-        let uplink = Uplink { port, kind, link: link.index, mtu: link.mtu, steering, problem };
+        self.shared.uplink_chosen(port, chosen);
+        let (link, mtu) = (link.index, link.mtu);
+        let uplink = Uplink { port, kind, link, mtu, steering, has_tunnel_sockets, problem };
         self.taken.insert(name.clone(), uplink);
         Ok(port)
     }
@@ -130,6 +147,7 @@ impl Uplinks {
     fn release(&mut self, name: &InterfaceName) {
         if let Some(uplink) = self.taken.remove(name) {
             drop(uplink.steering);
+            self.shared.uplink_chosen(uplink.port, None);
             self.shared.switch.with(|switch| switch.detach(uplink.port));
         }
     }
@@ -173,13 +191,14 @@ impl Uplinks {
             whole: directly_reached(plan),
             announced: plan.outside.announced.keys().copied().collect(),
         };
-        let tunnels_only = SteeringRules { vxlan, shared: None };
-        let all = SteeringRules { shared: Some(shared), ..tunnels_only.clone() };
         self.steering_problem = None;
         for uplink in self.taken.values_mut() {
-            let rules = if hands_back(plan, uplink.port) { &all } else { &tunnels_only };
-            if uplink.steering.rules() != rules
-                && let Err(error) = uplink.steering.set_rules(rules)
+            let rules = SteeringRules {
+                vxlan: if uplink.has_tunnel_sockets { VxlanRules::default() } else { vxlan.clone() },
+                shared: hands_back(plan, uplink.port).then(|| shared.clone()),
+            };
+            if *uplink.steering.rules() != rules
+                && let Err(error) = uplink.steering.set_rules(&rules)
             {
                 self.steering_problem = Some(UplinkProblem::Steering { said: error.to_string() });
             }

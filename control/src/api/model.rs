@@ -96,8 +96,11 @@ pub struct PortReport {
     pub name: String,
     /// What it is for: `pod`, `host`, `bridged`, `uplink`.
     pub role: String,
-    /// What moves its packets: `tap`, `af_xdp`, `memory`, `pcap`.
+    /// What moves its packets: `tap`, `af_xdp`, `udp`, `packet`, `memory`, `pcap`.
     pub kind: String,
+    /// Why it is of this kind, of an uplink whose object leaves that to the agent.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub chosen: Option<String>,
     /// The segment, of a pod or the host.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub segment: Option<String>,

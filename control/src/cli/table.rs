@@ -29,7 +29,7 @@ pub(super) fn ports(list: &[PortReport]) -> String {
             left(&port.name),
             left(port.segment.as_ref().map_or(port.role.clone(), |segment| format!("{} in {segment}", port.role))),
             left(&port.kind),
-            left(queues(&port.queues)),
+            left(queues(&port.queues, port.chosen.as_deref())),
             left(port.addresses.join("\n")),
             right(port.mtu_bytes.to_string()),
             right(format!("{}\n{}", count(port.received_frames, "frame"), bytes(port.received_bytes))),
@@ -40,13 +40,13 @@ pub(super) fn ports(list: &[PortReport]) -> String {
     render(&heads, rows, "No port is attached.")
 }
 
-fn queues(list: &[QueueReport]) -> String {
+fn queues(list: &[QueueReport], chosen: Option<&str>) -> String {
     let line = |queue: &QueueReport| {
         let lost = queue.kernel_dropped_frames;
         let lost = if lost == 0 { String::new() } else { format!(", kernel dropped {}", number(lost)) };
         format!("worker {}: {}{lost}", queue.worker, queue.mode)
     };
-    list.iter().map(line).collect::<Vec<_>>().join("\n")
+    list.iter().map(line).chain(chosen.map(str::to_owned)).collect::<Vec<_>>().join("\n")
 }
 
 /// `show workers`.

@@ -122,6 +122,8 @@ pub enum UplinkPortKind {
     Automatic,
     /// By AF_XDP or not at all.
     AfXdp,
+    /// Tunnels by UDP sockets, all else by packet sockets.
+    Udp,
     /// By packet sockets.
     Packet,
 }

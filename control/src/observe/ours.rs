@@ -56,6 +56,7 @@ enum PortKindSpec {
     #[default]
     Automatic,
     AfXdp,
+    Udp,
     Packet,
 }
 
@@ -134,6 +135,7 @@ pub(super) fn uplink(object: &Object) -> Result<UplinkRecord, FieldError> {
         port: match spec.port {
             PortKindSpec::Automatic => UplinkPortKind::Automatic,
             PortKindSpec::AfXdp => UplinkPortKind::AfXdp,
+            PortKindSpec::Udp => UplinkPortKind::Udp,
             PortKindSpec::Packet => UplinkPortKind::Packet,
         },
     })

@@ -5,15 +5,26 @@ use millrace_control::api::model::{RouteReport, RouteTargetReport};
 use millrace_control::cluster::{NodeName, StationMac};
 
 use crate::agent_process::AgentOptions;
-use crate::cluster::{NODES, POOLS, Underlay, node_object, uplink_object};
+use crate::cluster::{NODES, POOLS, UPLINK, Underlay, node_object, uplink_object_of};
 use crate::kernel_peer;
 use crate::pod::Pod;
 use crate::traffic;
 
 pub(crate) fn a_kernel_in_flannels_layout_is_a_peer() {
+    for kind in ["automatic", "udp"] {
+        exchange_with_a_kernel(kind);
+    }
+}
+
+fn exchange_with_a_kernel(kind: &str) {
     let underlay = Underlay::create(1);
     let directory = &underlay.directory;
-    let objects = [POOLS.to_owned(), node_object(0), uplink_object(0), kernel_peer::object()];
+    let objects = [
+        POOLS.to_owned(),
+        node_object(0),
+        uplink_object_of(0, UPLINK, &format!(", port: {kind}")),
+        kernel_peer::object(),
+    ];
     directory.write_objects("cluster.yaml", &objects.concat());
     let agent = underlay.start(0, AgentOptions::default());
     let other = kernel_peer::create(underlay.nodes[1].handle());

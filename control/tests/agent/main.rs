@@ -66,6 +66,7 @@ const TESTS: &[Test] = &[
     ("an_exempt_network_sees_pods_by_their_own_addresses", egress::an_exempt_network_sees_pods_by_their_own_addresses),
     ("the_host_reaches_services", services::the_host_reaches_services),
     ("clients_outside_reach_services", services::clients_outside_reach_services),
+    ("clients_outside_reach_services_beside_udp_sockets", services::clients_outside_reach_services_beside_udp_sockets),
     (
         "one_node_announces_a_load_balancer_and_another_takes_over",
         announcing::one_node_announces_a_load_balancer_and_another_takes_over,
@@ -79,6 +80,7 @@ const TESTS: &[Test] = &[
         boundary::the_hosts_own_traffic_goes_on_beside_packet_sockets,
     ),
     ("packet_sockets_serve_what_af_xdp_cannot", uplinks::packet_sockets_serve_what_af_xdp_cannot),
+    ("udp_sockets_carry_the_tunnels", uplinks::udp_sockets_carry_the_tunnels),
     ("an_interface_on_top_of_others_is_an_uplink", uplinks::an_interface_on_top_of_others_is_an_uplink),
     ("a_second_uplink_takes_over", uplinks::a_second_uplink_takes_over),
     ("a_node_with_another_address_is_followed", uplinks::a_node_with_another_address_is_followed),

@@ -338,7 +338,17 @@ pub(crate) fn the_host_reaches_services() {
 }
 
 pub(crate) fn clients_outside_reach_services() {
-    let Cluster { agents: [first, other], underlay } = Cluster::on(Underlay::create(1), OPTIONS);
+    call_from_outside("");
+}
+
+pub(crate) fn clients_outside_reach_services_beside_udp_sockets() {
+    call_from_outside(", port: udp");
+}
+
+/// With these fields in the objects of the uplinks.
+fn call_from_outside(more: &str) {
+    let cluster = Cluster::with_uplinks(Underlay::create(1), [more; 2], OPTIONS);
+    let Cluster { agents: [first, other], underlay } = cluster;
     let outside = Outside::create(&underlay);
     let world = World::create(&underlay);
     let (own, next, far) = (node(&underlay, 0), node(&underlay, 1), &outside.endpoint);

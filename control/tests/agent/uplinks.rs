@@ -82,6 +82,44 @@ pub(crate) fn packet_sockets_serve_what_af_xdp_cannot() {
     agents.iter().for_each(Agent::assert_sound);
 }
 
+/// Both nodes by UDP sockets, and one of them beside a node with another kind; one worker and two; over both families.
+pub(crate) fn udp_sockets_carry_the_tunnels() {
+    const UDP: &str = ", port: udp";
+    let ways = [([UDP, UDP], 1), ([UDP, UDP], 2), ([UDP, ", port: af_xdp"], 1), ([", port: packet", UDP], 1)];
+    for (more, workers) in ways {
+        let options = AgentOptions { workers, ..AgentOptions::default() };
+        let Cluster { agents, underlay } = Cluster::with_uplinks(Underlay::create(1), more, options);
+        let (_pods, ends) = pods(&underlay);
+        traffic::check(&ends[0], &ends[1]);
+        traffic::check(&ends[1], &ends[0]);
+        let wanted = more.map(|more| more.trim_start_matches(", port: ").to_owned());
+        assert_eq!(agents.each_ref().map(kinds), wanted.map(|kind| [kind]));
+        let [own, other] = [0, 1].map(|number| node(&underlay, number));
+        host::pings(&other, &own);
+        for ipv4 in [true, false] {
+            let came = (0..5).any(|_| ping(&other, own.address(ipv4), 3000, Duration::from_secs(1)));
+            assert!(came, "fragments to the node (IPv4: {ipv4})");
+        }
+        let sent = uplinks(&agents[0]).iter().map(|port| port.sent_frames).sum::<u64>();
+        assert!(sent > 100, "the uplink carried the tunnel: {sent} frames");
+        agents.iter().for_each(Agent::assert_sound);
+    }
+    // A VXLAN device of the host has the port: that is said.
+    let underlay = Underlay::create(1);
+    let [own, _] = [0, 1].map(|number| underlay.nodes[number].handle());
+    must(own, "link add vx0 type vxlan id 5 dev up0 dstport 8472");
+    must(own, "link set vx0 up");
+    let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object_of(0, UPLINK, UDP)];
+    underlay.directory.write_objects("cluster.yaml", &objects.concat());
+    let agent = underlay.start(0, AgentOptions { uplink: false, ..AgentOptions::default() });
+    let told =
+        |status: &StatusReport| problems(status).iter().any(|(_, message)| message.contains("port 8472 is taken"));
+    agent.wait_for_status(told);
+    must(own, "link del vx0");
+    agent.wait_for_status(|status| status.uplinks == 1 && status.problems.is_empty());
+    assert_eq!(kinds(&agent), ["udp"]);
+}
+
 /// What lies below, and how an uplink is put on top; `low0` and `low1` are veth pairs between the nodes.
 const SHAPES: [(&str, &[&str]); 5] = [
     ("macvlan", &["link add UPLINK link low0 type macvlan mode bridge"]),

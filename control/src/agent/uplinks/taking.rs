@@ -1,4 +1,5 @@
-//! Taking an interface for the switch: by AF_XDP, or by packet sockets.
+//! Taking an interface for the switch: by AF_XDP, by packet sockets, or by UDP sockets for the tunnels and packet sockets
+//! for all else.
 //!
 //! AF_XDP in the driver comes first, packet sockets second, since both do better than AF_XDP in the kernel's stack, which
 //! is tried last. A bond or a team goes by packet sockets at once: an XDP program on it runs on its members, whose queues
@@ -12,6 +13,7 @@ use millrace_engine::port::af_xdp::{
     AfXdpOptions, AfXdpQueue, AttachPreference, Steering, SteeringError, SteeringRules, Umem,
 };
 use millrace_engine::port::packet_socket::PacketSocket;
+use millrace_engine::port::udp::UdpSockets;
 
 use super::problem::UplinkProblem;
 use crate::cluster::UplinkPortKind;
@@ -22,14 +24,25 @@ use crate::kernel::capabilities::{self, Capability};
 pub(super) struct Taken {
     pub(super) queues: Vec<Option<Box<dyn PortQueue>>>,
     pub(super) steering: Steering,
+    /// Whether tunnels come in by sockets of their own.
+    pub(super) has_tunnel_sockets: bool,
+    /// Why it was taken so, where that was not said by its object.
+    pub(super) chosen: Option<String>,
     /// What about it is not as it should be.
     pub(super) problem: Option<UplinkProblem>,
 }
 
 /// Takes `link` for `port` in the way that `kind` names; `umems` are of the workers, one each.
-pub(super) fn take(kind: UplinkPortKind, link: &Link, port: PortIndex, umems: &[Umem]) -> Result<Taken, UplinkProblem> {
-    let taking = Taking { interface: &link.name, mtu: link.mtu, port, umems };
+pub(super) fn take(
+    kind: UplinkPortKind,
+    link: &Link,
+    port: PortIndex,
+    vxlan_port: u16,
+    umems: &[Umem],
+) -> Result<Taken, UplinkProblem> {
+    let taking = Taking { interface: &link.name, mtu: link.mtu, port, vxlan_port, umems };
     match kind {
+        UplinkPortKind::Udp => taking.by_udp_sockets(),
         UplinkPortKind::AfXdp => taking.by_af_xdp(AttachPreference::default()),
         UplinkPortKind::Packet => taking.by_packet_sockets(),
         UplinkPortKind::Automatic if has_members(link) => taking.by_packet_sockets(),
@@ -57,6 +70,7 @@ struct Taking<'a> {
     interface: &'a str,
     mtu: u32,
     port: PortIndex,
+    vxlan_port: u16,
     umems: &'a [Umem],
 }
 
@@ -78,7 +92,25 @@ impl Taking<'_> {
             inserted.map_err(|error| self.steering_refused("AF_XDP", &error))?;
             boxed.push(Some(Box::new(queue)));
         }
-        Ok(Taken { queues: boxed, steering, problem: None })
+        Ok(Taken { queues: boxed, steering, has_tunnel_sockets: false, chosen: None, problem: None })
+    }
+
+    /// Tunnels by UDP sockets; what remains is steered to packet sockets.
+    fn by_udp_sockets(&self) -> Result<Taken, UplinkProblem> {
+        let opened = UdpSockets::open_group(self.interface, self.mtu, self.vxlan_port, self.umems.len());
+        let sockets = opened.map_err(|error| self.udp_refused(&error.to_string()))?;
+        let plain = self.by_packet_sockets()?;
+        let mut queues: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
+        for (sockets, plain) in sockets.into_iter().zip(plain.queues.into_iter().flatten()) {
+            let queue = sockets.queue(self.port, plain).map_err(|error| self.refused(error.to_string()))?;
+            queues.push(Some(Box::new(queue)));
+        }
+        Ok(Taken { queues, steering: plain.steering, has_tunnel_sockets: true, chosen: None, problem: None })
+    }
+
+    fn udp_refused(&self, said: &str) -> UplinkProblem {
+        let needed = [Capability::NetAdmin, Capability::NetRaw];
+        self.lacking("UDP sockets", &needed, said).unwrap_or_else(|| self.refused(said.to_owned()))
     }
 
     /// As many sockets as workers, whatever queues the interface has.
@@ -94,7 +126,8 @@ impl Taking<'_> {
             steering.admit_socket(socket.as_fd()).map_err(|error| refused(error.to_string()))?;
         }
         let queue = |socket: &PacketSocket| -> Option<Box<dyn PortQueue>> { Some(Box::new(socket.queue(self.port))) };
-        Ok(Taken { queues: sockets.iter().map(queue).collect(), steering, problem: None })
+        let queues = sockets.iter().map(queue).collect();
+        Ok(Taken { queues, steering, has_tunnel_sockets: false, chosen: None, problem: None })
     }
 
     fn refused(&self, said: String) -> UplinkProblem {

@@ -15,6 +15,7 @@ fn pod() -> PortReport {
         name: "default/web-0".into(),
         role: "pod".into(),
         kind: "tap".into(),
+        chosen: None,
         segment: Some("default".into()),
         mac: Some("02:00:00:00:00:03".into()),
         addresses: vec!["10.1.0.5".into(), "fd00::5".into()],
@@ -54,6 +55,8 @@ fn ports_name_their_queues() {
                                                                                                fd00::5              98 B           5.0 GiB"#,
     );
     check(&ports(&[]), "No port is attached.");
+    let chosen = PortReport { chosen: Some("chosen since AF_XDP only copies here".into()), ..uplink() };
+    assert!(ports(&[chosen]).lines().nth(3).is_some_and(|line| line.trim() == "chosen since AF_XDP only copies here"));
 }
 
 #[test]
