@@ -89,6 +89,10 @@ fn assert_works(report: &Value) {
         }
     }
     assert_eq!(report["latency"].as_array().map(Vec::len), Some(4));
+    let by_uplink = report["by_uplink"].as_array().expect("kinds of uplinks");
+    let kinds: Vec<&str> = by_uplink.iter().filter_map(|by| by["kind"].as_str()).collect();
+    assert_eq!(kinds, ["af_xdp", "udp", "packet"]);
+    assert!(by_uplink.iter().all(|by| by["stream"]["bytes"].as_u64().is_some_and(|bytes| bytes > 0)), "{by_uplink:?}");
     assert_eq!(report["nodes"].as_array().map(Vec::len), Some(2));
     let all_held = report["checks"].as_array().expect("checks").iter().all(|check| check["held"] == true);
     assert_eq!(report["held"], all_held);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use millrace_engine::port::af_xdp::set_transmit_checksum;
+use millrace_engine::port::af_xdp::{set_receive_gathering, set_transmit_checksum};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::agent_process::AgentProcess;
@@ -153,6 +153,9 @@ fn join_nodes(namespaces: &[Namespace; 2], queues: usize) -> anyhow::Result<()> 
         // A kernel would leave checksums to a wire that does not exist, and the node at the other end would drop them.
         let switched_off = namespace.handle().enter(|| set_transmit_checksum(UPLINK, false))?;
         switched_off.context("cannot switch checksum offload off")?;
+        // As on a card; a veth pair's ends do so only if they are told.
+        let switched_on = namespace.handle().enter(|| set_receive_gathering(UPLINK, true))?;
+        switched_on.context("cannot switch receive offload on")?;
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod run_directory;
 mod services;
 mod table;
 pub mod traffic;
+mod uplinks;
 mod work;
 
 use std::io::Write;
@@ -114,11 +115,14 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
     }
     // Measuring ways that do not work would only wait.
     let (mut throughput, mut latency, mut first_packet_after_idle) = (Vec::new(), Vec::new(), Vec::new());
+    let mut by_uplink = Vec::new();
     if missed == 0 {
         say("measuring TCP streams");
         throughput = performance::throughput(cluster, options.duration, interruption)?;
         say("measuring transactions");
         latency = performance::latency(cluster, options.duration, interruption)?;
+        say("measuring the way between the nodes by each kind of uplink");
+        by_uplink = uplinks::compare(cluster, options.duration, interruption)?;
     }
     say("measuring the idle agents");
     let idle = idle::agents(cluster, options.duration, interruption)?;
@@ -136,6 +140,7 @@ fn observe(cluster: &Cluster, options: &Options, interruption: &Interruption) ->
         policies,
         throughput,
         latency,
+        by_uplink,
         idle,
         first_packet_after_idle,
         nodes,

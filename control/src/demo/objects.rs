@@ -101,6 +101,9 @@ metadata: {name: pods-ipv6}
 spec: {cidr: 'fd00:77::/64'}
 ";
 
+/// The `port` of an uplink whose agent chooses.
+pub(super) const AUTOMATIC: &str = "automatic";
+
 /// Writes the objects into `directory`.
 pub(super) fn write(directory: &Path) -> anyhow::Result<()> {
     fs::create_dir(directory).context("cannot make the directory of objects")?;
@@ -109,13 +112,27 @@ pub(super) fn write(directory: &Path) -> anyhow::Result<()> {
         write!(
             nodes,
             "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n  \
-             - {{type: InternalIP, address: {ipv4}}}\n  - {{type: InternalIP, address: '{ipv6}'}}\n\
-             ---\napiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {{name: {name}-{UPLINK}}}\n\
-             spec: {{node: {name}, interface: {UPLINK}}}\n"
+             - {{type: InternalIP, address: {ipv4}}}\n  - {{type: InternalIP, address: '{ipv6}'}}\n"
         )?;
     }
     fs::write(directory.join("cluster.yaml"), nodes)?;
+    write_uplinks(directory, AUTOMATIC)?;
     write_pods(directory, &[])
+}
+
+/// Writes the uplinks in place of what was written before; `port` is how their frames are moved.
+pub(super) fn write_uplinks(directory: &Path, port: &str) -> anyhow::Result<()> {
+    let mut text = "# Where tunnels leave each node.\n".to_owned();
+    for NodePlan { name, .. } in NODES {
+        write!(
+            text,
+            "---\napiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {{name: {name}-{UPLINK}}}\n\
+             spec: {{node: {name}, interface: {UPLINK}, port: {port}}}\n"
+        )?;
+    }
+    let (partial, whole) = (directory.join(".uplinks"), directory.join("uplinks.yaml"));
+    fs::write(&partial, text)?;
+    fs::rename(partial, whole).context("cannot write the uplinks")
 }
 
 /// Writes the pods: where each runs, and the addresses of those that are plugged in. A kubelet tells these in the pod's

@@ -8,6 +8,7 @@ use super::performance::{Latency, RATIO, RETRANSMITTED_SHARE, Throughput};
 use super::policies::Policies;
 use super::reachability::{Row, Way};
 use super::services::{CONNECTIONS, Services, Spread};
+use super::uplinks::ByKind;
 
 /// All that was seen.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +26,8 @@ pub(super) struct Report {
     /// Every attempt, in order of time.
     pub(super) throughput: Vec<Throughput>,
     pub(super) latency: Vec<Latency>,
+    /// Between the nodes, with uplinks of each kind.
+    pub(super) by_uplink: Vec<ByKind>,
     pub(super) idle: Vec<Idle>,
     pub(super) first_packet_after_idle: Vec<FirstPacket>,
     pub(super) nodes: Vec<NodeCounters>,

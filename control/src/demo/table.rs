@@ -22,6 +22,7 @@ pub(super) fn text(report: &Report) -> String {
         policies(report),
         speed(report),
         work(report),
+        by_uplink(report),
         counters(report),
         events(report),
         drops(report),
@@ -132,6 +133,22 @@ fn work(report: &Report) -> String {
     let first = format!("Cycles a segment, stream across nodes, {} worker(s) each", report.workers);
     let heads: Vec<_> = std::iter::once(first.as_str()).chain(heads.iter().map(String::as_str)).collect();
     render(&heads, rows)
+}
+
+/// The way between the nodes, with uplinks of each kind.
+fn by_uplink(report: &Report) -> String {
+    let rows = report.by_uplink.iter().map(|by| {
+        let cycles: Vec<String> = by.work.iter().map(|node| format!("{:.0}", node.total())).collect();
+        vec![
+            left(by.kind),
+            right(format!("{:.2} Gbit/s", by.stream.gigabits_per_second)),
+            right(cycles.join(" and ")),
+            right(format!("{:.0} us", by.transactions.p50_microseconds)),
+            right(format!("{:.0} us", by.transactions.p99_microseconds)),
+        ]
+    });
+    let cycles = "Cycles a segment, by node";
+    render(&["Across nodes, uplinks by", "TCP stream", cycles, "1 byte there and back, p50", "p99"], rows)
 }
 
 fn stream_row(name: &str, result: &StreamResult) -> Vec<Cell> {
