@@ -8,7 +8,7 @@
 //!                                       probe -----' `----up0 - a third Millrace - guest t33            VNI 5020
 //! ```
 //! Both switches' ends of the wires are veth pairs between namespaces of this test; Millrace takes its ends by
-//! AF_XDP. A frame must arrive byte for byte where the list says, and nowhere else; what tunnels carry is looked at on
+//! AF_XDP, and that of the tunnels by UDP sockets, too. A frame must arrive byte for byte where the list says, and nowhere else; what tunnels carry is looked at on
 //! the hub. The table is printed: `cargo test -p millrace-tests --test interop -- --nocapture`.
 //!
 //! Needs root. Open vSwitch is started in a directory of its own and stopped again; where it is not installed its
@@ -31,7 +31,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use far::Far;
 use scenarios::Needs;
-use wires::{Underlay, Wires};
+use wires::{Lane, Underlay, Wires};
 
 /// Makes the other end on its side of the wires; says why it cannot.
 type Make = fn(&Wires) -> Result<Box<dyn Far>, String>;
@@ -51,13 +51,19 @@ enum Outcome {
 struct Column {
     name: &'static str,
     underlay: Underlay,
+    /// What carries our tunnels.
+    lane: Lane,
     outcomes: Result<Vec<Outcome>, String>,
 }
 
 fn the_same_scenarios_hold_with_every_other_end() {
-    let ways =
-        [Underlay::Ipv4, Underlay::Ipv6].into_iter().flat_map(|way| FAR_ENDS.map(|(name, make)| (name, way, make)));
-    let columns: Vec<Column> = ways.map(|(name, underlay, make)| column(name, underlay, make)).collect();
+    let ways = [Underlay::Ipv4, Underlay::Ipv6].into_iter().flat_map(|way| [(way, Lane::AfXdp), (way, Lane::Udp)]);
+    let ways = ways.flat_map(|way| FAR_ENDS.map(|end| (way, end)));
+    let column = |((underlay, lane), (name, make))| {
+        let outcomes = outcomes(name, &Wires::create(underlay, lane), make);
+        Column { name, underlay, lane, outcomes }
+    };
+    let columns: Vec<Column> = ways.map(column).collect();
     let row = |first: &str, cells: &[String]| {
         let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:<13}")).collect();
         println!("{first:<46} {}", cells.join(" "));
@@ -65,17 +71,18 @@ fn the_same_scenarios_hold_with_every_other_end() {
     println!();
     row("scenario", &columns.iter().map(|column| column.name.to_owned()).collect::<Vec<_>>());
     row("underlay", &columns.iter().map(|column| format!("{:?}", column.underlay)).collect::<Vec<_>>());
+    row("our tunnels by", &columns.iter().map(|column| format!("{:?}", column.lane)).collect::<Vec<_>>());
     for (number, scenario) in scenarios::ALL.iter().enumerate() {
         row(scenario.name, &columns.iter().map(|column| word(column, number).to_owned()).collect::<Vec<_>>());
     }
     let mut failed = Vec::new();
-    for Column { name, underlay, outcomes } in &columns {
+    for Column { name, underlay, lane, outcomes } in &columns {
         match outcomes {
             Err(why) => println!("{name}: NOT RUN: {why}"),
             Ok(outcomes) => {
                 for (scenario, outcome) in scenarios::ALL.iter().zip(outcomes) {
                     if let Outcome::Failed(why) = outcome {
-                        failed.push(format!("{} with {name} over {underlay:?}: {why}", scenario.name));
+                        failed.push(format!("{} with {name} over {underlay:?}, {lane:?}: {why}", scenario.name));
                     }
                 }
                 if outcomes.iter().any(|outcome| matches!(outcome, Outcome::Lacking)) {
@@ -102,14 +109,9 @@ fn word(column: &Column, row: usize) -> &'static str {
     }
 }
 
-fn column(name: &'static str, underlay: Underlay, make: Make) -> Column {
-    Column { name, underlay, outcomes: outcomes(name, underlay, make) }
-}
-
-fn outcomes(name: &str, underlay: Underlay, make: Make) -> Result<Vec<Outcome>, String> {
-    let wires = Wires::create(underlay);
-    let far = make(&wires)?;
-    let mut pair = scenarios::Pair::create(&wires, far);
+fn outcomes(name: &str, wires: &Wires, make: Make) -> Result<Vec<Outcome>, String> {
+    let far = make(wires)?;
+    let mut pair = scenarios::Pair::create(wires, far);
     pair.settle();
     let run = |scenario: &scenarios::Scenario| {
         let lacks = match scenario.needs {

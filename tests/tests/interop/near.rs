@@ -1,4 +1,5 @@
-//! Our end and the third: a Millrace made of objects, its guests on memory ports, its wires by AF_XDP.
+//! Our end and the third: a Millrace made of objects, its guests on memory ports, its wires by AF_XDP, its tunnels by AF_XDP
+//! or UDP sockets.
 
 use std::net::IpAddr;
 
@@ -10,13 +11,14 @@ use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
     AfXdpOptions, AfXdpQueue, AttachPreference, RingSizes, Steering, Umem, VxlanRules,
 };
-use millrace_engine::port::memory::WireFrame;
+use millrace_engine::port::memory::{MemoryQueue, MemoryWire, WireFrame};
+use millrace_engine::port::udp::UdpSockets;
 use millrace_engine::tables::Vni;
 use millrace_tests::cluster::{ClusterNode, UPLINK};
 use millrace_tests::memory_store::MemoryStore;
 use serde_json::{Value, json};
 
-use crate::wires::{SERVICE_WIRE, SHARED, TUNNELLED, UNDERLAY, VXLAN_PORT, WIRE, Wires, underlay_mac};
+use crate::wires::{Lane, SERVICE_WIRE, SHARED, TUNNELLED, UNDERLAY, VXLAN_PORT, WIRE, Wires, underlay_mac};
 
 /// A switch with guests.
 pub(crate) struct Near {
@@ -98,20 +100,25 @@ impl Near {
         };
         let umem = node.switch().switch.umem(0).cloned().expect("a worker");
         let opened = wires.sides[side].handle().enter(|| {
-            let vxlan = Steering::by_rules(UNDERLAY, rules, AttachPreference::default()).expect("steering");
             let everything = taken.iter().zip(wire_ports).map(|(name, port)| {
                 let steering = Steering::everything(name, AttachPreference::default()).expect("steering");
                 open(steering, name, port, &umem)
             });
             let mut opened: Vec<_> = everything.collect();
-            opened.push(open(vxlan, UNDERLAY, UPLINK, &umem));
+            opened.push(match wires.lane {
+                Lane::AfXdp => {
+                    let vxlan = Steering::by_rules(UNDERLAY, rules, AttachPreference::default()).expect("steering");
+                    open(vxlan, UNDERLAY, UPLINK, &umem)
+                }
+                Lane::Udp => (None, UPLINK, udp_sockets()),
+            });
             opened
         });
         let mut steering = Vec::new();
         for (program, port, queue) in opened.expect("entered") {
             node.switch().detach(port);
             node.switch().switch.attach(PortIndex(port), vec![Some(queue)]).expect("attached");
-            steering.push(program);
+            steering.extend(program);
         }
         Self { node, guests, _steering: steering, _store: store }
     }
@@ -141,12 +148,20 @@ impl Near {
     }
 }
 
-fn open(mut steering: Steering, name: &str, port: u16, umem: &Umem) -> (Steering, u16, Box<dyn PortQueue>) {
+/// Tunnels by UDP sockets; nothing else goes over the underlay.
+fn udp_sockets() -> Box<dyn PortQueue> {
+    let port = PortIndex(UPLINK);
+    let sockets = UdpSockets::open_group(UNDERLAY, 1500, VXLAN_PORT, 1).expect("sockets").remove(0);
+    let nothing = MemoryQueue::new(port, MemoryWire::default(), MemoryQueue::LIKE_AF_XDP);
+    Box::new(sockets.queue(port, Box::new(nothing)).expect("a queue"))
+}
+
+fn open(mut steering: Steering, name: &str, port: u16, umem: &Umem) -> (Option<Steering>, u16, Box<dyn PortQueue>) {
     let options = AfXdpOptions {
         rings: RingSizes { receive: 256, transmit: 256, fill: 512, completion: 512 },
         ..AfXdpOptions::new(PortIndex(port), name, 0, steering.mode())
     };
     let queue = AfXdpQueue::open(options, umem).expect("queue");
     steering.insert_socket(0, queue.socket().expect("socket")).expect("steered");
-    (steering, port, Box::new(queue))
+    (Some(steering), port, Box::new(queue))
 }

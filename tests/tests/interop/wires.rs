@@ -53,12 +53,20 @@ impl Underlay {
     }
 }
 
+/// What carries our tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    AfXdp,
+    Udp,
+}
+
 /// The sides and what joins them.
 pub(crate) struct Wires {
     /// Ours, the other one's, the third one's.
     pub(crate) sides: [Namespace; 3],
     middle: Namespace,
     pub(crate) underlay: Underlay,
+    pub(crate) lane: Lane,
     /// A word that no other process and no other test uses.
     pub(crate) unique: String,
 }
@@ -69,12 +77,12 @@ pub(crate) fn underlay_mac(side: usize) -> Mac {
 }
 
 impl Wires {
-    pub(crate) fn create(underlay: Underlay) -> Self {
+    pub(crate) fn create(underlay: Underlay, lane: Lane) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let unique = format!("millrace-interop-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let namespace = |name: &str| Namespace::create_named(&format!("{unique}-{name}")).expect("namespace");
-        let wires =
-            Self { sides: ["near", "far", "third"].map(namespace), middle: namespace("middle"), underlay, unique };
+        let sides = ["near", "far", "third"].map(namespace);
+        let wires = Self { sides, middle: namespace("middle"), underlay, lane, unique };
         for side in wires.sides.iter().chain([&wires.middle]) {
             // No router solicitations and reports of the kernel's own: every frame that is seen was sent by the test.
             let quiet = || {
