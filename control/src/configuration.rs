@@ -77,7 +77,8 @@ table! {
     File {
         /// Name of this node, as its Node object is called. Empty: the host's name.
         node: String = String::new();
-        /// Directory of YAML files with the objects of the cluster. It is watched; changes apply at once.
+        /// Directory of YAML files with the objects of the cluster. It is watched; changes apply at once. Unused where
+        /// `api_server` names a server.
         objects_directory: PathBuf = "/etc/millrace/objects".into();
         /// Directory for what the agent must remember over a restart: attachments, claimed address blocks.
         state_directory: PathBuf = "/var/lib/millrace".into();
@@ -95,6 +96,7 @@ table! {
         connections: usize = limits::CONNECTIONS;
     }
     sections {
+        api_server: ApiServer;
         addresses: Addresses;
         frame_memory: FrameMemory;
         flow_cache: FlowCache;
@@ -104,6 +106,17 @@ table! {
         masquerade: Masquerade;
         policies: Policies;
     }
+}
+
+table! {
+    /// The API server of a cluster, in place of the directory of objects.
+    ApiServer {
+        /// Kubeconfig file whose current context leads to the server. Empty: none.
+        kubeconfig: PathBuf = PathBuf::new();
+        /// Whether the agent runs in a pod of the cluster and is to use the pod's service account.
+        in_cluster: bool = false;
+    }
+    sections {}
 }
 
 table! {
@@ -228,6 +241,17 @@ const OPEN: &str = "open";
 
 /// The address source that is not the default.
 const POD_CIDR: &str = "pod-cidr";
+
+/// Where the objects of the cluster are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectSource<'a> {
+    /// A directory of files.
+    Directory(&'a Path),
+    /// The server that a kubeconfig leads to.
+    Kubeconfig(&'a Path),
+    /// The server of the cluster that the agent is a pod of.
+    Cluster,
+}
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -417,10 +441,31 @@ impl Configuration {
         Some(self.file.node.as_str()).filter(|name| !name.is_empty())
     }
 
-    /// Directory of the objects.
+    /// Where the objects of the cluster are.
     #[must_use]
-    pub fn objects_directory(&self) -> &Path {
-        &self.file.objects_directory
+    pub fn objects(&self) -> ObjectSource<'_> {
+        let ApiServer { kubeconfig, in_cluster } = &self.file.api_server;
+        if *in_cluster {
+            ObjectSource::Cluster
+        } else if !kubeconfig.as_os_str().is_empty() {
+            ObjectSource::Kubeconfig(kubeconfig)
+        } else {
+            ObjectSource::Directory(&self.file.objects_directory)
+        }
+    }
+
+    /// The same with the objects of the server that a kubeconfig leads to, whatever the file says.
+    #[must_use]
+    pub fn with_kubeconfig(mut self, kubeconfig: PathBuf) -> Self {
+        self.file.api_server = ApiServer { kubeconfig, in_cluster: false };
+        self
+    }
+
+    /// The same with the objects of the cluster that the agent is a pod of, whatever the file says.
+    #[must_use]
+    pub fn within_cluster(mut self) -> Self {
+        self.file.api_server = ApiServer { kubeconfig: PathBuf::new(), in_cluster: true };
+        self
     }
 
     /// Directory for what outlives a restart.
@@ -527,6 +572,16 @@ fn check(file: &File) -> Result<(), Wrong> {
         let shown = path.to_string_lossy();
         require(path.is_absolute() && !shown.contains('\0'), field, shown, "it must be an absolute path")?;
     }
+    let ApiServer { kubeconfig, in_cluster } = &file.api_server;
+    let shown = kubeconfig.to_string_lossy();
+    let named = !shown.is_empty();
+    require(!named || kubeconfig.is_absolute(), "api_server.kubeconfig", &shown, "it must be an absolute path")?;
+    require(
+        !(named && *in_cluster),
+        "api_server.in_cluster",
+        true,
+        "there is a kubeconfig too; one server is possible",
+    )?;
     let socket = file.socket.to_string_lossy();
     require(socket.len() <= SOCKET_PATH_BYTES, "socket", &socket, "a socket's path has at most 107 bytes")?;
     require(file.workers <= limits::WORKERS, "workers", file.workers, "there are at most 16")?;

@@ -43,12 +43,13 @@ use crate::api::server::{Limits, serve};
 use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
-use crate::configuration::Configuration;
+use crate::configuration::{Configuration, ObjectSource};
 use crate::health_check::{self, Condition, HealthChecks};
 use crate::observe;
 use crate::plan::LocalView;
 use crate::reconcile::{self, Input, Reconciler};
-use crate::store::{DirectoryStore, ObjectStore};
+use crate::store::api_server::Connection;
+use crate::store::{ApiServerStore, DirectoryStore, ObjectStore};
 use addresses::AddressMaintenance;
 use denial_log::DenialLog;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
@@ -70,10 +71,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let node = node_name(configuration)?;
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
-    let store: Arc<dyn ObjectStore> = Arc::new(
-        DirectoryStore::open(configuration.objects_directory())
-            .with_context(|| format!("could not open {}", configuration.objects_directory().display()))?,
-    );
+    let store = open_store(configuration.objects())?;
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
     switch.start().context("could not start the workers")?;
     let switch = SharedSwitch::new(switch);
@@ -112,6 +110,18 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     underlay.stop();
     shared.switch.with(Switch::stop);
     served
+}
+
+fn open_store(source: ObjectSource<'_>) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    let connection = match source {
+        ObjectSource::Directory(path) => {
+            let store = DirectoryStore::open(path).with_context(|| format!("could not open {}", path.display()))?;
+            return Ok(Arc::new(store));
+        }
+        ObjectSource::Kubeconfig(file) => Connection::from_kubeconfig(file)?,
+        ObjectSource::Cluster => Connection::in_cluster()?,
+    };
+    Ok(Arc::new(ApiServerStore::open(connection)?))
 }
 
 fn node_name(configuration: &Configuration) -> anyhow::Result<NodeName> {

@@ -16,6 +16,12 @@ pub(super) struct AgentOptions {
     /// The configuration file
     #[arg(long, value_name = "FILE", default_value = DEFAULT_FILE)]
     config: PathBuf,
+    /// Take the objects from the API server that this kubeconfig leads to, whatever the configuration file says
+    #[arg(long, value_name = "FILE", conflicts_with = "in_cluster")]
+    kubeconfig: Option<PathBuf>,
+    /// Take the objects from the API server of the cluster that this process is a pod of
+    #[arg(long)]
+    in_cluster: bool,
     /// Print the default configuration with comments, and stop
     #[arg(long, conflicts_with = "check")]
     print_default: bool,
@@ -32,6 +38,11 @@ pub(super) fn run(options: &AgentOptions) -> anyhow::Result<()> {
         return print_text(&Configuration::default_text());
     }
     let configuration = Configuration::load(&options.config)?;
+    let configuration = match &options.kubeconfig {
+        Some(file) => configuration.with_kubeconfig(file.clone()),
+        None if options.in_cluster => configuration.within_cluster(),
+        None => configuration,
+    };
     if options.check {
         return print_text(&format!("{} is valid\n", options.config.display()));
     }

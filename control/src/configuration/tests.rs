@@ -16,7 +16,7 @@ fn the_default_file_says_the_defaults_and_explains_each_field() {
     assert_eq!(printed, File::default());
     assert_eq!(parse(&text), parse(""));
     let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(fields, 29, "{text}");
+    assert_eq!(fields, 31, "{text}");
     let mut before = "";
     for line in text.lines() {
         assert!(!line.contains(" = ") || line.starts_with('#') || before.starts_with("# "), "no comment over {line}");
@@ -39,6 +39,8 @@ fn errors_name_file_and_field() {
         ("[frame_memory]\nhead_frames = 3", "frame_memory.head_frames"),
         ("[frame_memory]\nheads = 3", "heads"),
         ("[flow_cache]\nipv4_entries = 3000", "flow_cache.ipv4_entries"),
+        ("[api_server]\nkubeconfig = 'here'", "api_server.kubeconfig"),
+        ("[api_server]\nkubeconfig = '/k'\nin_cluster = true", "api_server.in_cluster"),
         ("connections = 10", "connections"),
         ("[tunnel]\nvni = 16777216", "tunnel.vni"),
         ("[tunnel]\nport = 0", "tunnel.port"),

@@ -10,6 +10,7 @@ use millrace_engine::tables::{MoveLimit, StormLimits, TagProtocol, Vni};
 use serde::Deserialize;
 
 use super::ours::{field, spec};
+use super::schema;
 use crate::cluster::{
     BridgeName, BridgePortRecord, BridgeRecord, DEFAULT_VLAN, DeviceKind, InterfaceName, Membership, MirrorRecord,
     NodeName, PortDevice, PortName, PortVlans, StationMac, StationPlace, StationRecord, VlanId,
@@ -106,6 +107,16 @@ struct MirrorSpec {
     to: String,
     ingress: Option<bool>,
     egress: Option<bool>,
+}
+
+/// Schema of a `Bridge`'s `spec`.
+pub(super) fn bridge_schema() -> serde_json::Value {
+    schema::of::<BridgeSpec>()
+}
+
+/// Schema of a `Port`'s `spec`.
+pub(super) fn port_schema() -> serde_json::Value {
+    schema::of::<PortSpec>()
 }
 
 pub(super) fn bridge(object: &Object) -> Result<BridgeRecord, FieldError> {

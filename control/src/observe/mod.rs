@@ -7,10 +7,12 @@
 
 mod bridging;
 mod cluster_policy;
+mod definitions;
 mod network;
 mod node;
 mod ours;
 mod policy;
+mod schema;
 mod service;
 mod slice;
 mod touched;
@@ -28,6 +30,7 @@ use crate::cluster::{
 use crate::problem::Problem;
 use crate::store::{Event, FieldError, Kind, Object, ObjectKey, Origin};
 
+pub use definitions::{custom_resource_definitions, definitions_text};
 pub use ours::{block_object, our_kind};
 pub use touched::Touched;
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 
 use super::ours::{field, spec};
+use super::schema;
 use crate::cluster::{Cidr, InterfaceName, NetworkName, NetworkRecord, NodeName, SubnetRecord, VlanId};
 use crate::store::{FieldError, Object};
 
@@ -24,6 +25,11 @@ struct NetworkSpec {
 struct SubnetSpec {
     cidr: String,
     gateway: Option<String>,
+}
+
+/// Schema of a `Network`'s `spec`.
+pub(super) fn network_schema() -> serde_json::Value {
+    schema::of::<NetworkSpec>()
 }
 
 pub(super) fn network(object: &Object) -> Result<NetworkRecord, FieldError> {

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::schema;
 use crate::cluster::{
     AssignedAddress, BlockName, BlockRecord, Cidr, InterfaceName, KeptFor, NetworkName, NodeName, Offsets, PodName,
     PoolName, PoolRecord, TunnelUse, UplinkName, UplinkPortKind, UplinkRecord,
@@ -123,6 +124,21 @@ pub(super) fn field<T, E: std::fmt::Display>(
     value: Result<T, E>,
 ) -> Result<T, FieldError> {
     value.map_err(|error| FieldError::at(content, path, error.to_string()))
+}
+
+/// Schema of an `Uplink`'s `spec`.
+pub(super) fn uplink_schema() -> serde_json::Value {
+    schema::of::<UplinkSpec>()
+}
+
+/// Schema of an `IpPool`'s `spec`.
+pub(super) fn pool_schema() -> serde_json::Value {
+    schema::of::<IpPoolSpec>()
+}
+
+/// Schema of an `IpBlock`'s `spec`.
+pub(super) fn block_schema() -> serde_json::Value {
+    schema::of::<IpBlockSpec>()
 }
 
 pub(super) fn uplink(object: &Object) -> Result<UplinkRecord, FieldError> {

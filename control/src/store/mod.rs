@@ -1,10 +1,11 @@
-//! Where objects live: an API server, or a directory of files with the same objects.
+//! Where objects live: an API server (`api_server`), or a directory of files with the same objects (`directory`).
 //!
 //! The contract is the part of the Kubernetes API this program needs: a watch that first lists and then follows,
 //! reads, and writes that are compare-and-swap on an opaque resource version. Whatever nodes must agree upon is an
 //! object written through this trait; there is no other channel between nodes. Calls block; they are made on control
 //! threads only.
 
+pub mod api_server;
 pub mod directory;
 mod document;
 mod fields;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use crossbeam::channel::Receiver;
 
+pub use api_server::ApiServerStore;
 pub use directory::DirectoryStore;
 pub use document::{Document, Located};
 pub use fields::FieldError;
@@ -41,6 +43,15 @@ pub trait ObjectStore: Send + Sync {
 
     /// Replaces an object if its resource version still is `resource_version`; else [`StoreError::Conflict`].
     fn update(&self, object: &serde_json::Value, resource_version: &str) -> Result<Object, StoreError>;
+
+    /// Replaces the `status` of an object and leaves the rest as it is in the store; else as [`ObjectStore::update`].
+    fn update_status(&self, object: &serde_json::Value, resource_version: &str) -> Result<Object, StoreError> {
+        let key = ObjectKey::read(&Located::from(object)).map_err(StoreError::Malformed)?;
+        let present = self.get(&key)?.ok_or_else(|| StoreError::NotFound { key: Box::new(key) })?;
+        let mut whole = present.to_json();
+        whole["status"] = object["status"].clone();
+        self.update(&whole, resource_version)
+    }
 
     /// Deletes an object if its resource version still is `resource_version`; else [`StoreError::Conflict`].
     fn delete(&self, key: &ObjectKey, resource_version: &str) -> Result<(), StoreError>;
@@ -119,6 +130,24 @@ pub enum StoreError {
     /// The object given is none: a part that every object needs is missing or malformed.
     #[error("not an object: {0}")]
     Malformed(FieldError),
+    /// The server refused for a reason of its own: a right that is missing, a field that is wrong, overload.
+    #[error("the API server refused {what}: {message} ({code})")]
+    Refused {
+        /// The object, or the kind of a list.
+        what: String,
+        /// The code of the answer.
+        code: u16,
+        /// The server's words.
+        message: String,
+    },
+    /// The server does not answer.
+    #[error("the API server {server} does not answer: {message}")]
+    Unreachable {
+        /// Its address.
+        server: String,
+        /// What happened.
+        message: String,
+    },
     /// Another process holds the lock of the directory for too long.
     #[error("the lock {} is held by another process for more than {seconds} s", path.display())]
     Locked {

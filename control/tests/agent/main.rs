@@ -6,6 +6,7 @@
 
 mod agent_process;
 mod announcing;
+mod api_server;
 mod boundary;
 mod boundary_table;
 mod cluster;
@@ -101,6 +102,7 @@ const TESTS: &[Test] = &[
         "the_five_minutes_of_the_standalone_switch_are_as_written",
         standalone::the_five_minutes_of_the_standalone_switch_are_as_written,
     ),
+    ("the_api_server_may_be_away", api_server::the_api_server_may_be_away),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
 ];
