@@ -117,7 +117,7 @@ impl Switch {
         let hash_key = options.hash_seed.map_or_else(HashKey::random, |seed| Ok(HashKey::from_seed(seed)))?;
         let mut publisher = Publisher::new();
         let connections = Connections::new(options.connections, options.workers, hash_key)?;
-        let state = Arc::new(State::around(connections.with_timeouts(options.timeouts), hash_key));
+        let state = Arc::new(State::around(connections.with_timeouts(options.timeouts), hash_key)?);
         let foundations: Vec<Foundation> =
             (0..options.workers).map(|_| Foundation::new(&options)).collect::<io::Result<_>>()?;
         let (mut senders, mut receivers) = lanes(&foundations);

@@ -2,8 +2,9 @@
 //! reaches the other nodes and the outside.
 //!
 //! The host's kernel keeps its addresses, routes and neighbours; this thread follows them. It looks again whenever
-//! the kernel reports a change, the objects change, or a second has passed, and tells the reconcile thread what it
-//! saw. Next hops are managed neighbours: no traffic of the kernel would refresh them.
+//! the kernel reports a change, the objects change, or a second has passed (for what the kernel does not report, such as a
+//! sysctl), and tells the reconcile thread what it saw; else it sleeps. Next hops are managed neighbours: no traffic of
+//! the kernel would refresh them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,7 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use millrace_engine::packet::PortIndex;
+use millrace_engine::state::WantedNeighbours;
 use millrace_engine::tables::Tunnels;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::announcements::Announcements;
 use super::bridge_ports::BridgePorts;
@@ -33,8 +37,6 @@ use crate::reconcile::Input;
 
 /// Longest time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a packet's wish for a neighbour waits, at most.
-const WANTED_AGAIN: Duration = Duration::from_millis(50);
 /// Changes arrive in bursts; one look serves a burst.
 const BURST: Duration = Duration::from_millis(20);
 
@@ -45,6 +47,8 @@ pub(super) enum Signal {
     Objects,
     /// The kernel reported a change.
     Kernel,
+    /// A packet waits for a neighbour that nobody has resolved.
+    Wanted,
     /// End.
     Stop,
 }
@@ -71,13 +75,13 @@ pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, way_out: WayOut) -> an
     let netlink = Netlink::open().context("could not speak to the kernel")?;
     let mut monitor = Monitor::open().context("could not follow the kernel's changes")?;
     let ending = Arc::new(AtomicBool::new(false));
-    let (reports, ended) = (signal.clone(), Arc::clone(&ending));
+    let (reports, ended, state) =
+        (signal.clone(), Arc::clone(&ending), shared.switch.with(|switch| Arc::clone(switch.state())));
     std::thread::Builder::new().name("kernel-changes".into()).spawn(move || {
         while !ended.load(Ordering::Relaxed) {
-            match monitor.wait(LOOK_AGAIN) {
-                Ok(changes) if changes.is_empty() => {}
-                // A full queue holds a signal already; after an error the other thread looks each second anyway.
-                Ok(_) => drop(reports.try_send(Signal::Kernel)),
+            // A full queue holds a signal already; after an error the other thread looks again anyway.
+            match wait(&mut monitor, &state.wanted) {
+                Ok(signal) => drop(signal.map(|signal| reports.try_send(signal))),
                 Err(_) => std::thread::sleep(LOOK_AGAIN),
             }
         }
@@ -109,6 +113,24 @@ struct Seen {
     paths: BTreeMap<IpAddr, UnderlayPath>,
 }
 
+/// Waits at most [`LOOK_AGAIN`] for a reason to look.
+fn wait(monitor: &mut Monitor, wanted: &WantedNeighbours) -> anyhow::Result<Option<Signal>> {
+    let bell = wanted.bell();
+    let mut sources = [PollFd::new(&bell, PollFlags::IN), PollFd::new(monitor, PollFlags::IN)];
+    let longest = Timespec::try_from(LOOK_AGAIN)?;
+    match rustix::event::poll(&mut sources, Some(&longest)) {
+        Ok(0) | Err(Errno::INTR) => return Ok(None),
+        Ok(_) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let rung = !sources[0].revents().is_empty();
+    if rung {
+        wanted.heard();
+    }
+    let changed = !monitor.drain()?.is_empty();
+    Ok(if changed { Some(Signal::Kernel) } else { rung.then_some(Signal::Wanted) })
+}
+
 /// What netlink's answers have in common where the agent may not change the node's network.
 fn missing_right() -> Option<Problem> {
     let missing = capabilities::missing(&[Capability::NetAdmin]);
@@ -136,15 +158,17 @@ impl Follower {
         self.follow_host(&self.shared.standing());
         let mut looked = Instant::now();
         loop {
-            match signals.recv_timeout(WANTED_AGAIN) {
-                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Ok(_) => std::thread::sleep(BURST),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.way_out.resolve_wanted(&mut self.netlink, &self.uplinks);
-                    if looked.elapsed() < LOOK_AGAIN {
-                        continue;
-                    }
-                }
+            let signal = signals.recv_timeout(LOOK_AGAIN.saturating_sub(looked.elapsed()));
+            if matches!(signal, Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected)) {
+                break;
+            }
+            // Whatever woke us: a signal that the queue had no room for is lost.
+            self.way_out.resolve_wanted(&mut self.netlink, &self.uplinks);
+            if signal.is_ok() {
+                std::thread::sleep(BURST);
+            }
+            if signal == Ok(Signal::Wanted) && looked.elapsed() < LOOK_AGAIN {
+                continue;
             }
             if signals.try_iter().any(|signal| signal == Signal::Stop) {
                 break;

@@ -3,7 +3,7 @@
 //! Subscribe first and list afterwards, so that nothing falls between. When changes come faster than they are read
 //! the kernel drops some and says so ([`Change::Lost`]): list everything again then.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_packet_core::NetlinkPayload;
@@ -87,7 +87,7 @@ impl Monitor {
     pub fn wait(&mut self, timeout: Duration) -> Result<Vec<Change>, KernelError> {
         let refused = || KernelError::file("wait for changes of the network".to_owned());
         let timeout = Timespec::try_from(timeout).map_err(|_| refused()(std::io::ErrorKind::InvalidInput.into()))?;
-        let borrowed = PollFd::from_borrowed_fd(rustix_fd(&self.socket), PollFlags::IN);
+        let borrowed = PollFd::new(self, PollFlags::IN);
         match rustix::event::poll(&mut [borrowed], Some(&timeout)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
             Ok(_) => {}
@@ -117,14 +117,10 @@ impl Monitor {
     }
 }
 
-impl AsRawFd for Monitor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
-}
-
-fn rustix_fd(socket: &Socket) -> std::os::fd::BorrowedFd<'_> {
-    std::os::fd::AsFd::as_fd(socket)
 }
 
 fn change(body: NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {

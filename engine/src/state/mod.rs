@@ -51,16 +51,18 @@ impl State {
     /// Nothing learned yet, room for `connections` connections, written back to by `workers` flow caches.
     ///
     /// # Errors
-    /// The kernel refused memory.
+    /// The kernel refused memory or a descriptor.
     pub fn new(connections: usize, workers: usize, hash_key: HashKey) -> io::Result<Self> {
-        Ok(Self::around(Connections::new(connections, workers, hash_key)?, hash_key))
+        Self::around(Connections::new(connections, workers, hash_key)?, hash_key)
     }
 
     /// Nothing learned yet but what `connections` has.
-    #[must_use]
-    pub fn around(connections: Connections, hash_key: HashKey) -> Self {
+    ///
+    /// # Errors
+    /// The kernel refused a descriptor.
+    pub fn around(connections: Connections, hash_key: HashKey) -> io::Result<Self> {
         let connections = Arc::new(connections);
-        Self {
+        Ok(Self {
             stations: MacTable::default(),
             storms: Storms::default(),
             connections,
@@ -68,7 +70,7 @@ impl State {
             endpoint_loads: EndpointLoads::default(),
             fragments: Fragments::new(hash_key),
             denials: Denials::default(),
-            wanted: WantedNeighbours::default(),
-        }
+            wanted: WantedNeighbours::new()?,
+        })
     }
 }
