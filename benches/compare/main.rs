@@ -1,30 +1,43 @@
-//! Question: what does TCP between two pods of one node reach through the switch, beside the Linux bridge?
+//! Question: what do pods reach through this switch, beside the kernel's own network and Open vSwitch?
 //!
-//! Shape: two pods in network namespaces of their own, made anew for each backend; one TCP stream by the demo's own
-//! tool, then transactions of one byte. Backends: `bridge` (veth pods on a Linux bridge), `tap` (TAP pods on a switch
-//! of this process, built by the production constructor, one worker). Repetitions are interleaved, so that a
-//! machine with other work treats all alike; quote ratios of one run.
-//! Unit: Gbit/s of payload, seconds of processor time of this process for each second and Gbit, microseconds.
-//! `--worker` and `--ends` pin the worker, or both ends together, to a core. Needs root; bounded by its options.
+//! Shape: two nodes joined by a veth pair and three pods, made anew for each backend ([`site`]); the same loads over each
+//! ([`load`]): TCP streams, 64-byte frames, transactions, connections; pod to pod on a node and across, and through a
+//! Service among many. All backends stand at once, but only the one that is measured runs: the processes of the others
+//! are stopped. Rounds are interleaved, so that a machine with other work treats all alike. Every backend may use all
+//! processors; worker threads (of this switch and of Open vSwitch) are pinned one for each node, each on its own core.
+//! Unit: stated with each value. Writes each value, a table, charts and what machine it was into `--output`. Needs
+//! root; all traffic stays in namespaces of its own; bounded by its options.
 
 mod backend;
-mod bridge;
+mod chart;
+mod kernel;
+mod load;
+mod machine;
 mod measure;
-mod switch;
+mod millrace;
+mod openvswitch;
+mod processors;
+mod program;
+mod results;
+mod services;
+mod site;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::Parser;
 
-use backend::{Backend, Kind};
-use measure::{Series, measure};
+use backend::{Backend, Kind, build, pause};
+use measure::{Metric, Value};
+use results::Sample;
+use services::Services;
 
-/// TCP through the switch beside the kernel's bridge, interleaved.
+/// This switch beside the kernel and Open vSwitch, the same loads, interleaved.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Backends to compare, in this order; the first is what the others are divided by
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kind::Bridge, Kind::Tap])]
+    /// What to compare; what is not installed is left out, and said
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kind::Millrace, Kind::Nftables, Kind::Iptables, Kind::OvsAfxdp, Kind::OvsSystem])]
     backends: Vec<Kind>,
     /// Repetitions of each
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
@@ -32,32 +45,125 @@ struct Options {
     /// Milliseconds of each measurement
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=10_000))]
     milliseconds: u64,
-    /// Core of the worker; it is free to move otherwise
+    /// How many Services there are, one run of the Service's loads for each
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000], value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    services: Vec<u32>,
+    /// Leave pod to pod out
     #[arg(long)]
-    worker: Option<usize>,
-    /// Microseconds the worker spins before it sleeps
+    only_services: bool,
+    /// Directory to write results into
     #[arg(long)]
-    spin: Option<u64>,
-    /// Core of both ends; they are free to move otherwise
-    #[arg(long)]
-    ends: Option<usize>,
+    output: Option<PathBuf>,
+}
+
+/// A backend with what was measured of it.
+struct Entry {
+    kind: Kind,
+    backend: Box<dyn Backend>,
 }
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     ensure!(rustix::process::geteuid().is_root(), "network namespaces are made: run it as root");
+    let machine = machine::describe();
+    let mut entries = Vec::new();
+    for kind in &options.backends {
+        if let Some(packages) = kind.missing() {
+            eprintln!("{} is left out: apt-get install {packages}", kind.name());
+            continue;
+        }
+        let backend = build(*kind).with_context(|| format!("cannot build {}", kind.name()))?;
+        pause(&*backend, true);
+        entries.push(Entry { kind: *kind, backend });
+    }
+    let mut samples = Vec::new();
+    if !options.only_services {
+        each_round(&options, &mut entries, &mut samples, |backend, duration, values| {
+            measure::pods(backend, duration, values)
+        })?;
+    }
+    for count in &options.services {
+        program(&mut entries, *count as usize, &mut samples)?;
+        each_round(&options, &mut entries, &mut samples, |backend, duration, values| {
+            measure::service(backend, services(backend, *count as usize)?, duration, values)
+        })?;
+    }
+    drop(entries);
+    let table = results::table(&samples);
+    println!("{}", results::markdown(&table));
+    match &options.output {
+        Some(directory) => write(directory, &machine, &options, &samples, &table),
+        None => Ok(eprintln!("for files: --output benches/results/DATE-{}", machine::short_name())),
+    }
+}
+
+fn services(backend: &dyn Backend, count: usize) -> anyhow::Result<Services> {
+    let far = *backend.ends().far.addresses.first().context("an end without an address")?;
+    Ok(Services { count, far })
+}
+
+/// Every backend in turn, as often as there are rounds; the others stand still meanwhile.
+fn each_round(
+    options: &Options,
+    entries: &mut [Entry],
+    samples: &mut Vec<Sample>,
+    measure: impl Fn(&dyn Backend, Duration, &mut Vec<Value>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let duration = Duration::from_millis(options.milliseconds);
-    let backends = options.backends.iter().map(|kind| Backend::build(*kind, options.worker, options.spin));
-    let backends = backends.collect::<anyhow::Result<Vec<_>>>()?;
-    let mut series: Vec<Series> = backends.iter().map(|backend| Series::new(backend.kind)).collect();
-    for round in 0..options.rounds {
-        for (backend, series) in backends.iter().zip(&mut series) {
-            let sample = measure(&backend.pods, options.ends, duration)?;
-            eprintln!("round {round}: {:8} {}", backend.kind.name(), sample.text());
-            series.samples.push(sample);
+    for round in 0..usize::from(options.rounds) {
+        for Entry { kind, backend } in entries.iter() {
+            let mut values = Vec::new();
+            pause(&**backend, false);
+            let measured = measure(&**backend, duration, &mut values);
+            pause(&**backend, true);
+            // What one backend cannot do is no reason to lose what the others can.
+            if let Err(error) = measured {
+                eprintln!("round {round}: {}: {error:#}", kind.name());
+            }
+            eprintln!("round {round}: {}: {} values", kind.name(), values.len());
+            samples.extend(values.into_iter().map(|value| Sample { backend: kind.name(), round, value }));
         }
     }
-    let base = series.first().map(Series::stream_median);
-    series.iter().for_each(|series| println!("{}", series.text(base.unwrap_or(f64::NAN))));
+    Ok(())
+}
+
+fn program(entries: &mut [Entry], count: usize, samples: &mut Vec<Sample>) -> anyhow::Result<()> {
+    for Entry { kind, backend } in entries {
+        let services = services(&**backend, count)?;
+        pause(&**backend, false);
+        let took = backend.program(services);
+        pause(&**backend, true);
+        match took {
+            Ok(took) => {
+                eprintln!("{count} Services in {}: {took:.2?}", kind.name());
+                let metric = Metric { way: format!("Service of {count}"), load: "programming all", unit: "seconds" };
+                let value = Value { metric, value: took.as_secs_f64() };
+                samples.push(Sample { backend: kind.name(), round: 0, value });
+            }
+            Err(error) => eprintln!("{count} Services in {}: {error:#}", kind.name()),
+        }
+    }
+    Ok(())
+}
+
+fn write(
+    directory: &Path,
+    machine: &str,
+    options: &Options,
+    samples: &[Sample],
+    table: &results::Table,
+) -> anyhow::Result<()> {
+    let charts = directory.join("charts");
+    std::fs::create_dir_all(&charts)?;
+    std::fs::write(directory.join("samples.csv"), results::csv(samples))?;
+    let head = format!(
+        "# Comparison\n\n{machine}- {} rounds of {} ms each\n\nMedians, in brackets lowest to highest. How it is taken: \
+         [benchmarking](../../../docs/benchmarking.md).\n\n",
+        options.rounds, options.milliseconds
+    );
+    std::fs::write(directory.join("README.md"), head + &results::markdown(table))?;
+    for (name, text) in chart::charts(table) {
+        std::fs::write(charts.join(name), text)?;
+    }
     Ok(())
 }

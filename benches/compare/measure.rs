@@ -1,99 +1,121 @@
-//! One sample of a backend, and many of them as a line of text.
+//! One turn of a backend: every load once, with what it cost.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use millrace_control::demo::interruption::Interruption;
-use millrace_control::demo::traffic::request_response::{TransactionTimes, request_response};
-use millrace_control::demo::traffic::stream::{StreamResult, stream};
-use millrace_control::demo::traffic::{Endpoint, Family};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use rustix::time::{ClockId, clock_gettime};
+use crate::backend::Backend;
+use crate::load::{self, Path};
+use crate::processors::{Machine, run_time};
+use crate::services::Services;
+use crate::site::Wire;
 
-use crate::backend::Kind;
-
-/// What was measured once.
-pub(crate) struct Sample {
-    stream: StreamResult,
-    /// Processor seconds of this process for each second of the stream.
-    processors: f64,
-    transactions: TransactionTimes,
+/// What a value is of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Metric {
+    /// Way of the traffic.
+    pub(crate) way: String,
+    pub(crate) load: &'static str,
+    pub(crate) unit: &'static str,
 }
 
-/// All samples of a backend.
-pub(crate) struct Series {
-    kind: Kind,
-    pub(crate) samples: Vec<Sample>,
+/// A value that was measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Value {
+    pub(crate) metric: Metric,
+    pub(crate) value: f64,
 }
 
-/// A stream and transactions, from the first pod to the second; both ends on core `ends`, if there is one.
-pub(crate) fn measure(pods: &[Endpoint; 2], ends: Option<usize>, duration: Duration) -> anyhow::Result<Sample> {
-    // Threads inherit the cores of the one that starts them.
-    let before = sched_getaffinity(None)?;
-    if let Some(core) = ends {
-        let mut set = CpuSet::new();
-        set.set(core);
-        sched_setaffinity(None, &set).with_context(|| format!("core {core}"))?;
-    }
-    let going_on = Interruption::default();
-    let used = processor_time();
-    let stream = stream(&pods[0], &pods[1], Family::Ipv4, duration, &going_on);
-    let used = processor_time().saturating_sub(used);
-    let transactions = request_response(&pods[0], &pods[1], Family::Ipv4, duration / 4, &going_on);
-    sched_setaffinity(None, &before)?;
-    let (stream, transactions) = (stream?, transactions?);
-    Ok(Sample { stream, processors: used.as_secs_f64() / stream.seconds.max(1e-9), transactions })
+/// Gathers the values of a turn.
+struct Turn<'a> {
+    duration: Duration,
+    values: &'a mut Vec<Value>,
 }
 
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+impl Turn<'_> {
+    fn note(&mut self, way: &str, load: &'static str, unit: &'static str, value: f64) {
+        self.values.push(Value { metric: Metric { way: way.to_owned(), load, unit }, value });
+    }
+
+    fn streams(&mut self, way: &str, path: &Path) -> anyhow::Result<()> {
+        for (count, load) in [(1, "TCP, 1 stream"), (4, "TCP, 4 streams")] {
+            let machine = Machine::read()?;
+            let (gigabits, again) = load::streams(path, count, self.duration)?;
+            let used = machine.used()?;
+            self.note(way, load, "Gbit/s", gigabits);
+            self.note(way, load, "processors a Gbit/s", used / gigabits.max(1e-9));
+            self.note(way, load, "segments sent again", again as f64);
+        }
+        Ok(())
+    }
+
+    fn datagrams(&mut self, way: &str, path: &Path) -> anyhow::Result<()> {
+        let machine = Machine::read()?;
+        let (sent, received) = load::datagrams(path, self.duration)?;
+        let used = machine.used()?;
+        self.note(way, "64-byte frames", "thousand/s received", received / 1e3);
+        self.note(way, "64-byte frames", "thousand/s sent", sent / 1e3);
+        self.note(way, "64-byte frames", "processor us a frame", used / received.max(1.0) * 1e6);
+        Ok(())
+    }
+
+    fn transactions(&mut self, way: &str, path: &Path) -> anyhow::Result<()> {
+        let times = load::transactions(path, self.duration)?;
+        self.note(way, "request and response", "us p50", times.p50_microseconds);
+        self.note(way, "request and response", "us p99", times.p99_microseconds);
+        self.note(way, "request and response", "us p99.9", times.p999_microseconds);
+        Ok(())
+    }
+
+    fn connections(&mut self, way: &str, path: &Path) -> anyhow::Result<()> {
+        let machine = Machine::read()?;
+        let (opened, failed) = load::connections(path, self.duration)?;
+        let used = machine.used()?;
+        self.note(way, "connections", "a second", opened);
+        self.note(way, "connections", "processor us each", used / opened.max(1.0) * 1e6);
+        self.note(way, "connections", "failed", failed as f64);
+        Ok(())
+    }
 }
 
-impl Sample {
-    fn per_gigabit(&self) -> f64 {
-        self.processors / self.stream.gigabits_per_second.max(1e-9)
-    }
-
-    pub(crate) fn text(&self) -> String {
-        format!(
-            "{:6.2} Gbit/s, {:.2} processors, {} sent again; p50 {:.0} us, p99 {:.0} us",
-            self.stream.gigabits_per_second,
-            self.processors,
-            self.stream.retransmitted_segments,
-            self.transactions.p50_microseconds,
-            self.transactions.p99_microseconds,
-        )
-    }
+/// Pod to pod, on one node and across.
+pub(crate) fn pods(backend: &dyn Backend, duration: Duration, values: &mut Vec<Value>) -> anyhow::Result<()> {
+    let (ends, mut turn) = (backend.ends(), Turn { duration, values });
+    let (near, far) = (Path::to(&ends.client, &ends.near)?, Path::to(&ends.client, &ends.far)?);
+    backend.site().set_wire(Wire::Cuts);
+    turn.streams("same node", &near)?;
+    turn.datagrams("same node", &near)?;
+    turn.transactions("same node", &near)?;
+    turn.connections("same node", &near)?;
+    let across = format!("across nodes, {}", Wire::Cuts.text());
+    turn.streams(&across, &far)?;
+    turn.datagrams("across nodes", &far)?;
+    turn.transactions("across nodes", &far)?;
+    turn.connections("across nodes", &far)?;
+    backend.site().set_wire(Wire::PassesWhole);
+    turn.streams(&format!("across nodes, {}", Wire::PassesWhole.text()), &far)?;
+    backend.site().set_wire(Wire::Cuts);
+    idle(backend, &mut turn);
+    Ok(())
 }
 
-impl Series {
-    pub(crate) fn new(kind: Kind) -> Series {
-        Series { kind, samples: Vec::new() }
-    }
+/// Through a Service to the other node.
+pub(crate) fn service(
+    backend: &dyn Backend,
+    services: Services,
+    duration: Duration,
+    values: &mut Vec<Value>,
+) -> anyhow::Result<()> {
+    let (ends, mut turn) = (backend.ends(), Turn { duration, values });
+    let path = Path { dialled: services.dialled(), ..Path::to(&ends.client, &ends.far)? };
+    let way = format!("Service of {}", services.count);
+    turn.streams(&way, &path)?;
+    turn.transactions(&way, &path)?;
+    turn.connections(&way, &path)
+}
 
-    fn spread(&self, value: impl Fn(&Sample) -> f64) -> [f64; 3] {
-        let mut values: Vec<f64> = self.samples.iter().map(value).collect();
-        values.sort_unstable_by(f64::total_cmp);
-        let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
-        [at(0), at(values.len() / 2), at(values.len().saturating_sub(1))]
-    }
-
-    pub(crate) fn stream_median(&self) -> f64 {
-        self.spread(|sample| sample.stream.gigabits_per_second)[1]
-    }
-
-    /// Medians with the lowest and highest of each in brackets; `base` is the median that ratios are of.
-    pub(crate) fn text(&self, base: f64) -> String {
-        let [low, median, high] = self.spread(|sample| sample.stream.gigabits_per_second);
-        let [_, cost, _] = self.spread(Sample::per_gigabit);
-        let [_, p50, _] = self.spread(|sample| sample.transactions.p50_microseconds);
-        let [_, p99, _] = self.spread(|sample| sample.transactions.p99_microseconds);
-        format!(
-            "{:8} {median:6.2} Gbit/s ({low:.2} to {high:.2}), {:.2} of the first; {cost:.3} processor seconds a Gbit; \
-             p50 {p50:.0} us, p99 {p99:.0} us",
-            self.kind.name(),
-            median / base,
-        )
-    }
+fn idle(backend: &dyn Backend, turn: &mut Turn<'_>) {
+    std::thread::sleep(Duration::from_secs(1));
+    let (start, before) = (Instant::now(), run_time(&backend.processes()));
+    std::thread::sleep(turn.duration);
+    let used = (run_time(&backend.processes()) - before) / start.elapsed().as_secs_f64();
+    turn.note("both nodes", "idle", "% of a processor, its processes", used * 100.0);
 }

@@ -63,7 +63,10 @@ impl Endpoint {
     }
 
     /// Opens a socket in its namespace.
-    fn open<T: Send>(&self, what: &str, open: impl FnOnce() -> io::Result<T> + Send) -> anyhow::Result<T> {
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn open<T: Send>(&self, what: &str, open: impl FnOnce() -> io::Result<T> + Send) -> anyhow::Result<T> {
         self.namespace.enter(open)?.with_context(|| format!("cannot {what} in {}", self.name))
     }
 
@@ -81,6 +84,19 @@ fn connect(client: &Endpoint, server: &Endpoint, family: Family) -> anyhow::Resu
     let address = server.address(family)?;
     let listener = server.open("listen", || TcpListener::bind((address, 0)))?;
     let target: SocketAddr = listener.local_addr()?;
+    connect_by(client, server, &listener, target)
+}
+
+/// A TCP connection from the client to `target`, which leads to the server's listener: the client's end, then the server's.
+///
+/// # Errors
+/// If it does not open within seconds.
+pub fn connect_by(
+    client: &Endpoint,
+    server: &Endpoint,
+    listener: &TcpListener,
+    target: SocketAddr,
+) -> anyhow::Result<(TcpStream, TcpStream)> {
     let connected = client.open("connect", || TcpStream::connect_timeout(&target, PATIENCE));
     let connected = connected.with_context(|| format!("{} to {} at {target}", client.name, server.name))?;
     // The connection is open, so one is waiting.
@@ -101,6 +117,3 @@ pub(super) fn join<T>(thread: std::thread::ScopedJoinHandle<'_, anyhow::Result<T
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8).collect()
 }
-
-#[cfg(test)]
-mod tests;

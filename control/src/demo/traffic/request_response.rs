@@ -22,6 +22,8 @@ pub struct TransactionTimes {
     pub p50_microseconds: f64,
     /// 99 of 100 took no longer.
     pub p99_microseconds: f64,
+    /// 999 of 1,000 took no longer.
+    pub p999_microseconds: f64,
 }
 
 /// Transactions one after another, as many as fit.
@@ -32,7 +34,20 @@ pub fn request_response(
     duration: Duration,
     interruption: &Interruption,
 ) -> anyhow::Result<TransactionTimes> {
-    let (client_end, server_end) = connect(client, server, family)?;
+    let ends = connect(client, server, family)?;
+    request_response_over(ends, duration, interruption)
+        .with_context(|| format!("requests from {} to {}", client.name, server.name))
+}
+
+/// The same over a connection that is open, asked by its first end.
+///
+/// # Errors
+/// If it breaks, or is interrupted.
+pub fn request_response_over(
+    (client_end, server_end): (TcpStream, TcpStream),
+    duration: Duration,
+    interruption: &Interruption,
+) -> anyhow::Result<TransactionTimes> {
     client_end.set_nodelay(true)?;
     server_end.set_nodelay(true)?;
     let times = std::thread::scope(|scope| {
@@ -41,9 +56,8 @@ pub fn request_response(
         join(answering)?;
         times
     });
-    let times = times.with_context(|| format!("requests from {} to {}", client.name, server.name))?;
     interruption.check()?;
-    summarize(times)
+    summarize(times?)
 }
 
 fn ask(mut socket: TcpStream, duration: Duration, interruption: &Interruption) -> anyhow::Result<Vec<Duration>> {
@@ -79,12 +93,13 @@ fn answer(mut socket: TcpStream) -> anyhow::Result<()> {
 fn summarize(mut times: Vec<Duration>) -> anyhow::Result<TransactionTimes> {
     ensure!(!times.is_empty(), "no transaction was completed");
     times.sort_unstable();
-    let at = |percent: usize| times.get((times.len() - 1) * percent / 100).copied().unwrap_or_default();
+    let at = |thousandths: usize| times.get((times.len() - 1) * thousandths / 1000).copied().unwrap_or_default();
     let microseconds = |time: Duration| time.as_nanos() as f64 / 1000.0;
     Ok(TransactionTimes {
         transactions: times.len(),
-        p50_microseconds: microseconds(at(50)),
-        p99_microseconds: microseconds(at(99)),
+        p50_microseconds: microseconds(at(500)),
+        p99_microseconds: microseconds(at(990)),
+        p999_microseconds: microseconds(at(999)),
     })
 }
 
@@ -96,7 +111,15 @@ mod tests {
     fn percentiles_are_of_the_sorted_times() {
         let times = (1..=101).rev().map(Duration::from_micros).collect();
         let summary = summarize(times).expect("times");
-        assert_eq!(summary, TransactionTimes { transactions: 101, p50_microseconds: 51.0, p99_microseconds: 100.0 });
+        assert_eq!(
+            summary,
+            TransactionTimes {
+                transactions: 101,
+                p50_microseconds: 51.0,
+                p99_microseconds: 100.0,
+                p999_microseconds: 100.0
+            }
+        );
         assert!(summarize(Vec::new()).is_err());
     }
 }

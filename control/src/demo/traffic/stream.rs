@@ -43,7 +43,21 @@ pub fn stream(
     duration: Duration,
     interruption: &Interruption,
 ) -> anyhow::Result<StreamResult> {
-    let (sender, receiver) = connect(client, server, family)?;
+    let ends = connect(client, server, family)?;
+    stream_over(ends, client, server, duration, interruption)
+}
+
+/// Streams over a connection that is open, from its first end to its second.
+///
+/// # Errors
+/// If it stands still or breaks, or is interrupted.
+pub fn stream_over(
+    (sender, receiver): (TcpStream, TcpStream),
+    client: &Endpoint,
+    server: &Endpoint,
+    duration: Duration,
+    interruption: &Interruption,
+) -> anyhow::Result<StreamResult> {
     let before = Segments::read(client)?;
     let (bytes, elapsed) = std::thread::scope(|scope| {
         let sending = scope.spawn(|| send(sender, duration, interruption));
