@@ -5,6 +5,8 @@
 #[path = "support/root_tests.rs"]
 #[macro_use]
 mod root_tests;
+#[path = "support/traffic_tools.rs"]
+mod traffic_tools;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use traffic_tools::{an_address_nobody_has_is_not_reached, every_tool_works_over_both_families};
 
 /// Runs measure and remove each other's remains: one at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -160,6 +163,8 @@ fn a_kept_cluster_stands_until_it_is_removed() {
 
 root_tests! {
     every run [
+        every_tool_works_over_both_families,
+        an_address_nobody_has_is_not_reached,
         a_run_works_also_after_one_that_was_killed_and_neither_leaves_anything,
         an_interrupted_run_leaves_nothing,
         a_kept_cluster_stands_until_it_is_removed,

@@ -108,6 +108,7 @@ fn forwards_in_generic_mode() {
 }
 
 fn forwards_frames_of_several_buffers() {
+    root_tests::needs_kernel(6, 6, "AF_XDP frames of several buffers");
     let (_, words) = forward(9000, 2_000, 8900, AttachPreference::Native);
     assert_eq!(words, "native copy need_wakeup multi_buffer queue 0");
 }

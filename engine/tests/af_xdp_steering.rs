@@ -100,7 +100,10 @@ impl Way {
     fn steer(self, rules: impl Into<SteeringRules>) -> Steering {
         match self {
             Way::AfXdp(preference) => Steering::by_rules("a0", rules, preference).expect("steering"),
-            Way::PacketSocket => Steering::for_packet_sockets("a0", rules).expect("steering"),
+            Way::PacketSocket => {
+                root_tests::needs_kernel(6, 6, "tcx");
+                Steering::for_packet_sockets("a0", rules).expect("steering")
+            }
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Packets through whole switches on memory ports: same node, across nodes, every answer the gateway owes.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use millrace_engine::counters::Event;
+use millrace_engine::limits::{ICMP_ERRORS_BURST, ICMP_ERRORS_PER_SECOND};
 use millrace_engine::packet::Mac;
 use millrace_engine::port::memory::{MemoryQueue, WireFrame};
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, TestPeer, TestPod, pods_snapshot};
@@ -163,6 +165,21 @@ fn senders_are_told_once_of_what_cannot_be_forwarded() {
         }
         assert!(node.sent(2).is_none() && node.sent(UPLINK).is_none());
     }
+}
+
+/// RFC 1812 section 4.3.2.8 asks for a limit.
+#[test]
+fn errors_beyond_the_limit_are_held_back_and_counted() {
+    let mut node = node(1, 2, 1, "192.0.2.");
+    let nowhere = frame().from(mac(1), "10.1.0.1").to(GATEWAY_MAC, "10.9.0.1").udp().ports(1, 2).payload(b"x");
+    let ask = |times: u32, node: &mut Node| {
+        (0..times).for_each(|_| node.inject(1, nowhere.wire()));
+        (node.all_sent(1).len() as u32, node.moved().get("icmp_error_limited").copied().unwrap_or(0))
+    };
+    assert_eq!(ask(ICMP_ERRORS_BURST + 50, &mut node), (ICMP_ERRORS_BURST, 50));
+    node.clock.advance(Duration::from_millis(10));
+    let refilled = ICMP_ERRORS_PER_SECOND / 100;
+    assert_eq!(ask(refilled + 7, &mut node), (refilled, 57));
 }
 
 #[test]

@@ -4,6 +4,8 @@
 #[path = "support/root_tests.rs"]
 #[macro_use]
 mod root_tests;
+#[path = "tap_support/steering.rs"]
+mod steering;
 mod tap_support;
 
 use std::net::{SocketAddrV4, UdpSocket};
@@ -15,8 +17,10 @@ use millrace_engine::drop_reason::DropReason;
 use millrace_engine::limits;
 use millrace_engine::packet::{Checksum, FrameMemory, FrameMemoryLayout, Gso, GsoKind, Packet, PortIndex};
 use millrace_engine::port::PortQueue;
+use millrace_engine::port::namespace::{NamespaceHandle, in_new_namespace};
 use millrace_engine::port::tap::{TapDevice, TapQueue};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use steering::{both_directions_agree_and_flows_spread, fragments_and_portless_protocols_go_by_addresses};
 use tap_support::{POD, PodNamespace, SWITCH, udp_frame};
 
 const LAYOUT: FrameMemoryLayout = FrameMemoryLayout { head_frames: 256, big_buffers: 8 };
@@ -104,8 +108,7 @@ fn a_unit_of_udp_datagrams_crosses_whole_both_ways() {
     let (namespace, mut queues) = tap(1);
     let udp_segmentation = queues[0].capabilities().udp_segmentation;
     if !udp_segmentation {
-        eprintln!("not run: this kernel has no UDP segmentation for TAPs (6.2 and later have)");
-        return;
+        root_tests::not_here("this kernel has no UDP segmentation for TAPs (6.2 and later have)");
     }
     let (mut memory, counters) = (memory(), WorkerCounters::default());
     let socket = namespace.udp();
@@ -280,8 +283,20 @@ fn a_checksum_outside_the_head_never_becomes_a_packet() {
     assert_eq!(queues[0].malformed(), 1);
 }
 
+fn a_visit_to_a_namespace_leaves_the_caller_where_it_is() {
+    let own = || NamespaceHandle::open("/proc/self/ns/net").expect("own namespace").inode();
+    let before = own();
+    let inside =
+        in_new_namespace(|| NamespaceHandle::open("/proc/thread-self/ns/net").map(|namespace| namespace.inode()));
+    assert_ne!(inside.expect("entered").expect("opened"), before);
+    assert_eq!(own(), before);
+}
+
 root_tests! {
     every run [
+        a_visit_to_a_namespace_leaves_the_caller_where_it_is,
+        both_directions_agree_and_flows_spread,
+        fragments_and_portless_protocols_go_by_addresses,
         a_packet_from_the_pod_carries_its_metadata,
         a_unit_of_udp_datagrams_crosses_whole_both_ways,
         a_chain_and_a_partial_checksum_arrive_and_a_wrong_one_does_not,

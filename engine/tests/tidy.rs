@@ -22,6 +22,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("engine/src/port/socket.rs", "socket options and control messages"),
     ("engine/src/port/tap/device.rs", "ioctls"),
     ("engine/src/port/tap/steering.rs", "bpf(2)"),
+    ("engine/src/port/tap/steering_run.rs", "bpf(2)"),
     ("engine/src/port/udp/sys.rs", "kernel calls"),
     ("engine/src/prefetch.rs", "prefetches"),
 ];

@@ -16,8 +16,8 @@ use millrace_engine::tables::policy::{
     RuleCounts, RuleList,
 };
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, Change, HandBack, HostPort, Member, NextHop, Peer, PodPort, Port, PortRange, PortRole,
-    Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep,
+    BridgedPort, BridgedSegment, Change, HandBack, HostPort, Location, Member, NextHop, Peer, PodPort, Port, PortRange,
+    PortRole, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep,
     address_bits,
 };
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, uplink_mac};
@@ -60,6 +60,8 @@ struct World {
     networks: BTreeMap<IpNet, Vec<&'static str>>,
     /// MAC addresses of the routers to the outside, by the last byte of the address.
     routers: BTreeMap<u8, Mac>,
+    /// Where the silent station lives, if the configuration says.
+    configured: Option<u16>,
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -80,6 +82,9 @@ fn router(ipv4: bool, last: u8) -> IpAddr {
 fn router_mac(last: u8) -> Mac {
     Mac([2, 0xee, 0, 0, 0, last])
 }
+
+/// The station that never sends: nobody can learn where it lives.
+const SILENT: u8 = 4;
 
 fn station(number: u8) -> Mac {
     Mac([2, 0xaa, 0, 0, 0, number])
@@ -120,6 +125,7 @@ impl World {
             pod_ranges: BTreeSet::new(),
             networks: BTreeMap::new(),
             routers: BTreeMap::from([(1, router_mac(1)), (2, router_mac(2))]),
+            configured: None,
         };
         for prefix in ["10.2.0.0/16", "10.3.0.0/16", "fd00:2::/32", "fd00:3::/32", "10.0.0.0/8"] {
             world.route(random, prefix.parse().expect("prefix"));
@@ -185,7 +191,9 @@ impl World {
         let role = PortRole::Uplink(UplinkPort { mac: uplink_mac(UPLINK), hand_back });
         tables.ports.insert(Port { index: PortIndex(UPLINK), name: "uplink".into(), mtu: 1500, role });
         let members = self.members.iter().map(|member| Member::new(PortIndex(*member), None)).collect();
-        let bridged = BridgedSegment { members, remotes: self.remotes.clone(), ..BridgedSegment::default() };
+        let configured = self.configured.map(|port| (station(SILENT), Location::Port(PortIndex(port))));
+        let stations = configured.into_iter().collect();
+        let bridged = BridgedSegment { members, remotes: self.remotes.clone(), stations, ..BridgedSegment::default() };
         for (index, vni, kind) in [(0, self.vni, SegmentKind::Routed(routed)), (1, 7, SegmentKind::Bridged(bridged))] {
             let vni = Vni::new(vni);
             tables.segments.insert(Segment { index: SegmentIndex(index), name: "s".into(), vni, kind });
@@ -294,7 +302,7 @@ impl World {
     /// One random change.
     fn change(&mut self, random: &mut Random) -> &'static str {
         let peer_at = peer_address(random.below(4));
-        match random.below(23) {
+        match random.below(24) {
             0 => {
                 let port = random.below(usize::from(PODS)) as u16 + 1;
                 if self.pods.remove(&port).is_none() {
@@ -384,6 +392,13 @@ impl World {
                 }
                 "a router comes or goes"
             }
+            22 => {
+                let place = *random.pick(&MEMBERS);
+                if self.configured.take() != Some(place) {
+                    self.configured = Some(place);
+                }
+                "a configured station comes, goes or moves"
+            }
             _ => {
                 // Where it can be heard: else nodes with another past rightly know other places.
                 let heard = self.peers.contains_key(&peer_address(0)).then_some(UPLINK);
@@ -441,7 +456,7 @@ impl World {
             }
         }
         for from in 1..=3 {
-            for to in (1..=4).filter(|to| *to != from) {
+            for to in (1..=SILENT).filter(|to| *to != from) {
                 let packet = frame().from(station(from), "10.9.0.1").to(station(to), "10.9.0.2").tcp(ACK).ports(5, 6);
                 let port = self.stations[&from];
                 let at_uplink = port == UPLINK;
@@ -538,7 +553,8 @@ fn after_every_change_the_cache_forwards_as_a_fresh_node() {
     println!("{compared} flows compared, {hits} served from the cache; changes {seen:?}");
     if std::env::var_os("MILLRACE_SEED").is_none() {
         assert!(hits > compared / 4, "the cache served {hits} of {compared}");
-        assert_eq!(seen.len(), 9, "every change a publish can bring: {seen:?}");
+        // All but those of Services, which have a test of their own (`tests/services/changes.rs`).
+        assert_eq!(seen.len(), 10, "every change a publish can bring: {seen:?}");
     }
 }
 

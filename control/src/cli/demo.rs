@@ -36,7 +36,10 @@ pub(super) struct GoalMissed;
 pub(super) fn run(options: &DemoOptions) -> anyhow::Result<()> {
     if options.remove {
         let count = demo::remove()?;
-        return print_text(&format!("{count} removed\n"));
+        return match options.format {
+            Format::Table => print_text(&format!("{count} removed\n")),
+            Format::Json => print_text(&format!("{}\n", serde_json::json!({ "removed": count }))),
+        };
     }
     let outcome = demo::run(&demo::Options {
         keep: options.keep,

@@ -52,7 +52,7 @@ pub(super) struct Latency {
 
 impl Throughput {
     /// Whether nothing has to be measured again.
-    fn is_as_expected(&self) -> bool {
+    pub(super) fn is_as_expected(&self) -> bool {
         self.ratio >= RATIO && self.retransmitted_share < RETRANSMITTED_SHARE
     }
 

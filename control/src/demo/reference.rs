@@ -100,20 +100,3 @@ fn attach(switch: &mut Switch) -> anyhow::Result<Vec<Steering>> {
     }
     Ok(steerings)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stream_crosses_the_reference() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("not run: needs root to make network namespaces");
-            return;
-        }
-        let reference = Reference::build(0).expect("reference");
-        let result = reference.measure(Duration::from_millis(500), &Interruption::default()).expect("a stream");
-        println!("AF_XDP on veth: {result:?}");
-        assert!(result.bytes > 1 << 20 && result.gigabits_per_second > 0.05, "{result:?}");
-    }
-}

@@ -83,7 +83,7 @@ fn policies(report: &Report) -> String {
 
 fn speed(report: &Report) -> String {
     let mut rows = Vec::new();
-    if let Some(best) = report.fastest() {
+    if let Some(best) = report.judged() {
         let streams = [
             ("TCP stream, same node", best.same_node),
             ("TCP stream, AF_XDP on veth (reference)", best.reference),
@@ -120,7 +120,7 @@ fn speed(report: &Report) -> String {
 
 /// Where the workers' time went in the stream across nodes.
 fn work(report: &Report) -> String {
-    let Some(nodes) = report.fastest().map(|best| &best.across_nodes_work) else { return String::new() };
+    let Some(nodes) = report.judged().map(|best| &best.across_nodes_work) else { return String::new() };
     let per_node = |name: String, of: &dyn Fn(&NodeWork) -> f64| {
         std::iter::once(left(name)).chain(nodes.iter().map(|node| right(format!("{:.0}", of(node))))).collect()
     };

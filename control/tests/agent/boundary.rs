@@ -372,6 +372,7 @@ pub(crate) fn the_hosts_own_traffic_goes_on_beside_pods() {
 }
 
 pub(crate) fn the_hosts_own_traffic_goes_on_beside_packet_sockets() {
+    crate::root_tests::needs_kernel(6, 6, "tcx");
     ask_everything(", port: packet", "By packet sockets");
 }
 

@@ -1,5 +1,7 @@
 //! One node of ours and one of flannel: frames of either are understood by the other.
 
+use std::time::Duration;
+
 use ipnet::IpNet;
 use millrace_control::api::model::{RouteReport, RouteTargetReport};
 use millrace_control::cluster::{NodeName, StationMac};
@@ -7,6 +9,7 @@ use millrace_control::cluster::{NodeName, StationMac};
 use crate::agent_process::AgentOptions;
 use crate::cluster::{NODES, POOLS, UPLINK, Underlay, node_object, uplink_object_of};
 use crate::kernel_peer;
+use crate::ping::ping;
 use crate::pod::Pod;
 use crate::traffic;
 
@@ -46,5 +49,11 @@ fn exchange_with_a_kernel(kind: &str) {
     kernel_peer::lead(underlay.nodes[1].handle(), &blocks, own, mac);
 
     traffic::check(&end, &other.endpoint);
+    for ipv4 in [true, false] {
+        for (from, to) in [(&end, &other.endpoint), (&other.endpoint, &end)] {
+            let address = to.address(ipv4);
+            assert!(ping(from, address, 56, Duration::from_secs(5)), "{} pings {address}", from.name);
+        }
+    }
     agent.assert_sound();
 }

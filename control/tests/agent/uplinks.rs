@@ -15,13 +15,15 @@ use crate::cluster::{self, Cluster, NODES, POOLS, UPLINK, Underlay, node_object,
 use crate::host::{self, node};
 use crate::ping::ping;
 use crate::pod::Pod;
+use crate::root_tests;
 use crate::traffic::{self, Endpoint};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn ip(namespace: &NamespaceHandle, words: &str) -> Output {
     let run = || Command::new("ip").args(words.split(' ')).output();
-    namespace.enter(run).expect("entered").expect("ip; apt-get install iproute2")
+    let ran = namespace.enter(run).expect("entered");
+    ran.unwrap_or_else(|_| root_tests::not_here("needs the program `ip`: apt-get install iproute2"))
 }
 
 fn must(namespace: &NamespaceHandle, words: &str) {
@@ -54,6 +56,7 @@ fn problems(status: &StatusReport) -> Vec<(&str, &str)> {
 }
 
 pub(crate) fn packet_sockets_serve_what_af_xdp_cannot() {
+    root_tests::needs_kernel(6, 6, "tcx");
     // Four queues are too many for one worker; the other node is told to do without AF_XDP.
     let Cluster { agents, underlay } =
         Cluster::with_uplinks(Underlay::create(4), ["", ", port: packet"], AgentOptions::default());

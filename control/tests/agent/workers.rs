@@ -7,6 +7,7 @@ use millrace_control::api::model::{FlowsReport, PortReport, WorkerReport};
 use crate::agent_process::AgentOptions;
 use crate::cluster::Cluster;
 use crate::pod::Pod;
+use crate::root_tests;
 use crate::traffic;
 
 /// Flows enough that both of two queues get some, but for one time in 2^31.
@@ -14,8 +15,7 @@ const FLOWS: usize = 32;
 
 pub(crate) fn two_workers_share_an_uplink() {
     if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
-        eprintln!("not run: two workers need two processors");
-        return;
+        root_tests::not_here("two workers need two processors");
     }
     for queues in [1, 2] {
         let cluster = Cluster::create(queues, AgentOptions { workers: 2, ..AgentOptions::default() });

@@ -2,14 +2,37 @@
 //! did not run must not look like one that passed, and the built-in harness cannot say so at run time.
 //!
 //! A test program with this runner has `harness = false` in `Cargo.toml` and lists its tests with [`root_tests!`]. A
-//! test that is left out of the list is dead code, which the lints refuse.
+//! test that is left out of the list is dead code, which the lints refuse. A test that finds only while it runs that the
+//! machine lacks something calls [`not_here`].
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Trial};
 
 /// Why tests are ignored.
 const REASON: &str = "needs root to make network namespaces";
+
+/// Why a test that had begun was not run.
+struct NotHere(String);
+
+/// Ends the test that calls it: it is reported as ignored, with the reason.
+#[allow(dead_code, reason = "not every test program needs what a machine may lack")]
+pub(crate) fn not_here(reason: impl Into<String>) -> ! {
+    // Unlike a panic it says nothing by itself.
+    resume_unwind(Box::new(NotHere(reason.into())))
+}
+
+/// Ends the test that calls it where the kernel is older: it is reported as ignored, with the reason.
+#[allow(dead_code, reason = "not every test program needs a new kernel")]
+pub(crate) fn needs_kernel(major: u32, minor: u32, what: &str) {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).filter_map(|number| number.parse().ok());
+    let running: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if running < (major, minor) {
+        not_here(format!("needs Linux {major}.{minor} for {what}; this is {release}"));
+    }
+}
 
 /// One test.
 pub(crate) struct RootTest {
@@ -31,8 +54,13 @@ pub(crate) fn run(tests: Vec<RootTest>, threads: Option<usize>) -> ExitCode {
             if !root {
                 return Ok(Completion::ignored_with(REASON));
             }
-            run();
-            Ok(Completion::Completed)
+            match catch_unwind(AssertUnwindSafe(run)) {
+                Ok(()) => Ok(Completion::Completed),
+                Err(payload) => match payload.downcast::<NotHere>() {
+                    Ok(reason) => Ok(Completion::ignored_with(reason.0)),
+                    Err(payload) => resume_unwind(payload),
+                },
+            }
         };
         Trial::ignorable_test(name, run).with_ignored_flag(on_demand)
     };

@@ -1,3 +1,5 @@
+//! Tables of made-up reports, line by line.
+
 use super::*;
 use crate::api::model::{
     AddressReport, AssignedReport, BlockReport, CyclesReport, FindingReport, FlowReport, IpamCheckReport, IpamReport,

@@ -13,9 +13,13 @@
 
 pub mod device;
 mod steering;
+#[cfg(feature = "testing")]
+mod steering_run;
 pub mod vnet_header;
 
 pub use device::{Offloads, TapDevice, TapError};
+#[cfg(feature = "testing")]
+pub use steering_run::SteeringRun;
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
