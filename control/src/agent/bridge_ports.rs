@@ -16,6 +16,7 @@ use millrace_engine::port::af_xdp::{AfXdpOptions, AfXdpQueue, AttachPreference, 
 use millrace_engine::port::namespace::NamespaceHandle;
 use millrace_engine::port::packet_socket::{Accept, PacketSocket};
 use millrace_engine::port::tap::TapDevice;
+use millrace_engine::transmit::segmentation::segments_of_unit;
 
 use super::pods::FIRST_BRIDGE_PORT;
 use super::shared::Shared;
@@ -137,10 +138,11 @@ impl BridgePorts {
                 (queues, None)
             }
         };
+        let present = netlink.existing_link(interface).map_err(|error| error.to_string())?;
         let change = match record.device.kind {
             DeviceKind::Tap => LinkChange {
                 gso_max_size: Some(limits::POD_GSO_BYTES),
-                gso_max_segments: Some(limits::SEGMENTS_PER_UNIT as u32),
+                gso_max_segments: Some(segments_of_unit(record.mtu.unwrap_or(present.mtu))),
                 ..LinkChange::up()
             },
             DeviceKind::AfXdp | DeviceKind::Packet => LinkChange { promiscuous: Some(true), ..LinkChange::up() },

@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::Mac;
+use millrace_engine::transmit::segmentation::segments_of_unit;
 
 use super::{GATEWAY_IPV4, GATEWAY_IPV6, KernelError, Link, LinkChange, Netlink, OwnPorts, Route, own_ports, sysctl};
 
@@ -80,7 +81,7 @@ fn set_link(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>) -> R
         mac: (link.mac != wanted.mac).then_some(wanted.mac),
         mtu: wanted.mtu,
         gso_max_size: gso,
-        gso_max_segments: Some(limits::SEGMENTS_PER_UNIT as u32),
+        gso_max_segments: Some(segments_of_unit(wanted.mtu.unwrap_or(link.mtu))),
         ..LinkChange::default()
     };
     netlink.change_link(wanted.name, &change)

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use millrace_engine::limits;
 use millrace_engine::packet::Mac;
+use millrace_engine::transmit::segmentation::segments_of_unit;
 
 use super::{KernelError, LinkChange, NamespaceHandle, Netlink, Route, sysctl};
 
@@ -87,7 +88,7 @@ pub fn configure_pod_interface(
         mac: (link.mac != interface.mac).then_some(interface.mac),
         mtu: Some(interface.mtu),
         gso_max_size: Some(interface.gso_max_size),
-        gso_max_segments: Some(limits::SEGMENTS_PER_UNIT as u32),
+        gso_max_segments: Some(segments_of_unit(interface.mtu)),
         ..LinkChange::default()
     };
     netlink.change_link(name, &change)?;

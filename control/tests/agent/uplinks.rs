@@ -305,7 +305,7 @@ pub(crate) fn an_uplinks_mtu_is_followed() {
                 std::thread::sleep(Duration::from_millis(20));
             }
         };
-        for (mtu, names) in [(1400, ["a2", "b2"]), (1800, ["a3", "b3"]), (1500, ["a4", "b4"])] {
+        for (mtu, names) in [(1400, ["a2", "b2"]), (1800, ["a3", "b3"]), (4000, ["a5", "b5"]), (1500, ["a4", "b4"])] {
             set(mtu);
             let newer = [(names[0], "a"), (names[1], "b")].map(|(name, node)| Pod::create(name, node));
             let far = newer.each_ref().map(|pod| pod.add(&underlay.directory));

@@ -17,6 +17,18 @@ use crate::packet::copy_and_checksum::Kernel;
 use crate::packet::parse::protocol;
 use crate::packet::{FrameMemory, GsoKind, Headers, Packet};
 
+/// Bytes of a frame that its interface's MTU does not count: its own Ethernet header, and those of the longest tunnel (outer
+/// Ethernet 14, IPv6 40, UDP 8, VXLAN 8).
+const BESIDE_MTU_BYTES: usize = 14 + 70;
+
+/// Most segments of a unit that an interface with this MTU may build, its `gso_max_segs`: one, which makes no unit, where a
+/// segment in a tunnel would be longer than a head frame.
+#[must_use]
+pub const fn segments_of_unit(mtu: u32) -> u32 {
+    let room = limits::HEAD_FRAME_BYTES - limits::HEADROOM_BYTES;
+    if mtu as usize + BESIDE_MTU_BYTES <= room { limits::SEGMENTS_PER_UNIT as u32 } else { 1 }
+}
+
 /// Where the headers of a tunnel lie that stand before the unit's own. Offsets count from the packet's first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OuterLayout {

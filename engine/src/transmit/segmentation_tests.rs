@@ -170,3 +170,10 @@ fn limits_drop_the_whole_unit() {
     assert_eq!(try_cut(5000, 1000, 1514, 128, 5), Ok(5));
     assert_eq!(try_cut(5000, 0, 1514, 128, 5), Err(DropReason::GsoMalformed));
 }
+
+#[test]
+fn an_interface_whose_segments_do_not_fit_a_head_frame_builds_no_units() {
+    let longest = limits::HEAD_FRAME_BYTES - limits::HEADROOM_BYTES - BESIDE_MTU_BYTES;
+    assert_eq!(segments_of_unit(longest as u32), limits::SEGMENTS_PER_UNIT as u32);
+    assert_eq!(segments_of_unit(longest as u32 + 1), 1);
+}
