@@ -58,6 +58,7 @@ drop_reasons! {
     PortDown "port_down" "The packet's output port has no queue on this node." "`millrace show ports`: the pod may be terminating.";
     SourceMacSpoofed "source_mac_spoofed" "The pod sent from a MAC address that is not its own." "Pods may not change their MAC; macvlan inside a pod is not supported.";
     SourceAddressSpoofed "source_address_spoofed" "A pod or the host sent from an IP address that is not its own." "A container that adds addresses or forwards for others needs its own routes; the host may use the addresses of its interfaces only (`millrace show ports`).";
+    TunnelForged "tunnel_forged" "A pod sent a datagram to another node's tunnel port, which under this node's address would pass there for a packet of the tunnel." "Look at what runs in the pod: nothing but an attack or a test does so.";
     TunnelSourceSpoofed "tunnel_source_spoofed" "The inner source address of a tunnelled packet does not belong to the node that sent it." "Routes may be converging; otherwise a node is compromised.";
     MacNotOurs "mac_not_ours" "The frame's destination MAC is neither the gateway, a group address nor a station of this segment." "The pod has a stale neighbour entry; it heals by itself.";
     VlanUnexpected "vlan_unexpected" "The frame's VLAN tag is not allowed on this port." "`millrace show ports` lists the VLANs of the port.";

@@ -75,6 +75,9 @@ pub(super) fn masquerade(walk: &mut Walk<'_>, segment: &Segment, target: &RouteT
     if hides && !has_ports(&opening.original) {
         return walk.drop(Stage::Masquerade, DropReason::OutsideUntracked);
     }
+    if hides && would_look_like_a_tunnel(walk, &opening) {
+        return walk.drop(Stage::Masquerade, DropReason::TunnelForged);
+    }
     let is_demanded = opening.masquerade.is_some() && !returns_anyway(walk, target);
     let own = opening.original.source;
     let address = if hides || is_demanded || answers_go_astray(walk, target) {
@@ -98,6 +101,15 @@ pub(super) fn masquerade(walk: &mut Walk<'_>, segment: &Segment, target: &RouteT
     walk.note(Stage::Masquerade, reason);
     walk.opening().into_iter().for_each(|opening| *opening = chosen);
     ControlFlow::Continue(())
+}
+
+/// Under this node's address, which other nodes know as a peer's, a datagram to their tunnel port would be taken for a tunnel's,
+/// with whatever frame the pod put inside.
+fn would_look_like_a_tunnel(walk: &Walk<'_>, opening: &Opening) -> bool {
+    let (server, tunnels) = (opening.reply(), &walk.tables.tunnels);
+    server.protocol == protocol::UDP
+        && server.ports[0] == tunnels.udp_port
+        && tunnels.peer(server.source_address()).is_some()
 }
 
 /// Whether a known connection's source is not what it would get now, since the node's address on the way out is another
