@@ -90,7 +90,7 @@ fn serve(nodes: usize) {
             emulator.put(&format!("/api/v1/namespaces/ns{namespace}/services"), service(number));
             let slices = format!("/apis/discovery.k8s.io/v1/namespaces/ns{namespace}/endpointslices");
             emulator.put(&slices, slice(number, nodes, ENDPOINTS));
-            if number % 100 == 0 {
+            if number.is_multiple_of(100) {
                 let policies = format!("/apis/networking.k8s.io/v1/namespaces/ns{namespace}/networkpolicies");
                 emulator.put(&policies, policy(number));
             }

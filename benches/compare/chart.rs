@@ -11,9 +11,12 @@ const WIDTH: f64 = 420.0;
 const BAR: f64 = 16.0;
 const COLOURS: [&str; 6] = ["#1b6ca8", "#54a0d8", "#c0622b", "#e0a458", "#5d7b52", "#9aae8e"];
 
+/// A way with the values of each backend.
+type Row<'a> = (&'a Metric, &'a BTreeMap<&'static str, Spread>);
+
 /// The charts of a table by file name.
 pub(crate) fn charts(table: &Table) -> BTreeMap<String, String> {
-    let mut groups: BTreeMap<(&str, &str), Vec<(&Metric, &BTreeMap<&'static str, Spread>)>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, &str), Vec<Row<'_>>> = BTreeMap::new();
     for (metric, values) in table {
         groups.entry((metric.load, metric.unit)).or_default().push((metric, values));
     }
@@ -28,7 +31,7 @@ fn file_name(load: &str, unit: &str) -> String {
     format!("{}-{}.svg", plain(load), plain(unit))
 }
 
-fn chart(load: &str, unit: &str, rows: &[(&Metric, &BTreeMap<&'static str, Spread>)]) -> String {
+fn chart(load: &str, unit: &str, rows: &[Row<'_>]) -> String {
     let highest = rows.iter().flat_map(|(_, values)| values.values()).map(|spread| spread.highest).fold(0.0, f64::max);
     let along = |value: f64| LEFT + WIDTH * value / highest.max(1e-9);
     let (mut body, mut y) = (String::new(), 40.0);

@@ -93,7 +93,10 @@ fn main() -> anyhow::Result<()> {
     println!("{}", results::markdown(&table));
     match &options.output {
         Some(directory) => write(directory, &machine, &options, &samples, &table),
-        None => Ok(eprintln!("for files: --output benches/results/DATE-{}", machine::short_name())),
+        None => {
+            eprintln!("for files: --output benches/results/DATE-{}", machine::short_name());
+            Ok(())
+        }
     }
 }
 

@@ -222,7 +222,7 @@ fn small_datagrams_keep_order_and_boundaries() {
         );
         for flow in 0..4 {
             let of_both =
-                [&sent, &got].map(|lines| lines.iter().filter(|line| of_flow(flow)(*line)).collect::<Vec<_>>());
+                [&sent, &got].map(|lines| lines.iter().filter(|line| of_flow(flow)(line)).collect::<Vec<_>>());
             assert_eq!(of_both[0], of_both[1]);
         }
         [first, second].iter().for_each(Side::assert_nothing_lost);

@@ -47,17 +47,19 @@ fn load(client: &Endpoint, server: &Endpoint, stop: &AtomicBool) -> (u64, u64) {
         socket.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
     }
     let (mut sent, mut returned) = (0u64, 0u64);
+    // The answering side goes on until nothing is in flight.
+    let drained = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let echo = scope.spawn(|| {
+        scope.spawn(|| {
             let mut buffer = [0; 64];
-            while !stop.load(Ordering::Relaxed) {
+            while !drained.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = sockets[1].recv_from(&mut buffer) {
                     sockets[1].send_to(&buffer[..length], from).expect("sent");
                 }
             }
         });
         let (mut flying, mut last) = (0, Instant::now());
-        while !stop.load(Ordering::Relaxed) || (flying > 0 && last.elapsed() < LOST && !echo.is_finished()) {
+        while !stop.load(Ordering::Relaxed) || (flying > 0 && last.elapsed() < LOST) {
             while flying < IN_FLIGHT && !stop.load(Ordering::Relaxed) {
                 sockets[0].send_to(&sent.to_be_bytes(), target).expect("sent");
                 (sent, flying) = (sent + 1, flying + 1);
@@ -70,6 +72,7 @@ fn load(client: &Endpoint, server: &Endpoint, stop: &AtomicBool) -> (u64, u64) {
                 (flying, last) = (0, Instant::now());
             }
         }
+        drained.store(true, Ordering::Relaxed);
     });
     (sent, returned)
 }

@@ -87,6 +87,9 @@ fn while_happens<T>(streams: &[(&str, &Endpoint, &Endpoint)], event: impl FnOnce
     })
 }
 
+/// What happens to an agent, in words, and how.
+type Event = (&'static str, fn(Agent));
+
 fn told(what: &str, streams: &[(&str, &Endpoint, &Endpoint)], outcomes: &[Outcome]) {
     for ((name, ..), Outcome { sent, lost, silence }) in streams.iter().zip(outcomes) {
         println!("| {what} | {name} | {sent} | {lost} | {} ms |", silence.as_millis());
@@ -110,7 +113,7 @@ pub(crate) fn what_streams_lose_while_agents_come_and_go() {
             ("pod of another node to pod", &ends[2], &ends[0]),
         ];
         let start = || underlay.start(0, AgentOptions::default());
-        let events: [(&str, fn(Agent)); 2] =
+        let events: [Event; 2] =
             [("told to end, and the next started", drop), ("killed, and the next started", Agent::kill)];
         let mut agent = Some(agent);
         for (event, end) in events {

@@ -114,7 +114,7 @@ fn a_local_policy_leaves_nodes_without_endpoints_out() {
 /// More than the node announces: which are left out is said.
 #[test]
 fn addresses_beyond_the_bound_are_a_problem() {
-    let mut text = node("a", &["192.0.2.1"]);
+    let mut text = node("a", &["10.200.255.1"]);
     for number in 0..limits::ANNOUNCED_ADDRESSES + 2 {
         let (high, low) = (number / 200, number % 200 + 1);
         text += &format!(
@@ -122,8 +122,8 @@ fn addresses_beyond_the_bound_are_a_problem() {
              [10.96.{high}.{low}], ports: [{{port: 80}}]}}, status: {{loadBalancer: {{ingress: [{{ip: 10.200.{high}.{low}}}]}}}}}}\n"
         );
     }
-    let mut view = view("a", "192.0.2.1");
-    let path = OutsidePath { port: PortIndex(0), gateway: None, source: address("192.0.2.1"), mtu: 1500 };
+    let mut view = view("a", "10.200.255.1");
+    let path = OutsidePath { port: PortIndex(0), gateway: None, source: address("10.200.255.1"), mtu: 1500 };
     view.outside.routes.insert("10.200.0.0/16".parse().expect("prefix"), path);
     let planned = plan(&cluster(&text), &view);
     assert_eq!(planned.plan.outside.announced.len(), limits::ANNOUNCED_ADDRESSES);

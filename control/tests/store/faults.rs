@@ -209,6 +209,12 @@ fn bookmarks_spare_a_new_list() {
     std::thread::sleep(Duration::from_millis(500));
     server.forget();
     server.cut_watches();
+    // Else the old stream might still bring what comes now.
+    let end = Instant::now() + Duration::from_secs(30);
+    while watches() < 2 {
+        assert!(Instant::now() < end, "the watch is not taken up");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     server.put(NODES, node("behind", "192.0.2.1"));
     picture.until(&watch, |picture| picture.objects.contains_key("Node behind"));
     assert_eq!((picture.events, watches()), (4, 2), "taken up where the bookmark was: one more watch, no list");

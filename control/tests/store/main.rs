@@ -41,5 +41,5 @@ fn main() -> ExitCode {
             Ok(())
         }));
     }
-    ExitCode::from(libtest_mimic::run(&Arguments::from_args(), trials).exit_code())
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }

@@ -189,7 +189,7 @@ impl Packet {
     /// Says whether outer headers of this switch's own stand before it.
     #[inline]
     pub fn set_tunnelled(&mut self, tunnelled: bool) {
-        self.state = self.state & !state::TUNNELLED | u8::from(tunnelled) * state::TUNNELLED;
+        self.state = (self.state & !state::TUNNELLED) | (u8::from(tunnelled) * state::TUNNELLED);
     }
 
     /// Takes ingress, checksum state, GSO and the mark of a tunnel over from `other`.

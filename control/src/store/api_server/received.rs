@@ -350,8 +350,8 @@ mod tests {
                 "initContainers": [{"name": "s", "restartPolicy": "Always", "ports": [{"name": "side", "containerPort": 81}]}],
             },
             "status": {
-                "phase": "Running", "podIP": "10.1.0.7", "podIPs": [{"ip": "10.1.0.7"}, {"ip": "fd00::7"}], "startTime": "t",
-                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "t"}], "containerStatuses": [{"name": "c"}],
+                "phase": "Running", "podIP": "10.1.0.7", "podIPs": [{"ip": "10.1.0.7"}, {"ip": "fd00::7"}], "startTime": "2026-01-01T00:00:00Z",
+                "conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "2026-01-01T00:00:00Z"}], "containerStatuses": [{"name": "c"}],
             },
         });
         let slice = json!({
@@ -370,7 +370,7 @@ mod tests {
             "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"], "providerID": "p"},
             "status": {
                 "addresses": [{"type": "InternalIP", "address": "192.0.2.1"}], "images": [{"names": ["i"], "sizeBytes": 1}],
-                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "t"}], "nodeInfo": {"kernelVersion": "6"},
+                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-01-01T00:00:00Z"}], "nodeInfo": {"kernelVersion": "6"},
             },
         });
         let same = |whole: Object, pruned: Object| {

@@ -262,8 +262,9 @@ impl Opening<'_> {
 }
 
 fn bind(socket: &OwnedFd, family: AddressFamily, port: u16) -> io::Result<()> {
-    Ok(match family {
+    match family {
         AddressFamily::INET6 => rustix::net::bind(socket, &SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0))?,
         _ => rustix::net::bind(socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?,
-    })
+    }
+    Ok(())
 }
