@@ -95,6 +95,15 @@ impl Cluster {
         self.directory.path()
     }
 
+    /// Whether the link's kernels gather what they receive (GRO): cards do so, a veth pair's ends only if they are told.
+    pub(super) fn gather_on_link(&self, on: bool) -> anyhow::Result<()> {
+        for node in &self.nodes {
+            let switched = node.namespace.handle().enter(|| set_receive_gathering(UPLINK, on))?;
+            switched.context("cannot switch receive offload")?;
+        }
+        Ok(())
+    }
+
     /// The directory of objects.
     pub(super) fn objects(&self) -> std::path::PathBuf {
         self.path().join("objects")
@@ -153,9 +162,6 @@ fn join_nodes(namespaces: &[Namespace; 2], queues: usize) -> anyhow::Result<()> 
         // A kernel would leave checksums to a wire that does not exist, and the node at the other end would drop them.
         let switched_off = namespace.handle().enter(|| set_transmit_checksum(UPLINK, false))?;
         switched_off.context("cannot switch checksum offload off")?;
-        // As on a card; a veth pair's ends do so only if they are told.
-        let switched_on = namespace.handle().enter(|| set_receive_gathering(UPLINK, true))?;
-        switched_on.context("cannot switch receive offload on")?;
     }
     Ok(())
 }
