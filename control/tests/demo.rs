@@ -2,7 +2,7 @@
 //!
 //! The measurements are cut short and their goals not asserted: how fast a machine is, is no matter of a test.
 
-#[path = "support/root_tests.rs"]
+#[path = "../../engine/tests/support/root_tests.rs"]
 #[macro_use]
 mod root_tests;
 #[path = "support/traffic_tools.rs"]

@@ -1,7 +1,7 @@
 //! Real TAPs, namespaces and netlink: pods talk, TAPs survive their agent, flows keep their queue, and the kernel's
 //! own links do what they are told. Needs root.
 
-#[path = "support/root_tests.rs"]
+#[path = "../../engine/tests/support/root_tests.rs"]
 #[macro_use]
 mod root_tests;
 mod support;

@@ -1,7 +1,7 @@
 //! Links, addresses, routes and neighbours against the real kernel, between two namespaces of the test's own.
 //! Needs root.
 
-#[path = "support/root_tests.rs"]
+#[path = "../../engine/tests/support/root_tests.rs"]
 #[macro_use]
 mod root_tests;
 mod support;

@@ -287,11 +287,11 @@ fn rule(
             notes.insert(path, format!("{why}: the rule accepts nothing"));
             rule(Action::Accept, Some(Vec::new()), found_ports)
         }
-        (Some((path, why)), Some(Action::Deny | Action::Pass) | None) => {
-            notes.insert(path, format!("{why}: the rule denies everything"));
+        // An unknown action has closed the rule, too.
+        (closed, _) => {
+            notes.extend(closed.map(|(path, why)| (path, format!("{why}: the rule denies everything"))));
             rule(Action::Deny, None, None)
         }
-        (None, None) => unreachable!("an unknown action closes its rule"),
     })
 }
 

@@ -27,7 +27,7 @@ mod pod;
 mod policies;
 mod reachability;
 mod restart;
-#[path = "../support/root_tests.rs"]
+#[path = "../../../engine/tests/support/root_tests.rs"]
 mod root_tests;
 mod services;
 mod standalone;

@@ -120,6 +120,8 @@ pub(crate) fn as_ping() -> Option<ExitCode> {
 }
 
 pub(crate) fn the_five_minutes_of_the_standalone_switch_are_as_written() {
+    crate::root_tests::needs_program("ip", "iproute2");
+    crate::root_tests::needs_program("ethtool", "ethtool");
     let blocks = blocks(&page());
     let answers: Vec<&str> = blocks
         .iter()

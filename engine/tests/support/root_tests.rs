@@ -23,6 +23,15 @@ pub(crate) fn not_here(reason: impl Into<String>) -> ! {
     resume_unwind(Box::new(NotHere(reason.into())))
 }
 
+/// Ends the test that calls it where a program is not installed: it is reported as ignored, with the command that installs it.
+#[allow(dead_code, reason = "not every test program needs programs of others")]
+pub(crate) fn needs_program(name: &str, package: &str) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|directory| directory.join(name).is_file()) {
+        not_here(format!("needs the program {name}: apt-get install {package}"));
+    }
+}
+
 /// Ends the test that calls it where the kernel is older: it is reported as ignored, with the reason.
 #[allow(dead_code, reason = "not every test program needs a new kernel")]
 pub(crate) fn needs_kernel(major: u32, minor: u32, what: &str) {

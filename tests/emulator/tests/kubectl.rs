@@ -1,8 +1,10 @@
-//! The emulator through `kubectl`: what people type works. Without `kubectl` on this machine nothing is tried, and said.
+//! The emulator through `kubectl`: what people type works. Without `kubectl` the tests are reported as ignored, with the
+//! reason.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
+use libtest_mimic::{Arguments, Completion, Trial};
 use millrace_emulator::{Emulator, Options};
 
 struct Kubectl {
@@ -11,16 +13,11 @@ struct Kubectl {
 }
 
 impl Kubectl {
-    /// `None` where there is no `kubectl`.
-    fn start(test: &str) -> Option<Kubectl> {
-        if Command::new("kubectl").args(["version", "--client"]).stdout(Stdio::null()).status().is_err() {
-            println!("no kubectl on this machine");
-            return None;
-        }
+    fn start(test: &str) -> Kubectl {
         let emulator = Emulator::start(Options::default()).expect("emulator");
         let kubeconfig = std::env::temp_dir().join(format!("millrace-kubectl-{}-{test}", std::process::id()));
         std::fs::write(&kubeconfig, emulator.kubeconfig()).expect("written");
-        Some(Kubectl { kubeconfig, _emulator: emulator })
+        Kubectl { kubeconfig, _emulator: emulator }
     }
 
     /// Runs it with this on its standard input; what it printed if it succeeded.
@@ -56,9 +53,8 @@ metadata: {name: web, namespace: default, labels: {app: web}}
 spec: {clusterIP: 10.96.0.10, selector: {app: web}, ports: [{name: http, port: 80}]}
 ";
 
-#[test]
 fn people_get_apply_and_delete() {
-    let Some(kubectl) = Kubectl::start("people") else { return };
+    let kubectl = Kubectl::start("people");
     let definitions = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/crds.yaml");
     let apply = ["apply", "--validate=false", "-f"];
     let made = kubectl.run(&[&apply[..], &[definitions]].concat(), "").expect("definitions");
@@ -100,9 +96,8 @@ fn people_get_apply_and_delete() {
     assert_eq!(kubectl.run(&["delete", "ippool", "--all"], ""), Ok("ippool.millrace.dev \"pods\" deleted".to_owned()));
 }
 
-#[test]
 fn people_apply_on_the_server() {
-    let Some(kubectl) = Kubectl::start("server") else { return };
+    let kubectl = Kubectl::start("server");
     let apply = |manager: &str, text: &str| {
         let manager = format!("--field-manager={manager}");
         kubectl.run(&["apply", "--validate=false", "--server-side", &manager, "-f", "-"], text)
@@ -112,4 +107,23 @@ fn people_apply_on_the_server() {
     let conflict = apply("two", &changed).expect_err("one owns it");
     assert!(conflict.contains("conflict with \"one\"") && conflict.contains(".spec.clusterIP"), "{conflict}");
     assert_eq!(apply("one", &changed), Ok("service/web serverside-applied".to_owned()));
+}
+
+fn main() -> ExitCode {
+    let version = Command::new("kubectl").args(["version", "--client"]).stdout(Stdio::null()).status();
+    let is_here = version.is_ok();
+    let tests: [(&str, fn()); 2] = [
+        ("people_get_apply_and_delete", people_get_apply_and_delete),
+        ("people_apply_on_the_server", people_apply_on_the_server),
+    ];
+    let trial = |(name, run): (&'static str, fn())| {
+        Trial::ignorable_test(name, move || {
+            if !is_here {
+                return Ok(Completion::ignored_with("needs the program kubectl (tried with 1.32)"));
+            }
+            run();
+            Ok(Completion::Completed)
+        })
+    };
+    libtest_mimic::run(&Arguments::from_args(), tests.map(trial).into()).exit_code()
 }

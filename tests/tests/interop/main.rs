@@ -20,7 +20,7 @@ mod linux;
 mod millrace;
 mod near;
 mod openvswitch;
-#[path = "../../../control/tests/support/root_tests.rs"]
+#[path = "../../../engine/tests/support/root_tests.rs"]
 #[macro_use]
 mod root_tests;
 mod scenarios;
