@@ -105,7 +105,7 @@ fn tunnel_mac(node: usize) -> String {
 /// there the translation, and a mark for what has to be masqueraded.
 fn nftables(services: Services) -> anyhow::Result<String> {
     let mut text = "table ip services {\n\
-        chain mark { meta mark set meta mark or 0x4000\n }\n\
+        chain marking { meta mark set meta mark or 0x4000\n }\n\
         chain masquerading { type nat hook postrouting priority srcnat\n meta mark and 0x4000 == 0 return\n \
         meta mark set meta mark xor 0x4000\n masquerade fully-random\n }\n"
         .to_owned();
@@ -114,7 +114,7 @@ fn nftables(services: Services) -> anyhow::Result<String> {
         for (number, endpoint) in endpoints.iter().enumerate() {
             write!(
                 text,
-                "chain endpoint-{place}-{number} {{ ip saddr {endpoint} jump mark\n \
+                "chain endpoint-{place}-{number} {{ ip saddr {endpoint} jump marking\n \
                  meta l4proto tcp dnat to {endpoint}:{SERVER_PORT}\n }}\n"
             )?;
         }

@@ -48,10 +48,11 @@ impl OpenVSwitch {
             if kind == Kind::OvsAfxdp {
                 set(&format!("set open_vswitch . other_config:pmd-cpu-mask={:#x}", 1 << (1 - number)))?;
             }
-            let mac = run(node.handle(), &format!("cat /sys/class/net/{UPLINK}/address"))?;
+            // By the kernel's answer, not by /sys: that shows the namespace in which it was mounted.
+            let link = run(node.handle(), &format!("ip -brief link show {UPLINK}"))?;
+            let mac = link.split_whitespace().nth(2).context("an uplink without an address")?;
             set(&format!(
-                "add-br under -- set bridge under datapath_type=netdev other-config:hwaddr=\"{}\"",
-                mac.trim()
+                "add-br under -- set bridge under datapath_type=netdev other-config:hwaddr=\"{mac}\""
             ))?;
             set(&format!("add-port under {UPLINK} -- set interface {UPLINK} {port}"))?;
             run(node.handle(), &format!("ip address add {}/24 dev under", node_address(number)))?;
