@@ -51,9 +51,7 @@ impl OpenVSwitch {
             // By the kernel's answer, not by /sys: that shows the namespace in which it was mounted.
             let link = run(node.handle(), &format!("ip -brief link show {UPLINK}"))?;
             let mac = link.split_whitespace().nth(2).context("an uplink without an address")?;
-            set(&format!(
-                "add-br under -- set bridge under datapath_type=netdev other-config:hwaddr=\"{mac}\""
-            ))?;
+            set(&format!("add-br under -- set bridge under datapath_type=netdev other-config:hwaddr=\"{mac}\""))?;
             set(&format!("add-port under {UPLINK} -- set interface {UPLINK} {port}"))?;
             run(node.handle(), &format!("ip address add {}/24 dev under", node_address(number)))?;
             run(node.handle(), "ip link set under up")?;

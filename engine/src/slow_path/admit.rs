@@ -59,7 +59,7 @@ fn admit_member<'a>(
         return walk.drop(Stage::Admit, DropReason::PortUnknown);
     };
     walk.dependencies.segment = segment.index;
-    walk.note(Stage::Admit, Reason::Admitted(port.name.clone(), segment.name.clone()));
+    walk.note(Stage::Admit, || Reason::Admitted(port.name.clone(), segment.name.clone()));
     ControlFlow::Continue(segment)
 }
 
@@ -92,7 +92,7 @@ fn admit_bridged<'a>(walk: &mut Walk<'a>, port: &Port, bridged: &BridgedPort) ->
         return walk.drop(Stage::Admit, DropReason::VlanUnexpected);
     };
     walk.dependencies.segment = segment.index;
-    walk.note(Stage::Admit, Reason::Admitted(port.name.clone(), segment.name.clone()));
+    walk.note(Stage::Admit, || Reason::Admitted(port.name.clone(), segment.name.clone()));
     ControlFlow::Continue(segment)
 }
 
@@ -134,7 +134,7 @@ fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> Con
     if let Some(name) = neighbour(walk, port, segment) {
         walk.from_neighbour = true;
         walk.dependencies.segment = segment.index;
-        walk.note(Stage::Admit, Reason::AdmittedDirect(name, port.name.clone(), segment.name.clone()));
+        walk.note(Stage::Admit, || Reason::AdmittedDirect(name, port.name.clone(), segment.name.clone()));
         return ControlFlow::Continue(segment);
     }
     if is_of_cluster(segment, walk.arrival.headers.source_address()) {
@@ -147,7 +147,7 @@ fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> Con
     };
     walk.from_outside = true;
     walk.dependencies.segment = segment.index;
-    walk.note(Stage::Admit, Reason::AdmittedOutside(port.name.clone(), segment.name.clone()));
+    walk.note(Stage::Admit, || Reason::AdmittedOutside(port.name.clone(), segment.name.clone()));
     ControlFlow::Continue(segment)
 }
 
@@ -224,7 +224,7 @@ fn not_ours<T>(walk: &mut Walk<'_>, port: &Port, target: HandBack, host: &Port) 
 /// all of them.
 fn hand_back<T>(walk: &mut Walk<'_>, port: &Port, target: HandBack, host: &Port) -> ControlFlow<Verdict, T> {
     walk.dependencies.egress = target.port;
-    walk.note(Stage::Admit, Reason::HandedBack(port.name.clone(), host.name.clone()));
+    walk.note(Stage::Admit, || Reason::HandedBack(port.name.clone(), host.name.clone()));
     ControlFlow::Break(Verdict::HandBack(target))
 }
 
@@ -272,6 +272,6 @@ fn admit_tunnelled<'a>(walk: &mut Walk<'a>) -> ControlFlow<Verdict, &'a Segment>
             return walk.drop(Stage::Admit, DropReason::TunnelSourceSpoofed);
         }
     }
-    walk.note(Stage::Admit, Reason::AdmittedFrom(peer.name.clone(), tunnel.vni, segment.name.clone()));
+    walk.note(Stage::Admit, || Reason::AdmittedFrom(peer.name.clone(), tunnel.vni, segment.name.clone()));
     ControlFlow::Continue(segment)
 }

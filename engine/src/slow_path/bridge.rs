@@ -14,7 +14,7 @@ use super::encap::tunnel_rewrite;
 use crate::drop_reason::DropReason;
 use crate::edit::{Rewrite, Translation};
 use crate::packet::Mac;
-use crate::tables::{BridgedSegment, FloodClass, Member, PortRole, Segment, SegmentKind};
+use crate::tables::{BridgedSegment, FloodClass, Member, PortRole, Segment, SegmentKind, Snapshot};
 
 /// The group addresses that no bridge forwards (IEEE 802.1Q table 8-1) but for their last four bits.
 const RESERVED_GROUPS: [u8; 5] = [0x01, 0x80, 0xc2, 0, 0];
@@ -118,8 +118,8 @@ fn forward(
     if !fits(walk, &forward) {
         return walk.drop(Stage::Bridge, DropReason::Oversized);
     }
-    let place = name_of(walk, location);
-    walk.note(Stage::Bridge, Reason::Station(walk.arrival.destination_mac(), place));
+    let (tables, station) = (walk.tables, walk.arrival.destination_mac());
+    walk.note(Stage::Bridge, || Reason::Station(station, name_of(tables, location)));
     ControlFlow::Break(Verdict::Forward(forward))
 }
 
@@ -143,7 +143,7 @@ fn flood(walk: &mut Walk<'_>, segment: &Segment, bridged: &BridgedSegment) -> Co
     if copies.is_empty() {
         return walk.drop(Stage::Bridge, DropReason::Oversized);
     }
-    walk.note(Stage::Bridge, Reason::Flooded(copies.len()));
+    walk.note(Stage::Bridge, || Reason::Flooded(copies.len()));
     ControlFlow::Break(Verdict::Flood(class, copies))
 }
 
@@ -188,10 +188,10 @@ fn fits(walk: &Walk<'_>, forward: &Forward) -> bool {
     walk.arrival.network_bytes() <= forward.rewrite.mtu
 }
 
-fn name_of(walk: &Walk<'_>, location: Location) -> std::sync::Arc<str> {
+fn name_of(tables: &Snapshot, location: Location) -> std::sync::Arc<str> {
     match location {
-        Location::Port(port) => walk.tables.ports.get(port).map(|port| port.name.clone()),
-        Location::Peer(peer) => walk.tables.tunnels.peer(peer).map(|peer| peer.name.clone()),
+        Location::Port(port) => tables.ports.get(port).map(|port| port.name.clone()),
+        Location::Peer(peer) => tables.tunnels.peer(peer).map(|peer| peer.name.clone()),
     }
     .unwrap_or_else(|| "nowhere".into())
 }

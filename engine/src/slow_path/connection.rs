@@ -32,7 +32,7 @@ pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<
     }
     if headers.has(flag::ICMP_ERROR) {
         if let Some((known, direction)) = related(walk, segment) {
-            walk.note(Stage::Connection, Reason::Related(direction));
+            walk.note(Stage::Connection, || Reason::Related(direction));
             walk.tracking = Tracking::Related(known, direction);
         }
         return ControlFlow::Continue(());
@@ -41,7 +41,7 @@ pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<
     let signal = headers.tcp_flags_or_icmp_type;
     let replaces = match walk.state.connections.find(&tuple) {
         Some((known, direction)) if !known.is_reopened_by(signal) => {
-            walk.note(Stage::Connection, Reason::Known(direction));
+            walk.note(Stage::Connection, || Reason::Known(direction));
             walk.tracking = Tracking::Known(known, direction);
             return ControlFlow::Continue(());
         }
@@ -51,7 +51,7 @@ pub(super) fn connection(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<
     let Some(state) = ConnectionState::opened_by(tuple.protocol, signal) else {
         return walk.drop(Stage::Connection, DropReason::ConnectionInvalid);
     };
-    walk.note(Stage::Connection, Reason::Opens);
+    walk.note(Stage::Connection, || Reason::Opens);
     walk.tracking = Tracking::Opening(Opening { replaces, ..Opening::new(tuple, state) });
     ControlFlow::Continue(())
 }
@@ -96,7 +96,7 @@ fn later_fragment(walk: &mut Walk<'_>, segment: SegmentIndex) -> ControlFlow<Ver
     let Some((known, direction)) = known else {
         return walk.drop(Stage::Connection, DropReason::FragmentWithoutFirst);
     };
-    walk.note(Stage::Connection, Reason::Known(direction));
+    walk.note(Stage::Connection, || Reason::Known(direction));
     walk.tracking = Tracking::Known(known, direction);
     ControlFlow::Continue(())
 }

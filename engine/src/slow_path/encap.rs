@@ -43,7 +43,7 @@ fn leave(walk: &mut Walk<'_>, routed: &RoutedSegment, port: PortIndex, mac: Mac)
     };
     walk.dependencies.egress = port;
     fits(walk, rewrite.mtu)?;
-    walk.note(Stage::Encap, Reason::Leaves(entry.name.clone()));
+    walk.note(Stage::Encap, || Reason::Leaves(entry.name.clone()));
     let translation = walk.tracking.translation();
     ControlFlow::Continue(Verdict::Forward(Forward { egress: port, rewrite, translation }))
 }
@@ -64,7 +64,7 @@ fn leave_directly(walk: &mut Walk<'_>, peer: IpAddr) -> ControlFlow<Verdict, Ver
     };
     walk.dependencies.egress = hop.port;
     fits(walk, rewrite.mtu)?;
-    walk.note(Stage::Encap, Reason::Direct(entry.name.clone()));
+    walk.note(Stage::Encap, || Reason::Direct(entry.name.clone()));
     let translation = walk.tracking.translation();
     ControlFlow::Continue(Verdict::Forward(Forward { egress: hop.port, rewrite, translation }))
 }
@@ -95,7 +95,7 @@ fn leave_outside(
         mtu: mtu.min(entry.mtu),
     };
     fits(walk, rewrite.mtu)?;
-    walk.note(Stage::Encap, Reason::Leaves(entry.name.clone()));
+    walk.note(Stage::Encap, || Reason::Leaves(entry.name.clone()));
     let translation = walk.tracking.translation();
     ControlFlow::Continue(Verdict::Forward(Forward { egress: port, rewrite, translation }))
 }
@@ -115,8 +115,9 @@ fn tunnel(
     let rewrite = Rewrite { route: Some(macs), ..rewrite };
     walk.dependencies.egress = egress;
     fits(walk, rewrite.mtu)?;
-    let name = walk.tables.tunnels.peer(peer).map_or_else(|| peer.to_string().into(), |peer| peer.name.clone());
-    segment.vni.iter().for_each(|vni| walk.note(Stage::Encap, Reason::Encapsulated(*vni, name.clone())));
+    let tunnels = &walk.tables.tunnels;
+    let name = || tunnels.peer(peer).map_or_else(|| peer.to_string().into(), |peer| peer.name.clone());
+    segment.vni.iter().for_each(|vni| walk.note(Stage::Encap, || Reason::Encapsulated(*vni, name())));
     let translation = walk.tracking.translation();
     ControlFlow::Continue(Verdict::Forward(Forward { egress, rewrite, translation }))
 }

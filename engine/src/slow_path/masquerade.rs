@@ -97,8 +97,10 @@ pub(super) fn masquerade(walk: &mut Walk<'_>, segment: &Segment, target: &RouteT
     };
     let source = chosen.reply();
     let source = SocketAddr::new(source.destination_address(), source.ports[1]);
-    let reason = if address == own { Reason::PortTaken(source) } else { Reason::Masqueraded(source) };
-    walk.note(Stage::Masquerade, reason);
+    walk.note(
+        Stage::Masquerade,
+        || if address == own { Reason::PortTaken(source) } else { Reason::Masqueraded(source) },
+    );
     walk.opening().into_iter().for_each(|opening| *opening = chosen);
     ControlFlow::Continue(())
 }

@@ -28,7 +28,7 @@ pub use decision::{
 pub use masquerade::Masquerade;
 pub use policy::judge_connection;
 use std::ops::ControlFlow;
-use walk::Walk;
+use walk::{Detail, Walk};
 
 use crate::clock::Time;
 use crate::drop_reason::DropReason;
@@ -38,7 +38,16 @@ use crate::tables::{SegmentIndex, Snapshot};
 /// Decides one packet. The order of the stages is the product; each file says why it stands where it does.
 #[must_use]
 pub fn decide(tables: &Snapshot, state: &State, arrival: &Arrival<'_>, now: Time) -> Decision {
-    let mut walk = Walk::new(tables, state, arrival, now);
+    walked(Walk::new(tables, state, arrival, now, Detail::Everything))
+}
+
+/// The same for a worker: the trail holds what policies said and nothing else.
+#[must_use]
+pub(crate) fn decide_untold(tables: &Snapshot, state: &State, arrival: &Arrival<'_>, now: Time) -> Decision {
+    walked(Walk::new(tables, state, arrival, now, Detail::Counted))
+}
+
+fn walked(mut walk: Walk<'_>) -> Decision {
     let verdict = match stages(&mut walk) {
         ControlFlow::Break(verdict) | ControlFlow::Continue(verdict) => verdict,
     };
@@ -67,7 +76,7 @@ pub fn route_own(
     segment: SegmentIndex,
     now: Time,
 ) -> Decision {
-    let mut walk = Walk::new(tables, state, arrival, now);
+    let mut walk = Walk::new(tables, state, arrival, now, Detail::Counted);
     let verdict = match routing_stages(&mut walk, segment) {
         ControlFlow::Break(verdict) | ControlFlow::Continue(verdict) => verdict,
     };

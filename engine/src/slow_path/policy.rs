@@ -68,7 +68,7 @@ pub(super) fn policy(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarge
             Reason::Denied(_, _, reason) => Some(*reason),
             _ => None,
         };
-        walk.note(Stage::Policy, reason);
+        walk.record(Stage::Policy, reason);
         if let Some(reason) = denied {
             return ControlFlow::Break(Verdict::Drop(reason));
         }

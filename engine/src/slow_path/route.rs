@@ -26,7 +26,7 @@ pub(super) fn route<'a>(walk: &mut Walk<'a>, segment: &'a Segment) -> ControlFlo
     let Some((length, route)) = routed.route(destination) else {
         return walk.reject(Stage::Route, DropReason::NoRoute, Rejection::NoRoute);
     };
-    walk.note(Stage::Route, Reason::Routed(prefix(destination, length), route.name.clone()));
+    walk.note(Stage::Route, || Reason::Routed(prefix(destination, length), route.name.clone()));
     match &route.target {
         RouteTarget::Unreachable => walk.reject(Stage::Route, DropReason::Unreachable, Rejection::NoRoute),
         // The node that sent it believed the address to be here: sending it back would loop until the TTL ends.

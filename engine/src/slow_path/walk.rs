@@ -14,6 +14,16 @@ use crate::packet::{Mac, Network};
 use crate::state::{FragmentKey, Fragmented, State};
 use crate::tables::{HandBack, SegmentIndex, Snapshot};
 
+/// What a walk's trail is to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// Every stage's reason, with names: for people and tests.
+    Everything,
+    /// Only what policies said, which is counted for each of their rules: the names of everything else are clones that
+    /// would cost a new flow a third of its time.
+    Counted,
+}
+
 /// One packet's walk through the stages.
 pub(super) struct Walk<'a> {
     pub(super) tables: &'a Snapshot,
@@ -34,11 +44,18 @@ pub(super) struct Walk<'a> {
     pub(super) pick: Option<Pick>,
     /// What later fragments of the packet are to be known by, if it is the first.
     pub(super) fragment: Option<(FragmentKey, Fragmented)>,
+    detail: Detail,
     trail: Trail,
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(tables: &'a Snapshot, state: &'a State, arrival: &'a Arrival<'a>, now: Time) -> Self {
+    pub(super) fn new(
+        tables: &'a Snapshot,
+        state: &'a State,
+        arrival: &'a Arrival<'a>,
+        now: Time,
+        detail: Detail,
+    ) -> Self {
         let dependencies = Dependencies {
             ingress: arrival.port,
             egress: arrival.port,
@@ -64,6 +81,7 @@ impl<'a> Walk<'a> {
             tracking: Tracking::Untracked,
             pick: None,
             fragment: None,
+            detail,
             trail: Trail::default(),
         }
     }
@@ -79,13 +97,20 @@ impl<'a> Walk<'a> {
     }
 
     /// Notes why a stage did what it did.
-    pub(super) fn note(&mut self, stage: Stage, reason: Reason) {
+    pub(super) fn note(&mut self, stage: Stage, reason: impl FnOnce() -> Reason) {
+        if self.detail == Detail::Everything {
+            self.trail.push(stage, reason());
+        }
+    }
+
+    /// Notes what is counted, whoever reads the trail.
+    pub(super) fn record(&mut self, stage: Stage, reason: Reason) {
         self.trail.push(stage, reason);
     }
 
     /// Ends the walk with a drop.
     pub(super) fn drop<T>(&mut self, stage: Stage, reason: DropReason) -> ControlFlow<Verdict, T> {
-        self.note(stage, Reason::Dropped(reason));
+        self.note(stage, || Reason::Dropped(reason));
         ControlFlow::Break(Verdict::Drop(reason))
     }
 
@@ -96,13 +121,13 @@ impl<'a> Walk<'a> {
         key: FragmentKey,
         otherwise: Option<HandBack>,
     ) -> ControlFlow<Verdict, T> {
-        self.note(stage, Reason::AwaitsFirst);
+        self.note(stage, || Reason::AwaitsFirst);
         ControlFlow::Break(Verdict::Hold(key, otherwise))
     }
 
     /// Ends the walk with an answer.
     pub(super) fn answer<T>(&mut self, reply: Reply) -> ControlFlow<Verdict, T> {
-        self.note(Stage::Reply, Reason::Answered(reply));
+        self.note(Stage::Reply, || Reason::Answered(reply));
         ControlFlow::Break(Verdict::Reply(reply))
     }
 
@@ -118,7 +143,7 @@ impl<'a> Walk<'a> {
         if !may_be_told(self.arrival) {
             return self.drop(stage, reason);
         }
-        self.note(stage, Reason::Rejected(reason, rejection));
+        self.note(stage, || Reason::Rejected(reason, rejection));
         ControlFlow::Break(Verdict::Reject(reason, rejection))
     }
 

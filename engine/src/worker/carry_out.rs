@@ -112,7 +112,7 @@ impl Worker {
         let mut attempt = 0;
         loop {
             let arrival = frame.arrival(self.memory.head(packet), packet);
-            let decision = slow_path::decide(&self.tables, &self.state, &arrival, self.now);
+            let decision = slow_path::decide_untold(&self.tables, &self.state, &arrival, self.now);
             match self.learn(decision.lesson, attempt) {
                 Learning::Done(connection) => return (decision, Ok(connection)),
                 Learning::Refused(reason) => return (decision, Err(reason)),

@@ -113,15 +113,16 @@ fn give(
     };
     let client = original.source_address();
     let masquerade = masquerade(services, frontend, endpoint, sender(walk), client);
-    let picked = Picked {
-        service: Arc::clone(&port.name),
-        kind: frontend.kind,
-        endpoint: Arc::clone(&endpoint.name),
-        address: SocketAddr::new(endpoint.address, endpoint.port),
-        why,
-        masquerade,
-    };
-    walk.note(Stage::Service, Reason::Picked(Box::new(picked)));
+    walk.note(Stage::Service, || {
+        Reason::Picked(Box::new(Picked {
+            service: Arc::clone(&port.name),
+            kind: frontend.kind,
+            endpoint: Arc::clone(&endpoint.name),
+            address: SocketAddr::new(endpoint.address, endpoint.port),
+            why,
+            masquerade,
+        }))
+    });
     let (service_tag, endpoint_tag) = (port.id.tag(), endpoint.tag());
     if let Some(opening) = walk.opening() {
         opening.translation.destination = Some((address_octets(endpoint.address), endpoint.port));

@@ -12,6 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
 use super::entry::{Entry, NONE};
+use super::tuple::TUPLE_WORDS;
 use super::{Direction, Tuple};
 use crate::limits::EVICTION_STEP;
 
@@ -37,6 +38,12 @@ const fn node(index: u32, direction: Direction) -> u32 {
 
 const fn parts(node: u32) -> (u32, Direction) {
     (node >> 1, if node & 1 == 0 { Direction::Original } else { Direction::Reply })
+}
+
+/// Whether two tuples are one. Word by word, since an array's own comparison calls the C library for one of five words.
+#[inline]
+fn are_same(one: &[u64; TUPLE_WORDS], other: &[u64; TUPLE_WORDS]) -> bool {
+    one.iter().zip(other).fold(0, |differs, (one, other)| differs | (one ^ other)) == 0
 }
 
 impl Shard {
@@ -80,7 +87,7 @@ impl Shard {
             let entry = Entry::at(words, index);
             // A node of a connection without translation stands for both of its tuples.
             for direction in [as_direction, as_direction.reversed()] {
-                if entry.tuple_words(direction) == wanted {
+                if are_same(&entry.tuple_words(direction), &wanted) {
                     return Some((index, direction));
                 }
             }
