@@ -37,7 +37,7 @@ use services::Services;
 #[derive(Debug, Parser)]
 struct Options {
     /// What to compare; what is not installed is left out, and said
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kind::Millrace, Kind::Nftables, Kind::Iptables, Kind::OvsAfxdp, Kind::OvsSystem])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Kind::Millrace, Kind::MillraceAfXdp, Kind::Nftables, Kind::Iptables, Kind::OvsAfxdp, Kind::OvsSystem])]
     backends: Vec<Kind>,
     /// Repetitions of each
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]

@@ -97,7 +97,7 @@ pub(crate) fn pods(backend: &dyn Backend, duration: Duration, values: &mut Vec<V
     Ok(())
 }
 
-/// Through a Service to the other node.
+/// Through a Service to the other node, over a wire that cuts.
 pub(crate) fn service(
     backend: &dyn Backend,
     services: Services,
@@ -106,6 +106,7 @@ pub(crate) fn service(
 ) -> anyhow::Result<()> {
     let (ends, mut turn) = (backend.ends(), Turn { duration, values });
     let path = Path { dialled: services.dialled(), ..Path::to(&ends.client, &ends.far)? };
+    backend.site().set_wire(Wire::Cuts);
     let way = format!("Service of {}", services.count);
     turn.streams(&way, &path)?;
     turn.transactions(&way, &path)?;

@@ -111,11 +111,12 @@ impl Site {
         Ends { client: end(0, "client"), near: end(1, "near"), far: end(2, "far") }
     }
 
-    /// Makes the underlay cut large units or pass them whole. An interface that a program is attached to may refuse some of
+    /// Makes the underlay cut large units or pass them whole; either way its ends gather what they receive, as cards do. An interface that a program is attached to may refuse some of
     /// the offloads; then it has them off.
     pub(crate) fn set_wire(&self, wire: Wire) {
         let state = if wire == Wire::Cuts { "off" } else { "on" };
         for node in &self.nodes {
+            let _ = run(node.handle(), &format!("ethtool -K {UPLINK} gro on"));
             for feature in SEGMENTATION {
                 let _ = run(node.handle(), &format!("ethtool -K {UPLINK} {feature} {state}"));
             }

@@ -133,7 +133,7 @@ impl Uplinks {
             .switch
             .with(|switch| (0..switch.options().workers).filter_map(|worker| switch.umem(worker).cloned()).collect());
         let taken = taking::take(kind, link, port, vxlan_port, &umems)?;
-        let taking::Taken { queues, steering, has_tunnel_sockets, chosen, problem } = taken;
+        let taking::Taken { queues, steering, has_tunnel_sockets, chosen, problem, .. } = taken;
         let attached = self.shared.switch.with(|switch| switch.attach(port, queues));
         attached.map_err(|error| UplinkProblem::Refused { interface: interface(), said: error.to_string() })?;
         self.shared.uplink_chosen(port, chosen);

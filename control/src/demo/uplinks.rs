@@ -1,4 +1,4 @@
-//! The way between the nodes by each kind of port that an uplink can have: the one that the agents choose, and the others.
+//! The way between the nodes by each kind of port that an uplink can have.
 //!
 //! The objects of the uplinks are written anew, the agents give the interface back and take it in the other way, and what
 //! is measured is one stream, with what both nodes' workers spent on it, and transactions.
@@ -34,7 +34,7 @@ pub(super) struct ByKind {
     pub(super) transactions: TransactionTimes,
 }
 
-/// Measures with each kind and gives the choice back to the agents.
+/// Measures with each kind and goes back to AF_XDP.
 pub(super) fn compare(
     cluster: &Cluster,
     duration: Duration,
@@ -58,8 +58,8 @@ pub(super) fn compare(
         measured.push(ByKind { kind, stream, work, transactions });
     }
     cluster.gather_on_link(false)?;
-    objects::write_uplinks(&cluster.objects(), objects::AUTOMATIC)?;
-    wait_until(cluster, interruption, |_| true)?;
+    objects::write_uplinks(&cluster.objects(), objects::AF_XDP)?;
+    wait_until(cluster, interruption, |port| port == objects::AF_XDP)?;
     Ok(measured)
 }
 

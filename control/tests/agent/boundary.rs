@@ -21,7 +21,7 @@ use millrace_engine::tables::Tunnels;
 
 use crate::agent_process::{Agent, AgentOptions};
 pub(crate) use crate::boundary_table::Table;
-use crate::cluster::{Cluster, NODES, UPLINK, Underlay};
+use crate::cluster::{AF_XDP, Cluster, NODES, PACKET, UPLINK, Underlay};
 use crate::directory::unique;
 use crate::host::{host, node};
 use crate::late_fragments;
@@ -368,12 +368,12 @@ fn handed_back(agent: &Agent) -> u64 {
 }
 
 pub(crate) fn the_hosts_own_traffic_goes_on_beside_pods() {
-    ask_everything("", "By AF_XDP");
+    ask_everything(AF_XDP, "By AF_XDP");
 }
 
 pub(crate) fn the_hosts_own_traffic_goes_on_beside_packet_sockets() {
     crate::root_tests::needs_kernel(6, 6, "tcx");
-    ask_everything(", port: packet", "By packet sockets");
+    ask_everything(PACKET, "By packet sockets");
 }
 
 /// Asks all of it with these fields in the objects of the uplinks, and compares the page.

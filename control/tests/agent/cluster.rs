@@ -35,9 +35,16 @@ pub(crate) fn node_object(number: usize) -> String {
     )
 }
 
-/// Object of a node's uplink.
+/// Field of an uplink's `spec` by which AF_XDP serves it: on a veth pair an agent would choose otherwise.
+pub(crate) const AF_XDP: &str = ", port: af_xdp";
+/// By which packet sockets serve it.
+pub(crate) const PACKET: &str = ", port: packet";
+/// By which its agent chooses.
+pub(crate) const AUTOMATIC: &str = "";
+
+/// Object of a node's uplink by AF_XDP.
 pub(crate) fn uplink_object(number: usize) -> String {
-    uplink_object_of(number, UPLINK, "")
+    uplink_object_of(number, UPLINK, AF_XDP)
 }
 
 /// Object of a node's uplink by this interface, with more fields of its `spec`.
@@ -130,7 +137,7 @@ impl Cluster {
 
     /// Starts both agents on this underlay.
     pub(crate) fn on(underlay: Underlay, options: AgentOptions) -> Cluster {
-        Self::with_uplinks(underlay, [""; 2], options)
+        Self::with_uplinks(underlay, [AF_XDP; 2], options)
     }
 
     /// The same with more fields in the objects of the uplinks.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::agent_process::{Agent, AgentOptions};
-use crate::cluster::{Cluster, Underlay};
+use crate::cluster::{AF_XDP, Cluster, PACKET, Underlay};
 use crate::host::node;
 use crate::pod::Pod;
 use crate::traffic::{self, Endpoint};
@@ -98,7 +98,7 @@ fn told(what: &str, streams: &[(&str, &Endpoint, &Endpoint)], outcomes: &[Outcom
 
 pub(crate) fn what_streams_lose_while_agents_come_and_go() {
     println!("| event | stream | sent | lost | longest silence |\n|---|---|---|---|---|");
-    for (kind, more) in [("AF_XDP", ""), ("packet sockets", ", port: packet")] {
+    for (kind, more) in [("AF_XDP", AF_XDP), ("packet sockets", PACKET)] {
         let cluster = Cluster::with_uplinks(Underlay::create(1), [more; 2], AgentOptions::default());
         let Cluster { agents: [agent, other], underlay } = cluster;
         let pods = [("a1", "a"), ("a2", "a"), ("b1", "b")].map(|(name, node)| Pod::create(name, node));

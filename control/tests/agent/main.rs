@@ -81,6 +81,7 @@ const TESTS: &[Test] = &[
         boundary::the_hosts_own_traffic_goes_on_beside_packet_sockets,
     ),
     ("packet_sockets_serve_what_af_xdp_cannot", uplinks::packet_sockets_serve_what_af_xdp_cannot),
+    ("an_agent_chooses_how_an_uplink_is_served", uplinks::an_agent_chooses_how_an_uplink_is_served),
     ("udp_sockets_carry_the_tunnels", uplinks::udp_sockets_carry_the_tunnels),
     ("an_interface_on_top_of_others_is_an_uplink", uplinks::an_interface_on_top_of_others_is_an_uplink),
     ("a_second_uplink_takes_over", uplinks::a_second_uplink_takes_over),

@@ -18,7 +18,7 @@ use millrace_control::kernel::{Netlink, Route};
 
 use crate::agent_process::{Agent, AgentOptions};
 use crate::boundary::Outside;
-use crate::cluster::{Cluster, NODES, UPLINK, Underlay};
+use crate::cluster::{AF_XDP, Cluster, NODES, UPLINK, Underlay};
 use crate::host::{host, node, remove};
 use crate::pod::Pod;
 use crate::traffic::Endpoint;
@@ -338,7 +338,7 @@ pub(crate) fn the_host_reaches_services() {
 }
 
 pub(crate) fn clients_outside_reach_services() {
-    call_from_outside("");
+    call_from_outside(AF_XDP);
 }
 
 pub(crate) fn clients_outside_reach_services_beside_udp_sockets() {

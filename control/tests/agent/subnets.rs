@@ -88,7 +88,7 @@ fn objects() -> String {
             "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n  \
              - {{type: InternalIP, address: {ipv4}}}\n  - {{type: InternalIP, address: '{ipv6}'}}\n\
              ---\napiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {{name: {name}}}\n\
-             spec: {{node: {name}, interface: {UPLINK}}}\n"
+             spec: {{node: {name}, interface: {UPLINK}, port: af_xdp}}\n"
         )
     };
     pools + &NODES.iter().map(of_node).collect::<String>()

@@ -11,7 +11,10 @@ use millrace_control::api::model::{PortReport, Problem, StatusReport};
 use millrace_control::kernel::{LinkChange, Namespace, NamespaceHandle, Netlink};
 
 use crate::agent_process::{Agent, AgentOptions};
-use crate::cluster::{self, Cluster, NODES, POOLS, UPLINK, Underlay, node_object, uplink_object, uplink_object_of};
+use crate::cluster::{
+    self, AF_XDP, AUTOMATIC, Cluster, NODES, PACKET, POOLS, UPLINK, Underlay, node_object, uplink_object,
+    uplink_object_of,
+};
 use crate::host::{self, node};
 use crate::ping::ping;
 use crate::pod::Pod;
@@ -59,13 +62,13 @@ pub(crate) fn packet_sockets_serve_what_af_xdp_cannot() {
     root_tests::needs_kernel(6, 6, "tcx");
     // Four queues are too many for one worker; the other node is told to do without AF_XDP.
     let Cluster { agents, underlay } =
-        Cluster::with_uplinks(Underlay::create(4), ["", ", port: packet"], AgentOptions::default());
+        Cluster::with_uplinks(Underlay::create(4), [AUTOMATIC, PACKET], AgentOptions::default());
     let (_pods, ends) = pods(&underlay);
     traffic::check(&ends[0], &ends[1]);
-    assert_eq!(agents.each_ref().map(kinds), [["packet"], ["packet"]]);
+    assert_eq!(agents.each_ref().map(kinds), [["udp"], ["packet"]]);
     let status = agents[0].status();
     let [(kind, message)] = problems(&status)[..] else { panic!("{status:#?}") };
-    assert_eq!(kind, "uplink_packet_socket");
+    assert_eq!(kind, "uplink_sockets");
     assert!(message.contains("4 receive queues for 1 workers") && message.contains("ethtool -L"), "{message}");
     agents[1].assert_sound();
 
@@ -83,6 +86,34 @@ pub(crate) fn packet_sockets_serve_what_af_xdp_cannot() {
     agents[0].wait_for_status(|status| status.problems.is_empty() && status.uplinks == 1);
     traffic::check(&ends[0], &ends[1]);
     agents.iter().for_each(Agent::assert_sound);
+}
+
+/// An agent that may choose takes UDP sockets where AF_XDP copies, says why, and AF_XDP where these cannot be had; what it
+/// may not choose it does not.
+pub(crate) fn an_agent_chooses_how_an_uplink_is_served() {
+    let Cluster { agents, underlay } =
+        Cluster::with_uplinks(Underlay::create(1), [AUTOMATIC, AF_XDP], AgentOptions::default());
+    let (_pods, ends) = pods(&underlay);
+    traffic::check(&ends[0], &ends[1]);
+    let chosen = |agent: &Agent| uplinks(agent).into_iter().map(|port| (port.kind, port.chosen)).collect::<Vec<_>>();
+    let why = |why: &str| Some(format!("chosen since {why}"));
+    assert_eq!(chosen(&agents[0]), [("udp".to_owned(), why("AF_XDP would copy every frame here"))]);
+    assert_eq!(chosen(&agents[1]), [("af_xdp".to_owned(), None)]);
+    agents.iter().for_each(Agent::assert_sound);
+
+    // A VXLAN device of the host has the tunnels' port.
+    let underlay = Underlay::create(1);
+    let own = underlay.nodes[0].handle();
+    must(own, "link add vx0 type vxlan id 5 dev up0 dstport 8472");
+    must(own, "link set vx0 up");
+    let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object_of(0, UPLINK, AUTOMATIC)];
+    underlay.directory.write_objects("cluster.yaml", &objects.concat());
+    let agent = underlay.start(0, AgentOptions { uplink: false, ..AgentOptions::default() });
+    agent.wait_for_status(|status| status.uplinks == 1);
+    let [(kind, Some(why))] = &chosen(&agent)[..] else { panic!("{:?}", chosen(&agent)) };
+    assert_eq!(kind, "af_xdp");
+    assert!(why.starts_with("chosen since UDP sockets cannot have the tunnels: ") && why.contains("8472"), "{why}");
+    assert_eq!(agent.status().problems.len(), 0);
 }
 
 /// Both nodes by UDP sockets, and one of them beside a node with another kind; one worker and two; over both families.
@@ -169,7 +200,7 @@ pub(crate) fn an_interface_on_top_of_others_is_an_uplink() {
         };
         made = true;
         let Cluster { agents, underlay } =
-            Cluster::with_uplinks(underlay, ["", ", port: packet"], AgentOptions::default());
+            Cluster::with_uplinks(underlay, [AUTOMATIC, PACKET], AgentOptions::default());
         let (_pods, ends) = pods(&underlay);
         traffic::check(&ends[0], &ends[1]);
         let [own, other] = [0, 1].map(|number| node(&underlay, number));
@@ -179,7 +210,7 @@ pub(crate) fn an_interface_on_top_of_others_is_an_uplink() {
             assert!(came, "fragments to the node over {shape} (IPv4: {ipv4})");
         }
         let shown = agents.each_ref().map(kinds);
-        assert_eq!(shown, [["packet"], ["packet"]], "{shape}");
+        assert_eq!(shown, [["udp"], ["packet"]], "{shape}");
         for agent in &agents {
             assert_eq!(agent.status().unaccounted_frames, 0, "{shape}");
         }
@@ -201,9 +232,9 @@ pub(crate) fn a_second_uplink_takes_over() {
         let mut netlink = Netlink::open_in(underlay.nodes[number].handle()).expect("netlink");
         netlink.add_address("up1", own.parse().expect("prefix")).expect("address");
     }
-    let seconds = [0, 1].map(|number| uplink_object_of(number, "up1", ""));
+    let seconds = [0, 1].map(|number| uplink_object_of(number, "up1", AF_XDP));
     underlay.directory.write_objects("second.yaml", &seconds.concat());
-    let Cluster { agents, underlay } = Cluster::with_uplinks(underlay, [""; 2], AgentOptions::default());
+    let Cluster { agents, underlay } = Cluster::with_uplinks(underlay, [AF_XDP; 2], AgentOptions::default());
     agents.iter().for_each(|agent| drop(agent.wait_for_status(|status| status.uplinks == 2)));
     let (_pods, ends) = pods(&underlay);
     traffic::check(&ends[0], &ends[1]);
@@ -289,7 +320,7 @@ fn follows_the_address(ipv4: bool) {
 
 /// Pods that are plugged in keep their MTU and are told what fits; later ones get the new one, and frames as long pass.
 pub(crate) fn an_uplinks_mtu_is_followed() {
-    for more in ["", ", port: packet"] {
+    for more in [AF_XDP, PACKET] {
         let Cluster { agents, underlay } =
             Cluster::with_uplinks(Underlay::create(1), [more; 2], AgentOptions::default());
         let (_pods, ends) = pods(&underlay);
@@ -339,14 +370,14 @@ const REFUSALS: [(&[&str], &str, &str); 4] = [
     (&["setpriv", "--bounding-set=-bpf,-sys_admin,-perfmon"], "uplink_capability", "lacks CAP_BPF: grant it"),
     (
         &["prlimit", "--memlock=65536:65536", "setpriv", "--bounding-set=-ipc_lock"],
-        "uplink_packet_socket",
+        "uplink_sockets",
         "65536 bytes of memory may be locked",
     ),
 ];
 
 pub(crate) fn a_missing_right_is_named() {
     let underlay = Underlay::create(1);
-    let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object(0)];
+    let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object_of(0, UPLINK, AUTOMATIC)];
     underlay.directory.write_objects("cluster.yaml", &objects.concat());
     for (under, kind, words) in REFUSALS {
         let agent = underlay.start(0, AgentOptions { uplink: false, under, ..AgentOptions::default() });

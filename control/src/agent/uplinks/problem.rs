@@ -87,10 +87,10 @@ pub(super) enum UplinkProblem {
     },
     /// It works, more slowly than it could.
     #[error(
-        "uplink {interface} is served by a packet socket instead of AF_XDP ({instead}); if that is how it shall be, say \
-         `port: packet` in its Uplink object"
+        "uplink {interface} is served by sockets instead of AF_XDP ({instead}); if that is how it shall be, say \
+         `port: udp` or `port: packet` in its Uplink object"
     )]
-    PacketSocket {
+    Sockets {
         /// The interface.
         interface: String,
         /// What AF_XDP was refused for.
@@ -115,7 +115,7 @@ impl UplinkProblem {
             UplinkProblem::Refused { .. } => "refused",
             UplinkProblem::TooMany { .. } => "too_many",
             UplinkProblem::Absent { .. } => "absent",
-            UplinkProblem::PacketSocket { .. } => "packet_socket",
+            UplinkProblem::Sockets { .. } => "sockets",
             UplinkProblem::Steering { .. } => "steering",
         }
     }

@@ -1,10 +1,14 @@
 //! Taking an interface for the switch: by AF_XDP, by packet sockets, or by UDP sockets for the tunnels and packet sockets
 //! for all else.
 //!
-//! AF_XDP in the driver comes first, packet sockets second, since both do better than AF_XDP in the kernel's stack, which
-//! is tried last. A bond or a team goes by packet sockets at once: an XDP program on it runs on its members, whose queues
-//! no socket of the bond is bound to, so that what the program redirects would be lost.
+//! What an agent chooses for itself: AF_XDP where the driver moves frames without a copy. Where it copies, UDP sockets
+//! carry about twice as much between pods (one call sends what AF_XDP sends as forty frames), for some twenty
+//! microseconds of a sleeping worker's time; `docs/benchmarking.md` has both. Packet sockets alone come next, where the
+//! tunnels' port is taken; AF_XDP in the kernel's stack last. A bond or a team goes by sockets at once: an XDP program on
+//! it runs on its members, whose queues no socket of the bond is bound to, so that what the program redirects would be
+//! lost.
 
+use std::fmt::Display;
 use std::os::fd::AsFd;
 
 use millrace_engine::packet::PortIndex;
@@ -26,6 +30,8 @@ pub(super) struct Taken {
     pub(super) steering: Steering,
     /// Whether tunnels come in by sockets of their own.
     pub(super) has_tunnel_sockets: bool,
+    /// Whether the driver moves the frames of every queue without a copy.
+    is_zero_copy: bool,
     /// Why it was taken so, where that was not said by its object.
     pub(super) chosen: Option<String>,
     /// What about it is not as it should be.
@@ -45,13 +51,10 @@ pub(super) fn take(
         UplinkPortKind::Udp => taking.by_udp_sockets(),
         UplinkPortKind::AfXdp => taking.by_af_xdp(AttachPreference::default()),
         UplinkPortKind::Packet => taking.by_packet_sockets(),
-        UplinkPortKind::Automatic if has_members(link) => taking.by_packet_sockets(),
-        UplinkPortKind::Automatic => {
-            taking.by_af_xdp(AttachPreference::Native).or_else(|refused| match taking.by_packet_sockets() {
-                Ok(taken) => Ok(taken.instead_of(&link.name, refused)),
-                Err(_) => taking.by_af_xdp(AttachPreference::Generic).map_err(|_| refused),
-            })
+        UplinkPortKind::Automatic if has_members(link) => {
+            taking.by_sockets().map(|taken| taken.since("an XDP program cannot serve an interface of several"))
         }
+        UplinkPortKind::Automatic => taking.by_what_is_best(),
     }
 }
 
@@ -61,8 +64,18 @@ fn has_members(link: &Link) -> bool {
 
 impl Taken {
     fn instead_of(self, interface: &str, refused: UplinkProblem) -> Self {
-        let problem = UplinkProblem::PacketSocket { interface: interface.to_owned(), instead: Box::new(refused) };
+        let problem = UplinkProblem::Sockets { interface: interface.to_owned(), instead: Box::new(refused) };
         Self { problem: Some(problem), ..self }
+    }
+
+    fn since(self, why: impl Display) -> Self {
+        Self { chosen: Some(format!("chosen since {why}")), ..self }
+    }
+
+    /// First the program, so that the kernel gets its packets again, then the sockets.
+    fn give_back(self) {
+        drop(self.steering);
+        drop(self.queues);
     }
 }
 
@@ -75,6 +88,29 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
+    fn by_what_is_best(&self) -> Result<Taken, UplinkProblem> {
+        match self.by_af_xdp(AttachPreference::Native) {
+            Ok(taken) if taken.is_zero_copy => Ok(taken.since("AF_XDP moves frames without a copy here")),
+            Ok(copying) => {
+                copying.give_back();
+                self.by_udp_sockets().map(|taken| taken.since("AF_XDP would copy every frame here")).or_else(
+                    |refused| {
+                        let taken = self.by_af_xdp(AttachPreference::Native)?;
+                        Ok(taken.since(format_args!("UDP sockets cannot have the tunnels: {refused}")))
+                    },
+                )
+            }
+            Err(refused) => match self.by_sockets() {
+                Ok(taken) => Ok(taken.since("AF_XDP was refused").instead_of(self.interface, refused)),
+                Err(_) => self.by_af_xdp(AttachPreference::Generic).map_err(|_| refused),
+            },
+        }
+    }
+
+    fn by_sockets(&self) -> Result<Taken, UplinkProblem> {
+        self.by_udp_sockets().or_else(|_| self.by_packet_sockets())
+    }
+
     fn by_af_xdp(&self, preference: AttachPreference) -> Result<Taken, UplinkProblem> {
         let interface = self.interface;
         let (queues, workers) = (receive_queues(interface), self.umems.len());
@@ -84,28 +120,30 @@ impl Taking<'_> {
         let steering = Steering::by_rules(interface, SteeringRules::default(), preference);
         let mut steering = steering.map_err(|error| self.steering_refused("AF_XDP", &error))?;
         let mut boxed: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
+        let mut is_zero_copy = true;
         for (number, umem) in self.umems.iter().enumerate().take(queues) {
             let options = AfXdpOptions::new(self.port, interface, number as u32, steering.mode());
             let queue = AfXdpQueue::open(options, umem).map_err(|error| self.sockets_refused(error.to_string()))?;
             let socket = queue.socket().ok_or_else(|| self.refused("no socket".to_owned()))?;
             let inserted = steering.insert_socket(number as u32, socket);
             inserted.map_err(|error| self.steering_refused("AF_XDP", &error))?;
+            is_zero_copy &= queue.is_zero_copy();
             boxed.push(Some(Box::new(queue)));
         }
-        Ok(Taken { queues: boxed, steering, has_tunnel_sockets: false, chosen: None, problem: None })
+        Ok(Taken { queues: boxed, steering, has_tunnel_sockets: false, is_zero_copy, chosen: None, problem: None })
     }
 
     /// Tunnels by UDP sockets; what remains is steered to packet sockets.
     fn by_udp_sockets(&self) -> Result<Taken, UplinkProblem> {
         let opened = UdpSockets::open_group(self.interface, self.mtu, self.vxlan_port, self.umems.len());
         let sockets = opened.map_err(|error| self.udp_refused(&error.to_string()))?;
-        let plain = self.by_packet_sockets()?;
+        let mut plain = self.by_packet_sockets()?;
         let mut queues: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
-        for (sockets, plain) in sockets.into_iter().zip(plain.queues.into_iter().flatten()) {
+        for (sockets, plain) in sockets.into_iter().zip(std::mem::take(&mut plain.queues).into_iter().flatten()) {
             let queue = sockets.queue(self.port, plain).map_err(|error| self.refused(error.to_string()))?;
             queues.push(Some(Box::new(queue)));
         }
-        Ok(Taken { queues, steering: plain.steering, has_tunnel_sockets: true, chosen: None, problem: None })
+        Ok(Taken { queues, has_tunnel_sockets: true, ..plain })
     }
 
     fn udp_refused(&self, said: &str) -> UplinkProblem {
@@ -127,7 +165,7 @@ impl Taking<'_> {
         }
         let queue = |socket: &PacketSocket| -> Option<Box<dyn PortQueue>> { Some(Box::new(socket.queue(self.port))) };
         let queues = sockets.iter().map(queue).collect();
-        Ok(Taken { queues, steering, has_tunnel_sockets: false, chosen: None, problem: None })
+        Ok(Taken { queues, steering, has_tunnel_sockets: false, is_zero_copy: false, chosen: None, problem: None })
     }
 
     fn refused(&self, said: String) -> UplinkProblem {
