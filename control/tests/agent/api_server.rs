@@ -10,7 +10,7 @@ use millrace_control::observe::custom_resource_definitions;
 use millrace_emulator::{Emulator, Options};
 use serde_json::{Value, json};
 
-use crate::agent_process::AgentOptions;
+use crate::agent_process::{Agent, AgentOptions};
 use crate::cluster::{NODES, POOLS, Underlay, node_object, uplink_object};
 use crate::pod::Pod;
 use crate::traffic::{self, Endpoint};
@@ -77,6 +77,30 @@ fn load(client: &Endpoint, server: &Endpoint, stop: &AtomicBool) -> (u64, u64) {
     (sent, returned)
 }
 
+/// Ends the loads when it goes, also where an assertion fails: the scope waits for them.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The generation in force once none has followed for a while: what was read before the server went is compiled then.
+fn settled_generation(agent: &Agent) -> u64 {
+    let end = Instant::now() + Duration::from_secs(20);
+    let mut last = (agent.status().generation, Instant::now());
+    while last.1.elapsed() < Duration::from_millis(500) {
+        assert!(Instant::now() < end, "the agent goes on publishing");
+        std::thread::sleep(Duration::from_millis(20));
+        let generation = agent.status().generation;
+        if generation != last.0 {
+            last = (generation, Instant::now());
+        }
+    }
+    last.0
+}
+
 pub(crate) fn the_api_server_may_be_away() {
     let underlay = Underlay::create(1);
     let (_, [address, _]) = NODES[0];
@@ -103,15 +127,16 @@ pub(crate) fn the_api_server_may_be_away() {
     let (near, far) = std::thread::scope(|scope| {
         let near = scope.spawn(|| load(&ends[0], &ends[1], &stop));
         let far = scope.spawn(|| load(&ends[0], &ends[2], &stop));
+        let stop = Stop(&stop);
         std::thread::sleep(Duration::from_secs(1));
         emulator.go_away();
         let gone = Instant::now();
-        let generation = agents[0].status().generation;
         for agent in &agents {
             agent.wait_for_status(|status| {
                 status.problems.iter().any(|problem| problem.message.contains("does not answer"))
             });
         }
+        let generation = settled_generation(&agents[0]);
         // Meanwhile the cluster changes: a node comes, and the server forgets how.
         let peer = json!({
             "metadata": {"name": "c"}, "spec": {"podCIDRs": ["10.9.1.0/24"]},
@@ -137,7 +162,7 @@ pub(crate) fn the_api_server_may_be_away() {
         let published = agents[0].status().generation - generation;
         assert!(published <= 2, "the difference is published, not everything anew: {published} generations");
         std::thread::sleep(Duration::from_secs(1));
-        stop.store(true, Ordering::Relaxed);
+        drop(stop);
         (near.join().expect("load"), far.join().expect("load"))
     });
     println!(
@@ -153,5 +178,5 @@ pub(crate) fn the_api_server_may_be_away() {
     // And it is used again: a pod needs an address, which may need a block.
     let more = Pod::create("a3", "a");
     traffic::udp(&more.add(directory), &ends[2], true);
-    agents.iter().for_each(crate::agent_process::Agent::assert_sound);
+    agents.iter().for_each(Agent::assert_sound);
 }
