@@ -14,6 +14,7 @@ use millrace_control::api::client::Client;
 use millrace_control::api::model::StatusReport;
 use millrace_engine::port::af_xdp::set_transmit_checksum;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
 use crate::backend::{Backend, Kind};
 use crate::program::finish;
@@ -94,7 +95,7 @@ impl Millrace {
     /// Calls the plugin as a runtime does.
     fn plug(&self, number: usize) -> anyhow::Result<IpAddr> {
         let node = POD_NODES[number];
-        let configuration = serde_json::json!({
+        let configuration = json!({
             "cniVersion": "1.1.0", "name": "millrace", "type": "millrace-cni", "socket": self.file(node, "sock"),
             "stateDirectory": self.file(node, "state"),
         });
@@ -123,9 +124,9 @@ impl Millrace {
             for (place, address) in chunk {
                 service(&mut text, services, *place, &address.to_string())?;
             }
-            let path = objects.join(format!(".services-{number}.yaml"));
+            let path = objects.join(format!(".services-{number}.json"));
             File::create(&path)?.write_all(text.as_bytes())?;
-            partial.push((path, objects.join(format!("services-{number}.yaml"))));
+            partial.push((path, objects.join(format!("services-{number}.json"))));
         }
         for (from, to) in partial {
             fs::rename(from, to)?;
@@ -217,17 +218,22 @@ fn pods(addresses: &[IpAddr; 3]) -> String {
 }
 
 fn service(text: &mut String, services: Services, place: usize, address: &str) -> std::fmt::Result {
-    write!(
-        text,
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{place}, namespace: default}}\n\
-         spec: {{type: ClusterIP, clusterIP: {address}, clusterIPs: [{address}], \
-         ports: [{{port: {SERVICE_PORT}, targetPort: {SERVER_PORT}, protocol: TCP}}]}}\n\
-         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
-         metadata: {{name: s{place}-0, namespace: default, labels: {{kubernetes.io/service-name: s{place}}}}}\n\
-         ports: [{{port: {SERVER_PORT}, protocol: TCP}}]\nendpoints:\n"
-    )?;
-    for endpoint in services.endpoints(place) {
-        writeln!(text, "- {{addresses: [{endpoint}], conditions: {{ready: true}}}}")?;
-    }
-    Ok(())
+    let name = format!("s{place}");
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "type": "ClusterIP", "clusterIP": address, "clusterIPs": [address],
+            "ports": [{"port": SERVICE_PORT, "targetPort": SERVER_PORT, "protocol": "TCP"}],
+        },
+    });
+    let endpoint = |address: IpAddr| json!({"addresses": [address], "conditions": {"ready": true}});
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {
+            "name": format!("s{place}-0"), "namespace": "default", "labels": {"kubernetes.io/service-name": name},
+        },
+        "ports": [{"port": SERVER_PORT, "protocol": "TCP"}],
+        "endpoints": services.endpoints(place).into_iter().map(endpoint).collect::<Vec<_>>(),
+    });
+    write!(text, "---\n{service}\n---\n{slice}\n")
 }

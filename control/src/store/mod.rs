@@ -9,6 +9,7 @@ pub mod api_server;
 pub mod directory;
 mod document;
 mod fields;
+mod json;
 mod object;
 pub(crate) mod yaml;
 

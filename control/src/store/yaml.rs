@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::document::{Document, Located};
+use super::json;
 use super::object::{Object, Origin};
 use crate::problem::Problem;
 
@@ -24,23 +25,51 @@ pub(crate) struct FileContent {
     pub(crate) documents: usize,
 }
 
+impl FileContent {
+    /// Takes a document of `file`: an object, or a `List` of objects, as `kubectl get -o json` prints them.
+    fn take(&mut self, document: Located, file: &Arc<str>, first_line: u32) {
+        self.documents += 1;
+        match list_items(document) {
+            Ok(items) => items.into_iter().for_each(|item| {
+                let line = item.line;
+                self.take(item, file, line);
+            }),
+            Err(document) => {
+                let origin = Origin { file: Arc::clone(file), line: document.line.max(first_line) };
+                match Object::read(document, Some(origin)) {
+                    Ok(object) => self.objects.push(object),
+                    Err(error) => {
+                        let problem = Problem::new(error.message).at(error.path);
+                        self.problems.push(problem.in_file(file, error.line.or(Some(first_line))));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The items of a `List`, or the document that is none.
+fn list_items(mut document: Located) -> Result<Vec<Located>, Located> {
+    let says = |name, wanted| document.field(name).and_then(Located::text) == Some(wanted);
+    if !says("apiVersion", "v1") || !says("kind", "List") {
+        return Err(document);
+    }
+    if let Document::Fields(fields) = &mut document.value
+        && let Some((_, items)) = fields.iter_mut().find(|(name, _)| name == "items")
+        && let Document::List(items) = &mut items.value
+    {
+        return Ok(std::mem::take(items));
+    }
+    Err(document)
+}
+
 /// Reads the text of `file`.
 pub(crate) fn read_objects(file: &Arc<str>, text: &str) -> FileContent {
     let mut content = FileContent::default();
     for (first_line, document) in documents(text) {
         match parse(document, first_line) {
             Ok(located) if located.value == Document::Null => {}
-            Ok(located) => {
-                content.documents += 1;
-                let origin = Origin { file: Arc::clone(file), line: located.line.max(first_line) };
-                match Object::read(located, Some(origin)) {
-                    Ok(object) => content.objects.push(object),
-                    Err(error) => {
-                        let problem = Problem::new(error.message).at(error.path);
-                        content.problems.push(problem.in_file(file, error.line.or(Some(first_line))));
-                    }
-                }
-            }
+            Ok(located) => content.take(located, file, first_line),
             Err((line, message)) => {
                 content.documents += 1;
                 content.problems.push(Problem::new(message).in_file(file, Some(line)));
@@ -80,6 +109,11 @@ fn has_content(text: &str) -> bool {
 
 /// Parses one document that begins at `first_line` of its file; an error comes with its line in the file.
 fn parse(text: &str, first_line: u32) -> Result<Located, (u32, String)> {
+    json::read(text, first_line).map_or_else(|| parse_yaml(text, first_line), Ok)
+}
+
+/// The same by the YAML reader alone.
+pub(super) fn parse_yaml(text: &str, first_line: u32) -> Result<Located, (u32, String)> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: 200_000,
@@ -105,4 +139,24 @@ fn parse(text: &str, first_line: u32) -> Result<Located, (u32, String)> {
     })?;
     located.shift(first_line - 1);
     Ok(located)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_its_items_and_a_fault_in_one_spares_the_others() {
+        let text = "{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": [\n\
+            {\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"a\"}},\n\
+            {\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"B\"}},\n\
+            {\"apiVersion\": \"v1\", \"kind\": \"Namespace\", \"metadata\": {\"name\": \"c\"}}]}\n";
+        let content = read_objects(&Arc::from("list.json"), text);
+        let lines: Vec<_> =
+            content.objects.iter().map(|object| object.origin.as_ref().map(|origin| origin.line)).collect();
+        assert_eq!(lines, [Some(2), Some(4)]);
+        assert_eq!(content.problems.len(), 1, "{:?}", content.problems);
+        assert!(content.problems[0].to_string().starts_with("list.json:3: "), "{}", content.problems[0]);
+        assert_eq!(content.documents, 4, "a list is never a file of one object");
+    }
 }
