@@ -60,6 +60,9 @@ struct Ends {
 
 /// Lets the packet pass or drops it.
 pub(super) fn policy(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget) -> ControlFlow<Verdict> {
+    if is_open(walk.tables, Some(walk.arrival.port)) && is_open(walk.tables, port_of(target)) {
+        return ControlFlow::Continue(());
+    }
     let known = matches!(walk.tracking, Tracking::Known(..) | Tracking::Related(..));
     let question = Question::new(walk.tables, segment.index, &ends(walk, target));
     for (pod, direction) in question.asked().into_iter().flatten() {
@@ -74,6 +77,13 @@ pub(super) fn policy(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarge
         }
     }
     ControlFlow::Continue(())
+}
+
+/// Whether no policy judges what the member at this port sends or receives, as with most: nothing need be asked then.
+fn is_open(tables: &Snapshot, port: Option<PortIndex>) -> bool {
+    let Some(port) = port else { return true };
+    let is_pod = tables.ports.get(port).is_some_and(|port| matches!(port.role, PortRole::Pod(_)));
+    !is_pod || tables.policy.pods.get(port).is_open()
 }
 
 /// What the policies in `tables` would say of the next packet of a connection, in the words of a trail; nothing where

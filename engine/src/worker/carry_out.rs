@@ -43,7 +43,8 @@ impl Worker {
             Fate::Undecided => {}
             fate => return self.transmit.settle(&mut outlet!(self), packet, fate, &self.layouts[number]),
         }
-        let frame = self.read_whole(number, &packet);
+        self.read_whole(number, &packet);
+        let frame = self.readings[number];
         if let Some(reason) = frame.refused {
             return outlet!(self).drop(packet, reason);
         }
@@ -124,13 +125,11 @@ impl Worker {
         }
     }
 
-    /// All that can be read of the packet; of a plain one only so much was as the cache needs.
-    fn read_whole(&mut self, number: usize, packet: &Packet) -> FrameReading {
-        let frame = &mut self.readings[number];
-        if self.plains[number].is_some() {
-            self.ingress.read(frame, &self.tables, &self.memory, packet);
+    /// Reads all that can be read of the packet; of a plain one only so much was as the cache needs.
+    pub(super) fn read_whole(&mut self, number: usize, packet: &Packet) {
+        if self.plains[number].take().is_some() {
+            self.ingress.read(&mut self.readings[number], &self.tables, &self.memory, packet);
         }
-        *frame
     }
 
     fn remember(

@@ -16,6 +16,7 @@ macro_rules! outlet {
     };
 }
 
+mod anticipate;
 mod carry_out;
 mod commands;
 mod housekeeping;
@@ -229,6 +230,9 @@ impl Worker {
     /// Decides what the cache did not know, in order of arrival.
     fn decide_misses(&mut self) {
         let (mut misses, mut missed) = (std::mem::take(&mut self.misses), std::mem::take(&mut self.missed));
+        if misses.len() > 1 {
+            self.anticipate(&misses, &missed);
+        }
         for (number, packet) in missed.drain(..).zip(misses.drain(..)) {
             self.decide_packet(usize::from(number), packet);
         }

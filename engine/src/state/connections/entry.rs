@@ -141,6 +141,13 @@ impl<'a> Entry<'a> {
         prefetch(&self.0[LIFE]);
     }
 
+    /// Asks the processor for both lines.
+    #[inline]
+    pub(super) fn prefetch_whole(self) {
+        prefetch(&self.0[ORIGINAL]);
+        prefetch(&self.0[REPLY]);
+    }
+
     /// Replaces the time last seen, unless generation or time are no longer `expected`.
     pub(super) fn exchange_life(self, expected: (u32, u32), new: (u32, u32)) -> bool {
         let word = |(generation, seen_ms)| join(seen_ms, generation);

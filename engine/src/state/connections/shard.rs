@@ -9,20 +9,53 @@
 //! empty goes an established one: the longest silent of [`EVICTION_STEP`] from a hand on.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::entry::{Entry, NONE};
 use super::tuple::TUPLE_WORDS;
 use super::{Direction, Tuple};
 use crate::limits::EVICTION_STEP;
 
+/// First nodes of the chains of all shards: a shard's are written under its lock, and read by anybody as a hint of what
+/// memory a look will need.
+#[derive(Debug)]
+pub(super) struct ChainHeads {
+    heads: Box<[AtomicU32]>,
+    /// Heads of one shard, a power of two.
+    in_shard: usize,
+}
+
+impl ChainHeads {
+    /// Empty chains of `shards` shards with `entries` entries each.
+    pub(super) fn new(shards: usize, entries: u32) -> Self {
+        // Two places for each connection, since a translated one is found by two tuples that differ.
+        let in_shard = (2 * entries as usize).next_power_of_two();
+        Self { heads: (0..shards * in_shard).map(|_| AtomicU32::new(NONE)).collect(), in_shard }
+    }
+
+    /// The head of the chain that `hash` leads to.
+    #[inline]
+    pub(super) fn head(&self, shard: usize, hash: u64) -> &AtomicU32 {
+        // The low bits have chosen the shard.
+        &self.heads[shard * self.in_shard + ((hash >> 16) as usize & (self.in_shard - 1))]
+    }
+
+    /// The entry that a look for `hash` meets first.
+    #[inline]
+    pub(super) fn first(&self, shard: usize, hash: u64) -> Option<u32> {
+        let node = self.head(shard, hash).load(Ordering::Relaxed);
+        (node != NONE).then(|| parts(node).0)
+    }
+}
+
 /// What a shard's lock guards.
 #[derive(Debug)]
 pub(super) struct Shard {
     /// Entries of this shard.
     range: Range<u32>,
-    /// First nodes of the chains, a power of two of them.
-    buckets: Box<[u32]>,
+    number: usize,
+    heads: Arc<ChainHeads>,
     /// Numbers of free entries, linked through their list word; the rest was never used.
     free: u32,
     unused: u32,
@@ -47,19 +80,9 @@ fn are_same(one: &[u64; TUPLE_WORDS], other: &[u64; TUPLE_WORDS]) -> bool {
 }
 
 impl Shard {
-    /// An empty shard of the entries in `range`.
-    pub(super) fn new(range: Range<u32>) -> Self {
-        // Two places for each connection, since a translated one is found by two tuples that differ.
-        let buckets = (2 * range.len()).next_power_of_two();
-        Self {
-            buckets: vec![NONE; buckets].into_boxed_slice(),
-            free: NONE,
-            unused: range.start,
-            early: (NONE, NONE),
-            hand: range.start,
-            live: 0,
-            range,
-        }
+    /// Empty shard number `number`, of the entries in `range`.
+    pub(super) fn new(number: usize, range: Range<u32>, heads: Arc<ChainHeads>) -> Self {
+        Self { number, heads, free: NONE, unused: range.start, early: (NONE, NONE), hand: range.start, live: 0, range }
     }
 
     /// Connections whose entries are in this shard.
@@ -72,16 +95,24 @@ impl Shard {
         self.range.start..self.unused
     }
 
-    fn bucket(&self, hash: u64) -> usize {
-        // The low bits have chosen the shard.
-        (hash >> 16) as usize & (self.buckets.len() - 1)
+    fn head(&self, hash: u64) -> &AtomicU32 {
+        self.heads.head(self.number, hash)
+    }
+
+    /// The entry that the next connection will get, or whose connection will give way to it.
+    pub(super) fn next(&self) -> u32 {
+        match self.free {
+            NONE if self.unused < self.range.end => self.unused,
+            NONE => self.early.0,
+            free => free,
+        }
     }
 
     /// The connection that packets of this tuple belong to, and their direction.
     #[inline]
     pub(super) fn find(&self, words: &[AtomicU64], tuple: &Tuple, hash: u64) -> Option<(u32, Direction)> {
         let wanted = tuple.words();
-        let mut at = self.buckets[self.bucket(hash)];
+        let mut at = self.head(hash).load(Ordering::Relaxed);
         while at != NONE {
             let (index, as_direction) = parts(at);
             let entry = Entry::at(words, index);
@@ -98,21 +129,20 @@ impl Shard {
 
     /// Puts the connection's tuple of `direction` into its chain.
     pub(super) fn link(&mut self, words: &[AtomicU64], index: u32, direction: Direction, hash: u64) {
-        let bucket = self.bucket(hash);
-        Entry::at(words, index).set_behind_in_chain(direction, self.buckets[bucket]);
-        self.buckets[bucket] = node(index, direction);
+        let head = self.head(hash);
+        Entry::at(words, index).set_behind_in_chain(direction, head.load(Ordering::Relaxed));
+        head.store(node(index, direction), Ordering::Relaxed);
     }
 
     /// Takes the connection's tuple of `direction` out of its chain.
     pub(super) fn unlink(&mut self, words: &[AtomicU64], index: u32, direction: Direction, hash: u64) {
-        let bucket = self.bucket(hash);
+        let head = self.head(hash);
         let gone = node(index, direction);
         let behind = Entry::at(words, index).behind_in_chain(direction);
-        if self.buckets[bucket] == gone {
-            self.buckets[bucket] = behind;
-            return;
+        let mut at = head.load(Ordering::Relaxed);
+        if at == gone {
+            return head.store(behind, Ordering::Relaxed);
         }
-        let mut at = self.buckets[bucket];
         while at != NONE {
             let (index, direction) = parts(at);
             let entry = Entry::at(words, index);

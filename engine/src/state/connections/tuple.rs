@@ -94,10 +94,16 @@ impl Tuple {
     /// translation lie in one shard.
     #[must_use]
     pub fn hash(&self, key: &HashKey) -> u64 {
-        let ends = (self.source, self.ports[0]) <= (self.destination, self.ports[1]);
-        let ordered = if ends { *self } else { self.mirrored() };
-        let [a, b, c, d, e] = ordered.words();
-        key.hash(&HashedTuple([a, b, c, d, e, 0]))
+        let [source_low, source_high, destination_low, destination_high, facts] = self.words();
+        let source = (source_low.swap_bytes(), source_high.swap_bytes(), self.ports[0]);
+        let destination = (destination_low.swap_bytes(), destination_high.swap_bytes(), self.ports[1]);
+        let words = if source <= destination {
+            [source_low, source_high, destination_low, destination_high, facts, 0]
+        } else {
+            let ports = (facts & 0xffff) << 16 | facts >> 16 & 0xffff;
+            [destination_low, destination_high, source_low, source_high, facts >> 32 << 32 | ports, 0]
+        };
+        key.hash(&HashedTuple(words))
     }
 
     /// The tuple as an entry keeps it.
@@ -168,6 +174,9 @@ mod tests {
             assert_eq!(Tuple::from_words(tuple.words()), tuple);
             assert_eq!(tuple.mirrored().mirrored(), tuple);
             assert_eq!(tuple.hash(&key), tuple.mirrored().hash(&key));
+            let to_itself = Tuple { destination: tuple.source, ..tuple };
+            assert_eq!(to_itself.hash(&key), to_itself.mirrored().hash(&key));
+            assert_ne!(to_itself.hash(&key), tuple.hash(&key));
         }
         let other = Tuple { segment: SegmentIndex(1), ..tuple };
         assert_ne!(tuple.hash(&key), other.hash(&key));

@@ -56,6 +56,12 @@ pub struct PodPolicy {
 }
 
 impl PodPolicy {
+    /// Whether nothing judges the pod.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.ingress.is_open() && self.egress.is_open()
+    }
+
     /// One direction.
     #[must_use]
     pub fn direction(&self, direction: Direction) -> &DirectionPolicy {
