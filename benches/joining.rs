@@ -29,7 +29,7 @@ fn join(memory: &mut FrameMemory, joiner: &mut Joiner, bytes: &[u8], reverse: bo
         vector.reverse();
     }
     let start = Instant::now();
-    let joined = joiner.join(memory, black_box(&mut vector));
+    let joined = joiner.join(memory, black_box(&mut vector), true);
     let taken = start.elapsed();
     assert_eq!(joined.segments, if reverse { 0 } else { SEGMENTS });
     vector.drain(..).for_each(|packet| memory.release(packet));

@@ -66,6 +66,10 @@ pub const UDP_SOURCE_PORTS: usize = 16;
 /// and uplink that has such sockets.
 pub const UDP_MESSAGES: usize = 16;
 
+/// Frames taken from a packet socket, or given to it, with one call. While it lasts, so many head frames and big buffers
+/// are held.
+pub const PACKET_MESSAGES: usize = 16;
+
 /// Segments of a switch; 8 B each. The first is the pods'.
 pub const SEGMENTS: usize = 4_096;
 

@@ -1,7 +1,7 @@
-//! Joins consecutive TCP segments of one flow into a unit, for ports whose receiver takes units (GRO).
+//! Joins consecutive TCP segments or UDP datagrams of one flow into a unit, for ports whose receiver takes units (GRO).
 //!
-//! The rules are those of the kernel's GRO (Linux `net/ipv4/tcp_offload.c`, `net/core/gro.c`), stricter in two points.
-//! Two segments join if all of this holds: link headers, addresses, ports, acknowledgement, TOS, TTL, flow label,
+//! The rules are those of the kernel's GRO (Linux `net/ipv4/tcp_offload.c`, `udp_offload.c`, `net/core/gro.c`), for TCP
+//! stricter in two points. Two segments join if all of this holds: link headers, addresses, ports, acknowledgement, TOS, TTL, flow label,
 //! "don't fragment" and TCP options are equal; there are no IP options, extensions or fragments; both carry data and no
 //! flag but ACK, the later one also PSH and FIN; sequence numbers are contiguous; the later one is not longer; IPv4
 //! identifiers advance by one, or stand still with "don't fragment" set; both checksums were complete and are right.
@@ -12,8 +12,11 @@
 //! would be lost with the others, and its checksum with it. Nothing is copied: the frames of the later segments hang
 //! behind the first. The order within a flow stays; a segment that cannot join ends its flow's unit.
 //!
-//! UDP datagrams are not joined: a receiver without `UDP_GRO` would have to cut the unit again (most of them, DNS
-//! servers among them), and a unit whose datagrams' boundaries are lost on the way would corrupt what they carry.
+//! Two UDP datagrams join if the same holds of their link and IP headers, both have a checksum and data, and the later one
+//! is not longer; a shorter one ends the unit, which tells the boundaries by the length of the first. A checksum that the
+//! sender has left open (a pod of this node) stays open. The receiving kernel hands a unit whole to sockets with
+//! `UDP_GRO` and cuts it for all others (`udp_queue_rcv_skb`), so nobody sees another datagram than was sent; for both it
+//! is cheaper than a write for each. Only ports that take such units (`udp_segmentation`, Linux 6.2) get them.
 //!
 //! Bounds: [`limits::OPEN_JOINS`] units open at once, each of [`limits::CHAIN_SEGMENTS`] parts and 65,535 IP bytes. A
 //! call never holds a packet back: what it was given it returns. Cost: one pass over the payload, to verify it;
@@ -21,22 +24,17 @@
 
 use std::ops::Range;
 
-use super::field::{self, read16, read32, write16};
+use super::field::{self, write16};
+use super::joinable::{ENDING_FLAGS, Found, Segment, any_may_join};
 use crate::limits;
-use crate::packet::checksum::{self, Accumulator};
+use crate::packet::checksum;
 use crate::packet::copy_and_checksum::Kernel;
-use crate::packet::parse::{ethertype, protocol};
 use crate::packet::{Checksum, FrameMemory, Gso, GsoKind, Packet};
 
 /// Longest IP packet a unit may become.
 const UNIT_BYTES: usize = 65_535;
 /// Packets a call looks at; a longer list passes unjoined.
 const LIST_PACKETS: usize = limits::TRANSMIT_QUEUE_PACKETS + limits::VECTOR_PACKETS;
-/// Flags that a segment of a unit may have.
-const JOINABLE_FLAGS: u8 = field::ACK | ENDING_FLAGS;
-/// Flags that end a unit.
-const ENDING_FLAGS: u8 = field::PSH | field::FIN;
-
 /// What one call did: for the counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Joined {
@@ -70,14 +68,14 @@ impl Joiner {
     }
 
     /// Joins what can be joined among `packets`, which are about to go to one port, in this order. Units take the place
-    /// of their first segment; all others keep their order.
-    pub fn join(&mut self, memory: &mut FrameMemory, packets: &mut Vec<Packet>) -> Joined {
+    /// of their first segment; all others keep their order. `datagrams`: whether the port takes units of UDP datagrams.
+    pub fn join(&mut self, memory: &mut FrameMemory, packets: &mut Vec<Packet>, datagrams: bool) -> Joined {
         let mut joined = Joined::default();
-        if packets.len() > LIST_PACKETS || !any_may_join(memory, packets) {
+        if packets.len() > LIST_PACKETS || !any_may_join(memory, packets, datagrams) {
             return joined;
         }
         for packet in packets.drain(..) {
-            self.take(memory, packet, &mut joined);
+            self.take(memory, packet, datagrams, &mut joined);
         }
         for unit in self.open.drain(..) {
             unit.close(memory, &mut self.out, &mut joined);
@@ -86,10 +84,10 @@ impl Joiner {
         joined
     }
 
-    fn take(&mut self, memory: &mut FrameMemory, packet: Packet, joined: &mut Joined) {
-        let segment = match Segment::read(memory.head(&packet), &packet) {
+    fn take(&mut self, memory: &mut FrameMemory, packet: Packet, datagrams: bool, joined: &mut Joined) {
+        let segment = match Segment::read(memory.head(&packet), &packet, datagrams) {
             Found::Segment(segment) => segment,
-            Found::NotTcp => return self.out.push(packet),
+            Found::Other => return self.out.push(packet),
             Found::Unreadable => {
                 // It may belong to any flow, so nothing behind it may join what stands before it.
                 self.open.drain(..).for_each(|unit| unit.close(memory, &mut self.out, joined));
@@ -124,7 +122,7 @@ impl Joiner {
         let head = memory.head(packet);
         self.open.iter().position(|unit| {
             unit.first.flow_hash == segment.flow_hash
-                && unit.first.is_ipv6 == segment.is_ipv6
+                && (unit.first.is_ipv6, unit.first.is_udp) == (segment.is_ipv6, segment.is_udp)
                 && self
                     .out
                     .get(unit.position)
@@ -135,175 +133,6 @@ impl Joiner {
     fn close(&mut self, memory: &FrameMemory, position: usize, joined: &mut Joined) {
         self.open.remove(position).close(memory, &mut self.out, joined);
     }
-}
-
-/// What a packet is to the joiner.
-enum Found {
-    /// A TCP segment whose flow is known, joinable or not.
-    Segment(Segment),
-    /// No TCP: no flow of ours.
-    NotTcp,
-    /// TCP perhaps, but its flow cannot be told: a fragment, options, extensions, cut short.
-    Unreadable,
-}
-
-/// What a TCP segment's headers say.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    is_ipv6: bool,
-    network: usize,
-    transport: usize,
-    payload: usize,
-    /// Bytes of payload.
-    length: usize,
-    sequence: u32,
-    /// Zero for IPv6.
-    identification: u16,
-    flags: u8,
-    flow_hash: u32,
-    /// Whether headers and metadata allow a join; the checksum was not looked at.
-    may_join: bool,
-}
-
-impl Segment {
-    fn read(head: &[u8], packet: &Packet) -> Found {
-        let Some((kind, network)) = network_header(head) else { return Found::NotTcp };
-        let is_ipv6 = match kind {
-            ethertype::IPV4 => false,
-            ethertype::IPV6 => true,
-            _ => return Found::NotTcp,
-        };
-        let read = if is_ipv6 { Self::read_ipv6(head, network) } else { Self::read_ipv4(head, network) };
-        match read {
-            Some(Ip::Tcp { length }) => Self::read_tcp(head, packet, is_ipv6, network, length),
-            Some(Ip::Other) => Found::NotTcp,
-            None => Found::Unreadable,
-        }
-    }
-
-    /// `None` if fragmented, with options, or cut short.
-    fn read_ipv4(head: &[u8], network: usize) -> Option<Ip> {
-        let header = head.get(network..network + field::IPV4_BYTES)?;
-        if header[field::IPV4_PROTOCOL] != protocol::TCP {
-            return Some(Ip::Other);
-        }
-        let unfragmented = read16(header, field::IPV4_FRAGMENT) & !(u16::from(field::DONT_FRAGMENT) << 8) == 0;
-        let sound = header[0] == 0x45 && unfragmented && checksum::sum(header) == 0xffff;
-        sound.then(|| Ip::Tcp { length: usize::from(read16(header, field::IPV4_LENGTH)) })
-    }
-
-    /// `None` if there are extension headers or it is cut short.
-    fn read_ipv6(head: &[u8], network: usize) -> Option<Ip> {
-        let header = head.get(network..network + field::IPV6_BYTES)?;
-        match header[field::IPV6_NEXT_HEADER] {
-            protocol::TCP if header[0] >> 4 == 6 => {
-                Some(Ip::Tcp { length: usize::from(read16(header, field::IPV6_LENGTH)) + field::IPV6_BYTES })
-            }
-            protocol::UDP | protocol::ICMPV6 | protocol::SCTP => Some(Ip::Other),
-            _ => None,
-        }
-    }
-
-    /// `length` is what the IP header says, itself included.
-    fn read_tcp(head: &[u8], packet: &Packet, is_ipv6: bool, network: usize, length: usize) -> Found {
-        let transport = network + if is_ipv6 { field::IPV6_BYTES } else { field::IPV4_BYTES };
-        let Some(header) = head.get(transport..transport + field::TCP_BYTES) else { return Found::Unreadable };
-        let header_bytes = usize::from(header[field::TCP_DATA_OFFSET] >> 4) * 4;
-        let payload = transport + header_bytes;
-        let flags = header[field::TCP_FLAGS];
-        let mut segment = Segment {
-            is_ipv6,
-            network,
-            transport,
-            payload,
-            length: packet.length().saturating_sub(payload),
-            sequence: read32(header, field::TCP_SEQUENCE),
-            identification: if is_ipv6 { 0 } else { read16(head, network + field::IPV4_IDENTIFICATION) },
-            flags,
-            flow_hash: 0,
-            may_join: false,
-        };
-        segment.flow_hash = head.get(segment.flow()).map_or(0, hash);
-        segment.may_join = network + length == packet.length()
-            && header_bytes >= field::TCP_BYTES
-            && header[field::TCP_DATA_OFFSET] & 15 == 0
-            && payload <= packet.head_length()
-            && segment.length > 0
-            && flags & field::ACK != 0
-            && flags & !JOINABLE_FLAGS == 0
-            && packet.gso().is_none()
-            && packet.checksum() == Checksum::Complete;
-        Found::Segment(segment)
-    }
-
-    /// Addresses and ports: contiguous, since there are no options.
-    #[inline]
-    fn flow(&self) -> Range<usize> {
-        let addresses = if self.is_ipv6 { field::IPV6_ADDRESSES } else { field::IPV4_ADDRESSES };
-        self.network + addresses..self.transport + 4
-    }
-
-    /// Sum of the pseudo header with a layer-4 length of `length`.
-    fn pseudo(&self, head: &[u8], length: usize) -> u32 {
-        let flow = self.flow();
-        let addresses = head.get(flow.start..flow.end - 4).unwrap_or_default();
-        checksum::sum(addresses) + u32::from(protocol::TCP) + length as u32
-    }
-
-    fn verifies(&self, kernel: Kernel, memory: &FrameMemory, packet: &Packet) -> bool {
-        let head = memory.head(packet);
-        let mut total = Accumulator::new(self.pseudo(head, self.payload - self.transport + self.length));
-        let covered = head.get(self.transport..).unwrap_or_default();
-        total.add(kernel.sum(covered), covered.len());
-        for part in memory.parts(packet).skip(1) {
-            total.add(kernel.sum(part), part.len());
-        }
-        total.sum() == 0xffff
-    }
-}
-
-/// Whether two of the packets at least may be TCP segments: most lists towards most pods can be left as they are.
-fn any_may_join(memory: &FrameMemory, packets: &[Packet]) -> bool {
-    packets.iter().filter(|packet| may_be_tcp(memory.head(packet))).nth(1).is_some()
-}
-
-/// "Yes" also for tagged frames.
-#[inline]
-fn may_be_tcp(head: &[u8]) -> bool {
-    let Some(front) = head.first_chunk::<24>() else { return false };
-    match u16::from_be_bytes([front[12], front[13]]) {
-        ethertype::IPV4 => front[23] == protocol::TCP,
-        ethertype::IPV6 => front[20] == protocol::TCP,
-        ethertype::VLAN | ethertype::QINQ => true,
-        _ => false,
-    }
-}
-
-enum Ip {
-    Tcp { length: usize },
-    Other,
-}
-
-/// EtherType and first byte of what lies behind the Ethernet header and up to two tags.
-#[inline]
-fn network_header(head: &[u8]) -> Option<(u16, usize)> {
-    let mut at = 12;
-    for _ in 0..3 {
-        let kind = u16::from_be_bytes(*head.get(at..)?.first_chunk()?);
-        at += 2;
-        if kind != ethertype::VLAN && kind != ethertype::QINQ {
-            return Some((kind, at));
-        }
-        at += 2;
-    }
-    None
-}
-
-/// Tells flows apart quickly; equality is decided by the bytes themselves.
-#[inline]
-fn hash(flow: &[u8]) -> u32 {
-    let (words, _) = flow.as_chunks::<4>();
-    words.iter().fold(0, |hash: u32, word| (hash.rotate_left(5) ^ u32::from_ne_bytes(*word)).wrapping_mul(0x9e37_79b9))
 }
 
 /// How the IPv4 identifiers of a unit run.
@@ -336,7 +165,7 @@ impl Unit {
             first,
             segments: 1,
             parts: parts(memory, packet),
-            next_sequence: first.sequence.wrapping_add(first.length as u32),
+            next_sequence: first.next_sequence(),
             last_identification: first.identification,
             identifiers: if first.is_ipv6 { Identifiers::StandStill } else { Identifiers::Unknown },
             ending_flags: 0,
@@ -385,7 +214,7 @@ impl Unit {
         }
         self.segments += 1;
         self.parts += parts(memory, &packet);
-        self.next_sequence = self.next_sequence.wrapping_add(segment.length as u32);
+        self.next_sequence = segment.next_sequence();
         self.last_identification = segment.identification;
         self.ending_flags |= segment.flags & ENDING_FLAGS;
         self.ended = segment.length < self.first.length || segment.flags & ENDING_FLAGS != 0;
@@ -400,19 +229,25 @@ impl Unit {
         let length = packet.length();
         self.write_headers(memory.head_mut(packet), length);
         let start = (packet.start() + self.first.transport) as u16;
-        packet.set_checksum(Checksum::Partial { start, offset: field::TCP_CHECKSUM as u16 });
-        let kind = if self.first.is_ipv6 { GsoKind::TcpIpv6 } else { GsoKind::TcpIpv4 };
+        packet.set_checksum(Checksum::Partial { start, offset: self.first.checksum_offset() as u16 });
+        let kind = match (self.first.is_udp, self.first.is_ipv6) {
+            (true, _) => GsoKind::Udp,
+            (false, true) => GsoKind::TcpIpv6,
+            (false, false) => GsoKind::TcpIpv4,
+        };
         packet.set_gso(Some(Gso { kind, size: self.first.length as u16, ecn: false }));
     }
 
     fn write_headers(&self, head: &mut [u8], length: usize) {
         let Segment { network, transport, is_ipv6, .. } = self.first;
         let pseudo = self.first.pseudo(head, length - transport);
-        let Some((before, tcp)) = head.split_at_mut_checked(transport) else { return };
-        if let Some(flags) = tcp.get_mut(field::TCP_FLAGS) {
+        let Some((before, header)) = head.split_at_mut_checked(transport) else { return };
+        if self.first.is_udp {
+            write16(header, field::UDP_LENGTH, (length - transport) as u16);
+        } else if let Some(flags) = header.get_mut(field::TCP_FLAGS) {
             *flags |= self.ending_flags;
         }
-        write16(tcp, field::TCP_CHECKSUM, checksum::fold(u64::from(pseudo)));
+        write16(header, self.first.checksum_offset(), checksum::fold(u64::from(pseudo)));
         let Some(ip) = before.get_mut(network..) else { return };
         if is_ipv6 {
             return write16(ip, field::IPV6_LENGTH, (length - transport) as u16);
@@ -445,10 +280,12 @@ fn same_headers(unit: &[u8], other: &[u8], segment: &Segment) -> bool {
             && same(network + field::IPV4_FRAGMENT..network + field::IPV4_CHECKSUM)
     };
     // Acknowledgement and data offset; window; options.
-    let same_tcp = same(transport + field::TCP_ACKNOWLEDGEMENT..transport + field::TCP_FLAGS)
-        && same(transport + field::TCP_WINDOW..transport + field::TCP_CHECKSUM)
-        && same(transport + field::TCP_BYTES..payload);
-    same(0..network) && same_ip && same_tcp
+    let same_tcp = || {
+        same(transport + field::TCP_ACKNOWLEDGEMENT..transport + field::TCP_FLAGS)
+            && same(transport + field::TCP_WINDOW..transport + field::TCP_CHECKSUM)
+            && same(transport + field::TCP_BYTES..payload)
+    };
+    same(0..network) && same_ip && (segment.is_udp || same_tcp())
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ fn packets(memory: &mut FrameMemory, frames: &[Vec<u8>]) -> Vec<Packet> {
 }
 
 fn join(memory: &mut FrameMemory, list: &mut Vec<Packet>) -> Joined {
-    Joiner::new(Kernel::detect()).join(memory, list)
+    Joiner::new(Kernel::detect()).join(memory, list, true)
 }
 
 fn release(memory: &mut FrameMemory, list: Vec<Packet>) {
@@ -47,12 +47,16 @@ fn release(memory: &mut FrameMemory, list: Vec<Packet>) {
     assert_all_free(memory);
 }
 
-/// Layout of a frame of TCP, found from its bytes by the longer way: by etherparse.
+/// Layout of a frame of TCP or UDP, found from its bytes by the longer way: by etherparse.
 fn layout(bytes: &[u8]) -> super::super::segmentation::Layout {
     let sliced = etherparse::SlicedPacket::from_ethernet(bytes).expect("frame");
-    let Some(etherparse::TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
-    let payload_offset = (bytes.len() - tcp.payload().len()) as u16;
-    let transport_offset = payload_offset - tcp.header_len() as u16;
+    let (payload, header) = match &sliced.transport {
+        Some(etherparse::TransportSlice::Tcp(tcp)) => (tcp.payload().len(), tcp.header_len()),
+        Some(etherparse::TransportSlice::Udp(udp)) => (udp.payload().len(), 8),
+        _ => panic!("neither TCP nor UDP"),
+    };
+    let payload_offset = (bytes.len() - payload) as u16;
+    let transport_offset = payload_offset - header as u16;
     let ip = match sliced.net.expect("network") {
         etherparse::NetSlice::Ipv4(_) => 20,
         etherparse::NetSlice::Ipv6(_) => 40,
@@ -78,7 +82,8 @@ fn expand(memory: &mut FrameMemory, list: Vec<Packet>) -> Vec<Vec<u8>> {
         }
         let layout = layout(&bytes);
         let start = packet.start() as u16 + layout.transport_offset;
-        assert_eq!(packet.checksum(), Checksum::Partial { start, offset: 16 });
+        let is_udp = packet.gso().is_some_and(|gso| gso.kind == GsoKind::Udp);
+        assert_eq!(packet.checksum(), Checksum::Partial { start, offset: if is_udp { 6 } else { 16 } });
         let mut cut = Segmenter::segment_list();
         Segmenter::new(Kernel::SCALAR).cut(memory, packet, &layout, 2000, &mut cut).expect("cut");
         assert!(cut.len() > 1);
@@ -185,7 +190,7 @@ proptest! {
         let mut memory = memory();
         for kernel in Kernel::available() {
             let mut list = packets(&mut memory, &sent);
-            let joined = Joiner::new(kernel).join(&mut memory, &mut list);
+            let joined = Joiner::new(kernel).join(&mut memory, &mut list, true);
             prop_assert_eq!(list.len() + joined.merged_frames(), sent.len());
             prop_assert_eq!(list.iter().filter(|packet| packet.gso().is_some()).count(), joined.units);
             let received = expand(&mut memory, list);
@@ -238,7 +243,7 @@ proptest! {
 
     #[test]
     fn bent_headers_never_panic_and_never_join_wrongly(
-        flow in 0u16..3,
+        flow in 0u16..4,
         bends in prop::collection::vec((0usize..5, 12usize..70, any::<u8>()), 1..4),
     ) {
         let mut sent = train(shape_of(flow), flow, 5, 60);
@@ -255,6 +260,67 @@ proptest! {
         prop_assert_eq!(received, sent);
         assert_all_free(&memory);
     }
+}
+
+/// Datagrams of one flow with these lengths of payload.
+fn datagrams(ipv6: bool, lengths: &[usize]) -> Vec<Vec<u8>> {
+    let shape = Shape { ipv6, udp: true, ..Shape::TCP_IPV4 };
+    let datagram = |(number, length): (usize, &usize)| {
+        let payload = (0..*length).map(|byte| (byte * 31 + number * 7) as u8).collect();
+        frames::frame(shape, &written(1, 0, number as u16, 0, payload))
+    };
+    lengths.iter().enumerate().map(datagram).collect()
+}
+
+#[test]
+fn datagrams_join_until_a_shorter_one_and_never_behind_it() {
+    for ipv6 in [false, true] {
+        // A longer one begins anew; an empty one is never part of a unit.
+        let sent = datagrams(ipv6, &[100, 100, 100, 40, 100, 100, 200, 200, 0, 200, 30, 30, 30]);
+        let mut memory = memory();
+        let mut list = packets(&mut memory, &sent);
+        assert_eq!(join(&mut memory, &mut list), Joined { units: 5, segments: 12 });
+        let lengths: Vec<_> = list.iter().map(|packet| packet.gso().map(|gso| (gso.kind, gso.size))).collect();
+        let unit = |size| Some((GsoKind::Udp, size));
+        assert_eq!(lengths, [unit(100), unit(100), unit(200), None, unit(200), unit(30)]);
+        assert_eq!(expand(&mut memory, list), sent);
+        assert_all_free(&memory);
+    }
+}
+
+#[test]
+fn a_port_that_takes_no_units_of_datagrams_gets_none() {
+    let sent = datagrams(false, &[100; 4]);
+    let mut memory = memory();
+    let mut list = packets(&mut memory, &sent);
+    assert_eq!(Joiner::new(Kernel::detect()).join(&mut memory, &mut list, false), Joined::default());
+    release(&mut memory, list);
+}
+
+#[test]
+fn datagrams_without_a_checksum_or_with_a_wrong_one_stay_alone() {
+    for field in [[0, 0], [0x12, 0x34]] {
+        let mut sent = datagrams(false, &[100; 5]);
+        sent[2][40..42].copy_from_slice(&field);
+        let mut memory = memory();
+        let mut list = packets(&mut memory, &sent);
+        assert_eq!(join(&mut memory, &mut list), Joined { units: 2, segments: 4 });
+        assert_eq!(list[1].gso(), None);
+        assert_eq!(expand(&mut memory, list), sent);
+    }
+}
+
+#[test]
+fn datagrams_whose_checksum_is_left_open_join_unread() {
+    let sent = datagrams(false, &[100, 100, 60]);
+    let mut memory = memory();
+    let mut list = packets(&mut memory, &sent);
+    for packet in &mut list {
+        memory.head_mut(packet)[40..42].copy_from_slice(&[0xab, 0xcd]);
+        packet.set_checksum(Checksum::Partial { start: packet.start() as u16 + 34, offset: 6 });
+    }
+    assert_eq!(join(&mut memory, &mut list), Joined { units: 1, segments: 3 });
+    assert_eq!(expand(&mut memory, list), sent, "whoever cuts it writes them");
 }
 
 /// Writes IPv4 and TCP checksums anew, so that what was changed before is the only fault.

@@ -11,6 +11,7 @@ mod fate;
 pub(crate) mod field;
 #[cfg(test)]
 mod frames;
+mod joinable;
 pub mod joining;
 mod lane;
 mod mirror;
@@ -185,7 +186,7 @@ impl Transmit {
     fn flush_port(&mut self, outlet: &mut Outlet<'_>, port: PortIndex) -> bool {
         let Some((queue, pending, capabilities)) = outlet.ports.output(port) else { return false };
         if capabilities.joins && pending.len() > 1 {
-            let joined = self.joiner.join(outlet.memory, pending);
+            let joined = self.joiner.join(outlet.memory, pending, capabilities.udp_segmentation);
             outlet.counters.event(Event::SegmentsJoined).add(joined.segments as u64);
             outlet.counters.event(Event::FramesMerged).add(joined.merged_frames() as u64);
         }

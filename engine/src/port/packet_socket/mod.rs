@@ -3,35 +3,37 @@
 //! The kernel goes on to use the interface; this port gets a copy of what comes in by it, of all stations or of some
 //! ([`Accept`]), and sends beside the kernel. What the kernel itself sends out of the interface does not come in here.
 //! It works with any driver, and on bonds and VLAN subinterfaces. GSO units and partial checksums stay as they are, in
-//! both directions, so a unit crosses with one call.
+//! both directions, so a unit crosses as one message.
 //!
 //! The kernel takes a frame's outermost tag off and tells it beside the frame; it is put back here, so that a tag is
 //! seen as on the wire. One socket an interface, which one worker owns; an uplink has one for each worker
-//! ([`PacketSocket::open_group`]), among which the kernel divides flows whatever queues the interface has. One system call a packet. A frame for another
+//! ([`PacketSocket::open_group`]), among which the kernel divides flows whatever queues the interface has. One system call for up to [`limits::PACKET_MESSAGES`] packets. A frame for another
 //! station than the host costs the kernel its receive path and is then forgotten there. Beyond the MTU the kernel lets a
 //! customer tag through and no service tag (`packet_extra_vlan_len_allowed`): such a frame is refused and counted.
 //!
 //! Sources: packet(7), Linux net/packet/af_packet.c, include/uapi/linux/if_packet.h, include/uapi/linux/virtio_net.h.
 
 mod filter;
+mod receiving;
+mod sending;
 mod sys;
 
 use std::cell::Cell;
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::socket::set_buffers;
-use super::tap::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::counters::WorkerCounters;
 use crate::drop_reason::DropReason;
 use crate::limits;
 use crate::packet::wire::vlan::TAG_BYTES;
-use crate::packet::{Frame, FrameMemory, Mac, Packet, PortIndex};
-use sys::Tag;
+use crate::packet::{FrameMemory, Mac, Packet, PortIndex};
+use receiving::Intake;
+use sending::Sent;
 
 /// First byte of a received packet in its head frame: room for a tag that is put back lies before it.
 const START: usize = limits::XDP_HEADROOM_BYTES;
@@ -42,8 +44,6 @@ const ETHERNET_BYTES: usize = 14;
 const MACS_BYTES: usize = 12;
 /// Bytes of the header on a packet socket: `struct virtio_net_hdr`, the longer one without its last field.
 const HEADER_BYTES: usize = 10;
-/// Parts of one gathered write: header, head, and a chain with some room above its limit.
-const PARTS: usize = limits::CHAIN_SEGMENTS + 8;
 
 /// Which frames of the interface come in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +167,7 @@ impl PacketSocket {
     /// The queue for the worker that owns the port.
     #[must_use]
     pub fn queue(&self, port: PortIndex) -> PacketQueue {
-        PacketQueue { port, socket: self.clone(), malformed: 0, lost: Cell::new(0) }
+        PacketQueue { port, socket: self.clone(), intake: Intake::new(), lost: Cell::new(0) }
     }
 }
 
@@ -187,146 +187,36 @@ impl AsFd for PacketSocket {
 pub struct PacketQueue {
     port: PortIndex,
     socket: PacketSocket,
-    malformed: u64,
+    intake: Intake,
     /// What the kernel said it lost; it forgets when it is asked.
     lost: Cell<u64>,
 }
 
-/// How one write ended.
-enum Sent {
-    Yes,
-    Refused,
-    NoRoom,
-}
-
-impl PacketQueue {
-    /// Reads one frame into `head` and `big`: its length, header and tag. The length is zero for one that was no packet.
-    fn read(
-        &mut self,
-        memory: &FrameMemory,
-        head: &mut Frame,
-        big: &mut Frame,
-    ) -> Option<(usize, VnetHeader, Option<Tag>)> {
-        let mut header = [0u8; VNET_HEADER_BYTES];
-        let head_bytes = &mut memory.bytes_mut(head)[START..];
-        let mut parts = [
-            IoSliceMut::new(&mut header[..HEADER_BYTES]),
-            IoSliceMut::new(head_bytes),
-            IoSliceMut::new(memory.bytes_mut(big)),
-        ];
-        let (count, tag) = loop {
-            match sys::receive(&self.socket.socket, &mut parts) {
-                Ok(received) => break received,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return None, // nothing there, or the interface went down, which is told once
-            }
-        };
-        let length = count.saturating_sub(HEADER_BYTES);
-        let parsed = VnetHeader::parse(&header, length.min(HEAD_BYTES), length).ok();
-        match parsed.filter(|_| length >= ETHERNET_BYTES) {
-            Some(header) => Some((length, header, tag)),
-            None => {
-                self.malformed += 1;
-                Some((0, VnetHeader::default(), None))
-            }
-        }
-    }
-
-    fn write(&self, memory: &FrameMemory, packet: &Packet) -> Sent {
-        let Some(header) = VnetHeader::of(packet, memory.head(packet)).map(VnetHeader::bytes) else {
-            return Sent::Refused;
-        };
-        let mut parts = [IoSlice::new(&[]); PARTS];
-        let mut count = 1;
-        parts[0] = IoSlice::new(&header[..HEADER_BYTES]);
-        for part in memory.parts(packet) {
-            let Some(slot) = parts.get_mut(count) else { return Sent::Refused };
-            *slot = IoSlice::new(part);
-            count += 1;
-        }
-        loop {
-            match rustix::io::writev(&self.socket.socket, &parts[..count]).map_err(io::Error::from) {
-                Ok(_) => return Sent::Yes,
-                Err(error) => match error.kind() {
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock => return Sent::NoRoom,
-                    // ENOBUFS: the interface's queue is full and has dropped it; ENETDOWN, EMSGSIZE, EINVAL.
-                    _ => return Sent::Refused,
-                },
-            }
-        }
-    }
-}
-
-/// Puts a tag back where it was on the wire. The head frame has room for it before [`START`].
-fn put_back(bytes: &mut [u8], tag: Tag) {
-    let at = START - TAG_BYTES;
-    bytes.copy_within(START..START + MACS_BYTES, at);
-    bytes[at + MACS_BYTES..at + MACS_BYTES + 2].copy_from_slice(&tag.protocol.to_be_bytes());
-    bytes[at + MACS_BYTES + 2..at + MACS_BYTES + 4].copy_from_slice(&tag.control.to_be_bytes());
-}
-
 impl PortQueue for PacketQueue {
     fn receive(&mut self, memory: &mut FrameMemory, vector: &mut Vec<Packet>) -> usize {
-        let (before, mut bytes, mut malformed) = (vector.len(), 0, 0);
-        let (mut spare_head, mut spare_big) = (None, None);
-        while vector.len() < limits::VECTOR_PACKETS
-            && bytes < limits::VECTOR_BYTES
-            && malformed < limits::VECTOR_PACKETS
-        {
-            let Some(mut head) = spare_head.take().or_else(|| memory.allocate_head()) else { break };
-            let Some(mut big) = spare_big.take().or_else(|| memory.allocate_big()) else {
-                spare_head = Some(head);
-                break;
-            };
-            let outcome = self.read(memory, &mut head, &mut big);
-            let Some((length, mut header, tag)) = outcome.filter(|(length, ..)| *length > 0) else {
-                (spare_head, spare_big) = (Some(head), Some(big));
-                if outcome.is_none() {
-                    break;
-                }
-                malformed += 1;
-                continue;
-            };
-            let mut start = START;
-            if let Some(tag) = tag {
-                put_back(memory.bytes_mut(&mut head), tag);
-                start -= TAG_BYTES;
-                header = header.moved(TAG_BYTES as u16);
-            }
-            let mut packet = Packet::new(head, start, length.min(HEAD_BYTES) + START - start);
-            if length > HEAD_BYTES {
-                memory.append(&mut packet, big, 0, length - HEAD_BYTES);
-            } else {
-                spare_big = Some(big);
-            }
-            packet.ingress = self.port;
-            header.apply(&mut packet);
-            bytes += length;
-            vector.push(packet);
-        }
-        for spare in [spare_head, spare_big].into_iter().flatten() {
-            memory.release_frame(spare);
-        }
+        let before = vector.len();
+        self.intake.receive(&self.socket.socket, self.port, memory, vector);
         vector.len() - before
     }
 
     fn transmit(&mut self, memory: &mut FrameMemory, packets: &mut Vec<Packet>, counters: &WorkerCounters) {
         let port = counters.port(self.port.0 as usize);
         let mut taken = 0;
-        for packet in packets.iter() {
-            match self.write(memory, packet) {
-                Sent::Yes => {
-                    port.sent_frames.add(1);
-                    port.sent_bytes.add(packet.length() as u64);
+        while let Some(waiting) = packets.get(taken..).filter(|waiting| !waiting.is_empty()) {
+            match sending::send(&self.socket.socket, memory, waiting) {
+                Sent::Taken(count) => {
+                    let bytes: usize = waiting.iter().take(count).map(Packet::length).sum();
+                    port.sent_frames.add(count as u64);
+                    port.sent_bytes.add(bytes as u64);
+                    taken += count;
                 }
                 Sent::Refused => {
                     counters.drops(DropReason::PortRefused).add(1);
                     port.dropped_frames.add(1);
+                    taken += 1;
                 }
                 Sent::NoRoom => break,
             }
-            taken += 1;
         }
         for packet in packets.drain(..taken) {
             memory.release(packet);
@@ -373,7 +263,7 @@ impl PortQueue for PacketQueue {
 
     fn kernel_drops(&self) -> u64 {
         self.lost.set(self.lost.get() + sys::take_lost(&self.socket.socket).unwrap_or(0));
-        self.lost.get() + self.malformed
+        self.lost.get() + self.intake.malformed()
     }
 
     fn close(&mut self, _memory: &mut FrameMemory) {}

@@ -1,7 +1,7 @@
 //! The kernel calls of a packet socket that std and rustix have not: thin, one call each.
 #![allow(unsafe_code)]
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -22,7 +22,11 @@ const VLAN_PROTOCOL_VALID: u32 = 1 << 6;
 /// Room for the one control message: a header of 16 bytes and `struct tpacket_auxdata`, 20 bytes.
 const CONTROL_BYTES: usize = 40;
 
+/// Most messages of one call.
+pub(super) const MESSAGES: usize = crate::limits::PACKET_MESSAGES;
+
 /// Control messages, aligned as the kernel writes them.
+#[derive(Clone, Copy)]
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_BYTES]);
 
@@ -99,18 +103,59 @@ pub(super) fn set_filter(socket: &OwnedFd, program: &[Instruction]) -> io::Resul
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Receives one frame into `parts`: its bytes, and the tag that was taken off it.
-pub(super) fn receive(socket: &OwnedFd, parts: &mut [IoSliceMut<'_>]) -> io::Result<(usize, Option<Tag>)> {
-    let mut control = Control([0; CONTROL_BYTES]);
-    // SAFETY: a header of zeros is a valid one: no name, no parts, no control messages.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    // IoSliceMut has the layout of iovec, by its documentation.
-    (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr().cast(), parts.len());
-    (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES);
-    // SAFETY: the header, the parts and the room for control messages live until the call returns, lengths given.
-    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };
-    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-    Ok((length, tag(control.0.get(..header.msg_controllen).unwrap_or_default())))
+/// A message that came.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Message {
+    /// Its bytes, those of the header before the frame among them.
+    pub(super) length: usize,
+    /// The tag that was taken off the frame.
+    pub(super) tag: Option<Tag>,
+}
+
+impl Message {
+    pub(super) const NONE: Message = Message { length: 0, tag: None };
+}
+
+/// Receives messages, each into its parts; how many there were.
+pub(super) fn receive(
+    socket: &OwnedFd,
+    parts: &mut [[IoSliceMut<'_>; 3]],
+    messages: &mut [Message; MESSAGES],
+) -> io::Result<usize> {
+    let mut controls = [Control([0; CONTROL_BYTES]); MESSAGES];
+    // SAFETY: headers of zeros are valid ones: no name, no parts, no control messages.
+    let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
+    let count = parts.len().min(MESSAGES);
+    for ((header, parts), control) in headers.iter_mut().zip(parts).zip(&mut controls) {
+        let header = &mut header.msg_hdr;
+        // IoSliceMut has the layout of iovec, by its documentation.
+        (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr().cast(), parts.len());
+        (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES);
+    }
+    let (start, no_limit) = (headers.as_mut_ptr(), std::ptr::null_mut());
+    // SAFETY: `count` headers, with the parts and the room that they point to, live until the call returns, lengths given.
+    let received = unsafe { libc::recvmmsg(socket.as_raw_fd(), start, count as libc::c_uint, 0, no_limit) };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    for ((header, control), message) in headers.iter().zip(&controls).zip(messages).take(received) {
+        let control = control.0.get(..header.msg_hdr.msg_controllen).unwrap_or_default();
+        *message = Message { length: header.msg_len as usize, tag: tag(control) };
+    }
+    Ok(received)
+}
+
+/// Sends messages of these parts; how many the kernel took. The error is that of the first one.
+pub(super) fn send(socket: &OwnedFd, messages: &[&[IoSlice<'_>]]) -> io::Result<usize> {
+    // SAFETY: headers of zeros are valid ones: no name, no parts, no control messages.
+    let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
+    let count = messages.len().min(MESSAGES);
+    for (header, parts) in headers.iter_mut().zip(messages) {
+        // IoSlice has the layout of iovec, by its documentation; the kernel only reads it.
+        (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (parts.as_ptr().cast_mut().cast(), parts.len());
+    }
+    let start = headers.as_mut_ptr();
+    // SAFETY: `count` headers, with the parts that they point to, live until the call returns, lengths given.
+    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), start, count as libc::c_uint, libc::MSG_NOSIGNAL) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// The tag of `struct tpacket_auxdata`, the one control message that was asked for.
