@@ -21,6 +21,7 @@ mod policy;
 mod replay;
 mod show;
 mod table;
+mod top;
 mod trace;
 
 use std::io::{self, ErrorKind, Write};
@@ -67,6 +68,8 @@ enum Command {
     Replay(replay::ReplayArguments),
     /// Show what the agent of this node knows and counts
     Show(show::ShowOptions),
+    /// Watch what workers, ports and pods cost, interval by interval
+    Top(top::TopOptions),
     /// Follow an imagined packet through the live tables, stage by stage
     Trace(trace::TraceOptions),
 }
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
         Command::Policy(options) => policy::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Show(options) => show::run(&options),
+        Command::Top(options) => top::run(&options),
         Command::Trace(options) => trace::run(&options),
     };
     match outcome {

@@ -3,6 +3,7 @@
 mod addresses;
 mod policies;
 mod stations;
+mod top;
 
 use std::fmt::Write as _;
 
@@ -19,6 +20,7 @@ use crate::api::model::{
 pub(super) use addresses::{ipam, ipam_check};
 pub(super) use policies::{policies, policy_diff, policy_reach};
 pub(super) use stations::stations;
+pub(super) use top::top;
 
 /// `show ports`.
 pub(super) fn ports(list: &[PortReport]) -> String {

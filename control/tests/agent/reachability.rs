@@ -102,6 +102,9 @@ pub(crate) fn the_program_shows_and_traces() {
     assert!(json(&["show", "flows"])["total"].as_u64().is_some_and(|flows| flows >= 2));
     assert!(json(&["show", "drops"]).is_array());
     assert_eq!(json(&["show", "status"])["pods"], 2);
+    let top = json(&["top", "--interval", "0.2", "--count", "1"]);
+    assert_eq!((top["workers"].as_array().map(Vec::len), top["ports"].as_array().map(Vec::len)), (Some(1), Some(4)));
+    assert!(top["workers"][0]["asleep"].as_f64().is_some_and(|asleep| asleep > 0.5), "{top}");
     for what in ["ports", "workers", "routes", "neighbours", "flows", "drops", "status"] {
         let output = agent.program(&["show", what]);
         assert!(output.status.success() && !output.stdout.is_empty(), "show {what}");
