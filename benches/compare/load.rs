@@ -13,12 +13,14 @@ use millrace_control::demo::traffic::stream::{StreamResult, stream_over};
 use millrace_control::demo::traffic::{Endpoint, connect_by};
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 
-use crate::site::{POD_INTERFACE, SERVER_PORT};
+use crate::site::SERVER_PORT;
 
 /// Datagrams of one system call.
 const BATCH: usize = 64;
 /// Payload of a datagram that makes a frame of 60 bytes, 64 with its checksum.
 const DATAGRAM_BYTES: usize = 18;
+/// Batches within which a socket's buffer is full; the kernel's default holds some hundred datagrams.
+const FILLING: usize = 100;
 /// Clients that open connections at once.
 const CLIENTS: usize = 16;
 /// How long a connection may take.
@@ -71,8 +73,9 @@ pub(crate) fn transactions(path: &Path, duration: Duration) -> anyhow::Result<Tr
     request_response_over(path.connect(&listener)?, duration, &Interruption::default())
 }
 
-/// Datagrams one way: how many a second were sent, and how many the server's interface received. Nobody reads them, so
-/// that no receiver's wake-ups are measured.
+/// Datagrams one way: how many a second were sent, and how many reached the server's socket. Nobody reads them, so that no
+/// receiver's wake-ups are measured: the socket is filled first, and the kernel counts each one that finds it full. An
+/// interface's counters would not do, where a backend hands over several datagrams as one unit.
 pub(crate) fn datagrams(path: &Path, duration: Duration) -> anyhow::Result<(f64, f64)> {
     let address = *path.server.addresses.first().context("an end without an address")?;
     let _unread = path.server.open("open a UDP socket", || UdpSocket::bind((address, SERVER_PORT)))?;
@@ -86,6 +89,14 @@ pub(crate) fn datagrams(path: &Path, duration: Duration) -> anyhow::Result<(f64,
     // One ahead, for neighbours to be known.
     socket.send(&payload)?;
     std::thread::sleep(Duration::from_millis(20));
+    let empty = received(&path.server)?;
+    for _ in 0..FILLING {
+        if received(&path.server)? > empty {
+            break;
+        }
+        send_batch(&socket, &payload)?;
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let before = received(&path.server)?;
     let (start, mut sent) = (Instant::now(), 0);
     while start.elapsed() < duration {
@@ -106,12 +117,14 @@ fn send_batch(socket: &UdpSocket, payload: &[u8]) -> anyhow::Result<usize> {
     Ok(sendmmsg(socket, &mut messages, SendFlags::empty())?)
 }
 
-/// Frames that an end's interface has received (`/proc/net/dev`).
+/// Datagrams that found the buffer of their socket full, of an end's whole namespace (`RcvbufErrors` in `/proc/net/snmp`).
 fn received(end: &Endpoint) -> anyhow::Result<u64> {
-    let text = end.open("read the counters", || std::fs::read_to_string("/proc/thread-self/net/dev"))?;
-    let line = text.lines().find_map(|line| line.trim_start().strip_prefix(POD_INTERFACE)?.strip_prefix(':'));
-    let frames = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    frames.context("the pod's interface has no counters")
+    let text = end.open("read the counters", || std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let mut counts = names.split_whitespace().zip(values.split_whitespace());
+    let count = counts.find(|(name, _)| *name == "RcvbufErrors").and_then(|(_, value)| value.parse().ok());
+    count.context("the kernel does not count datagrams that find a full socket")
 }
 
 /// Connections opened, used for one byte each way, and closed by the server: how many a second, and how many failed.
