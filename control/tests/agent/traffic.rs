@@ -46,6 +46,7 @@ pub(crate) fn check(one: &Endpoint, other: &Endpoint) {
     for ipv4 in [true, false] {
         for (client, server) in [(one, other), (other, one)] {
             udp(client, server, ipv4);
+            bursts(client, server, ipv4);
             tcp(client, server, ipv4);
         }
     }
@@ -70,6 +71,24 @@ pub(crate) fn udp(client: &Endpoint, server: &Endpoint, ipv4: bool) {
         // A busy machine may take long; a frame that is lost never comes.
         let came = (0..3).any(|_| echo(&sockets, length));
         assert!(came, "{length} bytes of UDP from {} to {} (IPv4: {ipv4})", client.name, server.name);
+    }
+}
+
+/// Datagrams of one flow sent at once arrive one by one as they were sent, in order, however they crossed: long ones behind
+/// each other, a shorter one among them, short ones.
+fn bursts(client: &Endpoint, server: &Endpoint, ipv4: bool) {
+    const LENGTHS: [usize; 9] = [700, 700, 700, 64, 64, 1350, 1350, 1, 900];
+    let [sender, receiver] = [client.udp(ipv4), server.udp(ipv4)];
+    receiver.set_read_timeout(Some(SILENCE)).expect("timeout");
+    let (target, own) = (receiver.local_addr().expect("address"), sender.local_addr().expect("address"));
+    let mut buffer = vec![0; 2048];
+    for round in 0..20 {
+        let sent: Vec<_> = (0..32).map(|at| pattern(LENGTHS[(at + round) % LENGTHS.len()], 64 * round + at)).collect();
+        sent.iter().for_each(|datagram| drop(sender.send_to(datagram, target).expect("sent")));
+        for (at, datagram) in sent.iter().enumerate() {
+            let (length, from) = receiver.recv_from(&mut buffer).expect("every datagram of a burst arrives");
+            assert!((&buffer[..length], from) == (&datagram[..], own), "datagram {at} of burst {round} from {from}");
+        }
     }
 }
 
