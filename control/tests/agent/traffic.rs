@@ -77,7 +77,7 @@ pub(crate) fn udp(client: &Endpoint, server: &Endpoint, ipv4: bool) {
 /// Datagrams of one flow sent at once arrive one by one as they were sent, in order, however they crossed: long ones behind
 /// each other, a shorter one among them, short ones.
 fn bursts(client: &Endpoint, server: &Endpoint, ipv4: bool) {
-    const LENGTHS: [usize; 9] = [700, 700, 700, 64, 64, 1350, 1350, 1, 900];
+    const LENGTHS: [usize; 9] = [700, 700, 700, 64, 64, 1100, 1100, 1, 900];
     let [sender, receiver] = [client.udp(ipv4), server.udp(ipv4)];
     receiver.set_read_timeout(Some(SILENCE)).expect("timeout");
     let (target, own) = (receiver.local_addr().expect("address"), sender.local_addr().expect("address"));

@@ -87,6 +87,7 @@ impl MemoryQueue {
         partial_checksum: true,
         chained: true,
         joins: true,
+        joins_datagrams: false,
         tunnels: false,
         frame_bytes: limits::PACKET_BYTES,
     };
@@ -98,6 +99,7 @@ impl MemoryQueue {
         partial_checksum: false,
         chained: false,
         joins: false,
+        joins_datagrams: false,
         tunnels: false,
         frame_bytes: 1518,
     };

@@ -31,6 +31,8 @@ pub struct Capabilities {
     pub chained: bool,
     /// Wants consecutive TCP segments joined: the receiver profits from GSO units and can be told of them.
     pub joins: bool,
+    /// Whether that holds of UDP datagrams too: a kernel behind it cuts units for sockets that take none.
+    pub joins_datagrams: bool,
     /// Sends tunnelled packets by sockets, so that the kernel makes their outer headers, UDP checksum included.
     pub tunnels: bool,
     /// Longest frame it takes when the packet is no GSO unit: Ethernet header included, and on a wire one VLAN tag, which

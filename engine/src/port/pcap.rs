@@ -96,6 +96,7 @@ impl PcapQueue {
             partial_checksum: false,
             chained: true,
             joins: false,
+            joins_datagrams: false,
             tunnels: false,
             frame_bytes: mtu + 18,
         }

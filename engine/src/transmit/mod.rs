@@ -186,7 +186,7 @@ impl Transmit {
     fn flush_port(&mut self, outlet: &mut Outlet<'_>, port: PortIndex) -> bool {
         let Some((queue, pending, capabilities)) = outlet.ports.output(port) else { return false };
         if capabilities.joins && pending.len() > 1 {
-            let joined = self.joiner.join(outlet.memory, pending, capabilities.udp_segmentation);
+            let joined = self.joiner.join(outlet.memory, pending, capabilities.joins_datagrams);
             outlet.counters.event(Event::SegmentsJoined).add(joined.segments as u64);
             outlet.counters.event(Event::FramesMerged).add(joined.merged_frames() as u64);
         }

@@ -318,6 +318,7 @@ impl PortQueue for AfXdpQueue {
             partial_checksum: false,
             chained: self.multi_buffer,
             joins: false,
+            joins_datagrams: false,
             tunnels: false,
             frame_bytes: self.frame_bytes,
         }

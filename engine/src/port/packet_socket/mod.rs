@@ -235,6 +235,7 @@ impl PortQueue for PacketQueue {
             partial_checksum: true,
             chained: true,
             joins: self.socket.joins,
+            joins_datagrams: false,
             tunnels: false,
             frame_bytes: self.socket.mtu + ETHERNET_BYTES + TAG_BYTES,
         }

@@ -229,6 +229,7 @@ impl PortQueue for TapQueue {
             partial_checksum: true,
             chained: true,
             joins: true,
+            joins_datagrams: self.offloads.udp_segmentation,
             tunnels: false,
             frame_bytes: limits::PACKET_BYTES,
         }
