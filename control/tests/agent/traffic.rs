@@ -84,7 +84,9 @@ fn bursts(client: &Endpoint, server: &Endpoint, ipv4: bool) {
     let mut buffer = vec![0; 2048];
     for round in 0..20 {
         let sent: Vec<_> = (0..32).map(|at| pattern(LENGTHS[(at + round) % LENGTHS.len()], 64 * round + at)).collect();
-        sent.iter().for_each(|datagram| drop(sender.send_to(datagram, target).expect("sent")));
+        for datagram in &sent {
+            sender.send_to(datagram, target).expect("sent");
+        }
         for (at, datagram) in sent.iter().enumerate() {
             let (length, from) = receiver.recv_from(&mut buffer).expect("every datagram of a burst arrives");
             assert!((&buffer[..length], from) == (&datagram[..], own), "datagram {at} of burst {round} from {from}");
