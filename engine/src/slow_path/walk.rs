@@ -40,6 +40,8 @@ pub(super) struct Walk<'a> {
     pub(super) pop_tags: u8,
     /// Whose packet it is, from stage `connection` on.
     pub(super) tracking: Tracking,
+    /// Whether the decision holds for this packet alone.
+    pub(super) never_cached: bool,
     /// The endpoint that stage `service` picked.
     pub(super) pick: Option<Pick>,
     /// What later fragments of the packet are to be known by, if it is the first.
@@ -79,6 +81,7 @@ impl<'a> Walk<'a> {
             from_neighbour: false,
             pop_tags: 0,
             tracking: Tracking::Untracked,
+            never_cached: false,
             pick: None,
             fragment: None,
             detail,
@@ -152,6 +155,7 @@ impl<'a> Walk<'a> {
         let forwards = matches!(verdict, Verdict::Forward(_));
         let is_handed_back = matches!(verdict, Verdict::HandBack(_));
         let cacheable = forwards
+            && !self.never_cached
             && !headers.has(flag::UNCACHEABLE)
             && matches!(headers.network, Network::Ipv4 | Network::Ipv6)
             && self.tracking.is_settled(headers);

@@ -132,3 +132,30 @@ fn a_service_on_an_address_that_was_routed_takes_its_flows() {
     world.delete("Service", "s9");
     assert_eq!(world.open("client", 4_001, routed, Protocol::Udp), "second kept");
 }
+
+/// A Service goes, its flows live on with their endpoint, and another Service with the same address takes them over.
+#[test]
+fn another_service_on_the_address_of_one_that_went_takes_its_flows() {
+    let mut world = warm();
+    let name = |object: Value, name: &str| {
+        let mut object = object;
+        object["metadata"]["name"] = name.into();
+        object
+    };
+    world.delete("Service", "s1");
+    world.delete("EndpointSlice", "s1-four");
+    for _ in 0..3 {
+        let got = ask(&mut world, 1, 0);
+        assert!(got.len() == 1 && got[0].starts_with("local"), "{got:?}");
+    }
+    world.apply(&name(service(1, Value::Null), "green"));
+    let mut green = name(slice(1, &[("remote", "b")]), "green-four");
+    green["metadata"]["labels"]["kubernetes.io/service-name"] = "green".into();
+    world.apply(&green);
+    for flow in 0..FLOWS {
+        for _ in 0..3 {
+            let got = ask(&mut world, 1, flow);
+            assert!(got.len() == 1 && got[0].starts_with("remote "), "flow {flow}: {got:?}");
+        }
+    }
+}

@@ -231,6 +231,32 @@ fn stale_udp_connections_are_decided_again() {
     assert_eq!(world.open("client", 53, vip(), Protocol::Udp), "remote kept");
 }
 
+/// A flow whose endpoint went is opened anew, so it has to be let in anew: by ranges that became narrower meanwhile.
+#[test]
+fn a_stale_udp_connection_is_held_to_the_ranges_of_sources() {
+    let mut world = ServiceWorld::new();
+    let guarded = |ranges: Value| {
+        let spec = json!({
+            "type": "LoadBalancer", "externalTrafficPolicy": "Local", "loadBalancerSourceRanges": ranges,
+            "ports": [{"port": 80, "protocol": "UDP"}],
+        });
+        let mut service = objects::service("web", &[VIP], spec);
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}});
+        service
+    };
+    let called = ("203.0.113.1".parse().expect("address"), 80);
+    world.apply(&guarded(json!(["10.1.0.0/16"])));
+    world.apply(&udp(slice(&[("local", "a", Value::Null)])));
+    assert_eq!(world.open("client", 53, called, Protocol::Udp), "local kept");
+    world.apply(&guarded(json!(["10.9.0.0/16"])));
+    let packet = world.opening("client", 53, called, Protocol::Udp);
+    assert_eq!(world.send("client", packet.clone()).len(), 1, "what is open stays");
+    world.apply(&udp(slice(&[("local-2", "a", Value::Null)])));
+    let trail = world.explain("client", &packet);
+    assert!(trail.ends_with("service drop service_source_refused"), "{trail}");
+    assert_eq!(world.send("client", packet).len(), 0);
+}
+
 /// Whoever knows addresses and ports of a connection can send a reset under them. Its ends look at the sequence number
 /// and speak on; so does the switch, to the same endpoint, also after a while and when a SYN was forged behind it.
 #[test]

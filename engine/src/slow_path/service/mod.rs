@@ -65,7 +65,12 @@ fn known(
     if direction == Direction::Reply || walk.arrival.headers.has(flag::LATER_FRAGMENT) {
         return ControlFlow::Continue(());
     }
-    let Found::Frontend(frontend) = find(services, &connection.original) else { return ControlFlow::Continue(()) };
+    let Found::Frontend(frontend) = find(services, &connection.original) else {
+        // Its Service is gone. Another may take the address, and would not know of a flow cached under the old one's name:
+        // until then every packet of a UDP flow, which it would have to take over, is decided anew.
+        walk.never_cached |= connection.service != 0 && connection.original.protocol == protocol::UDP;
+        return ControlFlow::Continue(());
+    };
     let server = (connection.reply.source_address(), connection.reply.ports[0]);
     let is_stale = connection.original.protocol == protocol::UDP && frontend.service.is_stale(server);
     let asks_again = connection.state == ConnectionState::SynSent
@@ -90,11 +95,6 @@ fn opens(
     original: &Tuple,
 ) -> ControlFlow<Verdict> {
     walk.dependencies.service = frontend.service.id.tag();
-    let client = original.source_address();
-    let is_let_in = |sources: &Arc<[ipnet::IpNet]>| sources.iter().any(|network| network.contains(&client));
-    if !frontend.sources.as_ref().is_none_or(is_let_in) {
-        return walk.drop(Stage::Service, DropReason::ServiceSourceRefused);
-    }
     give(walk, services, frontend, original, None)
 }
 
@@ -105,13 +105,17 @@ fn give(
     original: &Tuple,
     silent: Option<(IpAddr, u16)>,
 ) -> ControlFlow<Verdict> {
+    let client = original.source_address();
+    let is_let_in = |sources: &Arc<[ipnet::IpNet]>| sources.iter().any(|network| network.contains(&client));
+    if !frontend.sources.as_ref().is_none_or(is_let_in) {
+        return walk.drop(Stage::Service, DropReason::ServiceSourceRefused);
+    }
     let port = &frontend.service;
     let Some((endpoint, why)) = pick(walk, frontend, original, silent) else {
         let reason = if port.any_usable { DropReason::ServiceNoLocalEndpoints } else { DropReason::ServiceNoEndpoints };
         // Endpoints elsewhere are alive: to say that nobody listens would be wrong.
         return if port.any_usable { walk.drop(Stage::Service, reason) } else { refuse(walk, reason) };
     };
-    let client = original.source_address();
     let masquerade = masquerade(services, frontend, endpoint, sender(walk), client);
     walk.note(Stage::Service, || {
         Reason::Picked(Box::new(Picked {
