@@ -96,7 +96,7 @@ impl HealthChecks {
                 let check_of = || Check {
                     namespace: name.namespace().to_string(),
                     name: name.name().to_owned(),
-                    local_endpoints: check.local_ready,
+                    local_endpoints: check.local_ready(address),
                 };
                 // Of two Services with one port the first by name has it.
                 checks.by_address.entry(SocketAddr::new(*address, check.port)).or_insert_with(check_of);
@@ -274,7 +274,9 @@ mod tests {
     use crate::plan::{HealthCheck, ServicePlan};
 
     fn plan(port: u16, local_ready: usize) -> ServicesPlan {
-        let service = ServicePlan { health_check: Some(HealthCheck { port, local_ready }), ..ServicePlan::default() };
+        // Endpoints of the other family do not serve who asks here.
+        let check = HealthCheck { port, local_ready_ipv4: local_ready, local_ready_ipv6: 7 };
+        let service = ServicePlan { health_check: Some(check), ..ServicePlan::default() };
         let owner = Owner::Service(ServiceName::new("shop", "web").expect("name"));
         ServicesPlan {
             owners: Arc::new(BTreeMap::from([(owner, Arc::new(service))])),

@@ -42,15 +42,19 @@ pub(super) fn service_plan(service: &ServiceRecord, slices: &[&Arc<SliceRecord>]
             plan.ports.push(served);
         }
     }
-    plan.health_check = service.health_check_port.map(|port| HealthCheck { port, local_ready: local_ready(&plan) });
+    plan.health_check = service.health_check_port.map(|port| HealthCheck {
+        port,
+        local_ready_ipv4: local_ready(&plan, IpAddr::is_ipv4),
+        local_ready_ipv6: local_ready(&plan, IpAddr::is_ipv6),
+    });
     plan
 }
 
-/// Local ready endpoints, each address once: a load balancer asks for the Service, not for one of its ports.
-fn local_ready(plan: &ServicePlan) -> usize {
+/// Local ready endpoints of a family, each address once: a load balancer asks for the Service, not for one of its ports.
+fn local_ready(plan: &ServicePlan, of_family: impl Fn(&IpAddr) -> bool) -> usize {
     let endpoints = plan.ports.iter().flat_map(|port| port.endpoints.iter());
     let ready = endpoints.filter(|endpoint| endpoint.local && endpoint.state == EndpointState::Ready);
-    let mut addresses: Vec<IpAddr> = ready.map(|endpoint| endpoint.address).collect();
+    let mut addresses: Vec<IpAddr> = ready.map(|endpoint| endpoint.address).filter(of_family).collect();
     addresses.sort_unstable();
     addresses.dedup();
     addresses.len()

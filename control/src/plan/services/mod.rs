@@ -115,8 +115,18 @@ pub struct ServicePlan {
 pub struct HealthCheck {
     /// The port, at the addresses of node ports.
     pub port: u16,
-    /// Ready endpoints on this node; terminating ones do not count.
-    pub local_ready: usize,
+    /// Ready endpoints on this node with IPv4 addresses; terminating ones do not count.
+    pub local_ready_ipv4: usize,
+    /// The same with IPv6 addresses: each family is balanced by itself.
+    pub local_ready_ipv6: usize,
+}
+
+impl HealthCheck {
+    /// Ready endpoints on this node of the family of `address`.
+    #[must_use]
+    pub const fn local_ready(&self, address: &IpAddr) -> usize {
+        if address.is_ipv4() { self.local_ready_ipv4 } else { self.local_ready_ipv6 }
+    }
 }
 
 /// A destination that the node's kernel must hand to the switch when it comes from outside.
