@@ -14,6 +14,7 @@ mod directory;
 mod egress;
 mod faults;
 mod flannel;
+mod health;
 mod host;
 mod idle;
 mod kernel_peer;
@@ -65,6 +66,10 @@ const TESTS: &[Test] = &[
     ("the_hosts_own_traffic_goes_on_beside_pods", boundary::the_hosts_own_traffic_goes_on_beside_pods),
     ("pods_reach_the_outside", egress::pods_reach_the_outside),
     ("an_exempt_network_sees_pods_by_their_own_addresses", egress::an_exempt_network_sees_pods_by_their_own_addresses),
+    (
+        "load_balancers_are_told_of_local_endpoints_and_of_the_node",
+        health::load_balancers_are_told_of_local_endpoints_and_of_the_node,
+    ),
     ("the_host_reaches_services", services::the_host_reaches_services),
     ("clients_outside_reach_services", services::clients_outside_reach_services),
     ("clients_outside_reach_services_beside_udp_sockets", services::clients_outside_reach_services_beside_udp_sockets),

@@ -30,7 +30,7 @@ const HOST_PORT: u16 = 8090;
 const CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(1);
 const OPENING: Duration = Duration::from_secs(20);
-const OPTIONS: AgentOptions = AgentOptions {
+pub(crate) const OPTIONS: AgentOptions = AgentOptions {
     workers: 1,
     uplink: true,
     more: "[services]\ncluster_ip_ranges = ['10.96.0.0/16', 'fd00:96::/112']\n\
