@@ -91,6 +91,7 @@ pub(crate) fn local(pods: impl IntoIterator<Item = (PortIndex, usize)>) -> Local
     let attached = pods.into_iter().map(|(port, number)| {
         let (namespace, name) = names(number);
         let pod = AttachedPod {
+            host_ports: Vec::new(),
             uid: None,
             pod: PodName::new(&namespace, &name).expect("name"),
             container_id: name,

@@ -232,6 +232,7 @@ impl ClusterNode {
         let workers = self.switch().switch.options().workers;
         self.switch().attach(port, MemoryQueue::LIKE_TAP, usize::from(port) % workers);
         let pod = AttachedPod {
+            host_ports: Vec::new(),
             uid: None,
             network,
             pod: PodName::new("default", name).expect("pod name"),

@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::protocol::ValidAttachment;
+use crate::capabilities;
+use crate::protocol::{Bandwidth, PortMapping, ValidAttachment};
 use crate::spec::{Dns, Failure, NetworkResult, Version, code};
 
 /// The agent's state directory unless the key `stateDirectory` says otherwise.
@@ -27,7 +28,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 const SOCKET_PATH_BYTES: usize = 107;
 
 /// Keys under `runtimeConfig` that change what a pod gets, so that leaving them out would be a lie.
-const UNSUPPORTED_CAPABILITIES: [&str; 4] = ["portMappings", "bandwidth", "ipRanges", "deviceID"];
+const UNSUPPORTED_CAPABILITIES: [&str; 2] = ["ipRanges", "deviceID"];
 
 /// The document as written.
 #[derive(Debug, Deserialize)]
@@ -74,6 +75,10 @@ pub struct Configuration {
     pub mac: Option<String>,
     /// What the container's resolver should use.
     pub dns: Dns,
+    /// Ports of the host that lead to the container.
+    pub port_mappings: Vec<PortMapping>,
+    /// How much the container may send and receive.
+    pub bandwidth: Bandwidth,
     /// GC: what the runtime knows.
     pub valid_attachments: Vec<ValidAttachment>,
 }
@@ -193,6 +198,8 @@ fn check(version: Version, document: Document) -> Result<Configuration, Failure>
         addresses: addresses(&document)?,
         mac: mac(&document)?,
         dns: dns(&document),
+        port_mappings: capability(&document, "portMappings").map_or(Ok(Vec::new()), capabilities::port_mappings)?,
+        bandwidth: capability(&document, "bandwidth").map_or(Ok(Bandwidth::default()), capabilities::bandwidth)?,
         valid_attachments: document.valid_attachments.or(document.attachments).unwrap_or_default(),
     })
 }
@@ -230,18 +237,18 @@ fn mac(document: &Document) -> Result<Option<String>, Failure> {
     value.as_str().map(|text| Some(text.to_owned())).ok_or_else(wrong)
 }
 
-/// The capability `dns` beats the configuration's own key; its fields have other names than the result's.
+/// What the runtime gave for a capability; an empty value asks for nothing.
+fn capability<'a>(document: &'a Document, name: &str) -> Option<&'a Value> {
+    let given = document.runtime_config.as_ref().and_then(|config| config.get(name));
+    given.filter(|value| !is_empty(value))
+}
+
+/// The capability `dns` beats the configuration's own key.
 fn dns(document: &Document) -> Dns {
-    let capability = document.runtime_config.as_ref().and_then(|config| config.get("dns")).and_then(Value::as_object);
-    let Some(capability) = capability.filter(|fields| !fields.is_empty()) else {
-        return Dns { fields: document.dns.clone().unwrap_or_default() };
-    };
-    let renamed = [("servers", "nameservers"), ("searches", "search"), ("options", "options"), ("domain", "domain")];
-    let fields = renamed.iter().filter_map(|(from, to)| {
-        let value = capability.get(*from).filter(|value| !is_empty(value))?;
-        Some(((*to).to_owned(), value.clone()))
-    });
-    Dns { fields: fields.collect() }
+    match capability(document, "dns").and_then(Value::as_object) {
+        Some(given) => capabilities::dns(given),
+        None => Dns { fields: document.dns.clone().unwrap_or_default() },
+    }
 }
 
 fn check_unsupported(document: &Document) -> Result<(), Failure> {
@@ -256,7 +263,7 @@ fn check_unsupported(document: &Document) -> Result<(), Failure> {
     Ok(())
 }
 
-fn is_empty(value: &Value) -> bool {
+pub(crate) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),

@@ -5,11 +5,12 @@
 //! socket, and words the answer as the version of the specification that the runtime speaks. All work on the
 //! network is done by the agent.
 //!
-//! Order of reading: [`run()`] (the verbs), [`environment`], [`spec`], [`protocol`], [`agent_client`].
+//! Order of reading: [`run()`] (the verbs), [`environment`], [`spec`], [`capabilities`], [`protocol`], [`agent_client`].
 
 #![forbid(unsafe_code)]
 
 pub mod agent_client;
+pub mod capabilities;
 pub mod configuration;
 pub mod environment;
 pub mod pending;

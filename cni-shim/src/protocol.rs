@@ -43,6 +43,80 @@ pub struct AddRequest {
     /// The very hardware address that is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    /// Ports of the host that lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// How much the pod may send and receive.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+/// A port of the host that leads to one of the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// The host's port; never 0.
+    pub host_port: u16,
+    /// The pod's port; never 0.
+    pub container_port: u16,
+    /// Of which protocol.
+    pub transport: Transport,
+    /// At this address of the host only; without it at all that serve node ports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_address: Option<IpAddr>,
+}
+
+/// A protocol that has ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Transport {
+    /// The protocol of this name in either case; none written is TCP.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Transport> {
+        match text.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Some(Transport::Tcp),
+            "udp" => Some(Transport::Udp),
+            "sctp" => Some(Transport::Sctp),
+            _ => None,
+        }
+    }
+}
+
+/// How much a pod may receive and send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// What goes into the pod; no limit if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<RateLimit>,
+    /// What comes out of it; no limit if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<RateLimit>,
+}
+
+impl Bandwidth {
+    /// Whether neither direction is limited.
+    #[must_use]
+    pub const fn is_unlimited(&self) -> bool {
+        self.ingress.is_none() && self.egress.is_none()
+    }
+}
+
+/// A rate, and how far it may be run ahead of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimit {
+    /// Bits per second, of whole frames without their checksums.
+    pub bits_per_second: u64,
+    /// Bits that may pass at once after a silence; as the agent thinks right if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_bits: Option<u64>,
 }
 
 /// The answer to ADD.

@@ -78,6 +78,8 @@ fn add(environment: &Environment, input: &[u8]) -> Versioned<Value> {
     let request = AddRequest {
         addresses,
         mac: configuration.mac.clone().or_else(|| asked("MAC").cloned()),
+        port_mappings: configuration.port_mappings.clone(),
+        bandwidth: configuration.bandwidth,
         network: configuration.network.clone(),
         container_id: attachment.container_id,
         interface: attachment.interface,

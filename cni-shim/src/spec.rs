@@ -80,6 +80,8 @@ pub mod code {
     pub const NOT_AVAILABLE_AND_LIMITED: u32 = 51;
     /// Our own, of CHECK: the attachment is not as it should be.
     pub const ATTACHMENT_BROKEN: u32 = 101;
+    /// Our own, of ADD: a port of the host that is asked for leads elsewhere already.
+    pub const HOST_PORT_TAKEN: u32 = 102;
 }
 
 /// Why a verb failed, in the words of the specification.

@@ -27,10 +27,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use millrace_cni::environment::{check_container_id, check_interface_name};
-use millrace_cni::{pending, protocol};
+use millrace_cni::{capabilities, pending, protocol};
 
 pub use attachments::{
     AttachedNetwork, AttachedPort, Attachment, AttachmentKey, Attachments, NetworkNamespace, PodDevice, PodReference,
+    RuntimeConfig,
 };
 pub use pod_network::{AddRequest, AddResult, CniFailure, DeleteRequest, PodAddress, PodNetwork, PodRoute};
 
@@ -255,6 +256,7 @@ impl CniServer {
                 addresses: result.addresses.iter().map(|assigned| assigned.address).collect(),
                 network: result.network.clone(),
                 device: result.device,
+                runtime: request.runtime.clone(),
             }),
         };
         let recorded = self.record(attachment.clone());
@@ -288,7 +290,24 @@ fn decode_add(request: protocol::AddRequest) -> Result<AddRequest, CniFailure> {
         let message = "more than one address of a family is asked for; one of each is possible";
         return Err(CniFailure::Refused(message.to_owned()));
     }
-    Ok(AddRequest { key, network: request.network, namespace, pod, addresses: request.addresses, mac })
+    let runtime = RuntimeConfig { port_mappings: request.port_mappings, bandwidth: request.bandwidth };
+    check_runtime(&runtime).map_err(CniFailure::Refused)?;
+    Ok(AddRequest { key, network: request.network, namespace, pod, addresses: request.addresses, mac, runtime })
+}
+
+/// What the plugin sees to, asked again of whoever speaks here.
+fn check_runtime(runtime: &RuntimeConfig) -> Result<(), String> {
+    if runtime.port_mappings.len() > capabilities::PORT_MAPPINGS {
+        return Err(format!("more than {} ports of the host are asked for", capabilities::PORT_MAPPINGS));
+    }
+    if runtime.port_mappings.iter().any(|mapping| mapping.host_port == 0 || mapping.container_port == 0) {
+        return Err("0 is no port".to_owned());
+    }
+    let limits = [runtime.bandwidth.ingress, runtime.bandwidth.egress].into_iter().flatten();
+    match limits.map(|limit| limit.bits_per_second).find(|rate| !capabilities::RATES.contains(rate)) {
+        Some(rate) => Err(format!("a limit of {rate} bits per second is out of range")),
+        None => Ok(()),
+    }
 }
 
 /// The namespace at `path`, unless it is the one this process lives in: taking the host's own for a pod's would

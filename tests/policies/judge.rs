@@ -142,6 +142,7 @@ impl Judge {
         let attached = view.plugged.iter().enumerate().map(|(at, plugged)| {
             let port = at as u16 + 1;
             let attached = AttachedPod {
+                host_ports: Vec::new(),
                 network: None,
                 pod: PodName::new(&plugged.namespace, &plugged.name).expect("name"),
                 uid: plugged.uid.as_deref().map(Arc::from),

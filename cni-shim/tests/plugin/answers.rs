@@ -53,6 +53,39 @@ fn add_prints_the_result_of_the_callers_version() {
 }
 
 #[test]
+fn what_the_runtime_has_for_the_capabilities_reaches_the_agent() {
+    // As containerd writes it, and as the conventions have it.
+    let capital = json!({
+        "portMappings": [{"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""},
+            {"HostPort": 5000, "ContainerPort": 5001, "Protocol": "sctp", "HostIP": "192.0.2.1"}],
+        "bandwidth": {"IngressRate": 1_000_000, "IngressBurst": 4_294_967_295_u64, "EgressRate": 2_000_000, "EgressBurst": 80_000},
+        "dns": {"Servers": ["10.96.0.10"], "Searches": ["default.svc.cluster.local"], "Options": ["ndots:5"]},
+    });
+    let plain = json!({
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 5000, "containerPort": 5001, "protocol": "sctp", "hostIP": "192.0.2.1"}],
+        "bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 0, "egressRate": 2_000_000, "egressBurst": 80_000},
+        "dns": {"servers": ["10.96.0.10"], "searches": ["default.svc.cluster.local"], "options": ["ndots:5"]},
+    });
+    for given in [capital, plain] {
+        let (agent, requests) = Agent::answering(200, &agents_answer());
+        let mut configuration = configuration("1.1.0", agent.socket());
+        configuration["runtimeConfig"] = given;
+        let result = call(&pod("ADD"), &configuration.to_string()).json();
+        let dns =
+            json!({"nameservers": ["10.96.0.10"], "search": ["default.svc.cluster.local"], "options": ["ndots:5"]});
+        assert_eq!(result["dns"], dns);
+        let (_, request) = requests.recv().expect("one request");
+        let ports = json!([{"host_port": 8080, "container_port": 80, "transport": "tcp"},
+            {"host_port": 5000, "container_port": 5001, "transport": "sctp", "host_address": "192.0.2.1"}]);
+        assert_eq!(request["port_mappings"], ports);
+        let bandwidth = json!({"ingress": {"bits_per_second": 1_000_000},
+            "egress": {"bits_per_second": 2_000_000, "burst_bits": 80_000}});
+        assert_eq!(request["bandwidth"], bandwidth);
+    }
+}
+
+#[test]
 fn add_in_a_chain_keeps_what_came_before() {
     let (agent, _requests) = Agent::answering(200, &agents_answer());
     let mut configuration = configuration("1.0.0", agent.socket());

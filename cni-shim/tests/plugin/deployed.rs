@@ -13,7 +13,10 @@ fn the_installed_network_configuration_is_one_the_plugin_takes() {
     assert_eq!(document["type"], "millrace-cni");
     document["name"] = list["name"].clone();
     document["cniVersion"] = list["cniVersion"].clone();
-    let known = json!({"ips": ["10.1.0.5/32"], "mac": "02:00:5e:10:00:05", "dns": {"servers": ["10.96.0.10"]}});
+    let known = json!({
+        "ips": ["10.1.0.5/32"], "mac": "02:00:5e:10:00:05", "dns": {"servers": ["10.96.0.10"]},
+        "portMappings": [{"hostPort": 80, "containerPort": 8080}], "bandwidth": {"ingressRate": 1_000_000},
+    });
     for capability in document["capabilities"].as_object().expect("capabilities").keys() {
         assert!(known.get(capability).is_some(), "{capability} is asked for, and nothing here gives it");
     }
@@ -23,4 +26,6 @@ fn the_installed_network_configuration_is_one_the_plugin_takes() {
     assert_eq!(configuration.addresses.len(), 1);
     assert_eq!(configuration.mac.as_deref(), Some("02:00:5e:10:00:05"));
     assert!(!configuration.dns.fields.is_empty());
+    assert_eq!(configuration.port_mappings.len(), 1);
+    assert!(!configuration.bandwidth.is_unlimited());
 }

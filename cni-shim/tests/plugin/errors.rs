@@ -32,8 +32,10 @@ fn code_1_versions() {
 #[test]
 fn code_2_fields_that_ask_for_what_is_not_done() {
     check(&add_with("ipam", json!({"type": "host-local"})), 2, "1.0.0", &["ipam", "host-local"]);
-    let ports = json!({"portMappings": [{"HostPort": 80, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": ""}]});
-    check(&add_with("runtimeConfig", ports), 2, "1.0.0", &["runtimeConfig.portMappings", "8080"]);
+    let ranges = json!({"ipRanges": [[{"subnet": "10.9.0.0/24"}]]});
+    check(&add_with("runtimeConfig", ranges), 2, "1.0.0", &["runtimeConfig.ipRanges", "10.9.0.0/24"]);
+    let device = json!({"deviceID": "0000:3b:00.1"});
+    check(&add_with("runtimeConfig", device), 2, "1.0.0", &["runtimeConfig.deviceID", "0000:3b:00.1"]);
     // Empty ones ask for nothing: the next fault is that no agent is there.
     let empty = json!({"portMappings": [], "bandwidth": null, "ips": [], "dns": {"servers": ["192.0.2.53"]}});
     check(&add_with("runtimeConfig", empty), 11, "1.0.0", &[]);
@@ -85,6 +87,23 @@ fn code_7_configurations_that_are_wrong() {
         ("timeoutSeconds", json!(91)),
     ] {
         check(&add_with(key, value), 7, "1.0.0", &[key]);
+    }
+    for (capability, value, word) in [
+        (
+            "portMappings",
+            json!([{"HostPort": 80, "ContainerPort": 0, "Protocol": "tcp", "HostIP": ""}]),
+            "[0].containerPort 0",
+        ),
+        ("portMappings", json!({"hostPort": 80}), "list"),
+        ("bandwidth", json!({"IngressRate": 10}), "ingressRate 10"),
+        ("bandwidth", json!([1]), "object"),
+    ] {
+        let words = [&format!("runtimeConfig.{capability}"), word];
+        check(&add_with("runtimeConfig", json!({capability: value.clone()})), 7, "1.0.0", &words);
+        // A DEL must not fail for what an ADD refused.
+        let mut document = configuration("1.0.0", "/nonexistent/agent.sock");
+        document["runtimeConfig"] = json!({capability: value});
+        assert_eq!(call(&pod("DEL"), &document.to_string()).exit_code, Some(0));
     }
 }
 

@@ -46,6 +46,10 @@ fn json() -> impl Strategy<Value = Value> {
         "dst",
         "interface",
         "portMappings",
+        "hostPort",
+        "containerPort",
+        "bandwidth",
+        "ingressRate",
         "x",
     ]);
     leaf.prop_recursive(4, 48, 8, move |inner| {

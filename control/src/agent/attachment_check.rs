@@ -1,7 +1,7 @@
 //! CNI CHECK: is an attachment as ADD left it? Everything that is wrong is told, not only the first.
 //!
 //! In the pod: interface, kind, state, MAC address, MTU, offload limit, addresses, default routes. Here: the port in the
-//! tables with the same addresses, and a queue of it on a worker. What other plugins of a chain added is not judged.
+//! tables with the same addresses, a queue of it on a worker, and the ports of the host that lead to it. What other plugins of a chain added is not judged.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use millrace_engine::tables::{PortRole, Snapshot};
 
 use crate::cni_server::{AttachedPort, Attachment};
 use crate::kernel::{GATEWAY_IPV4, GATEWAY_IPV6, KernelError, Link, Netlink};
-use crate::plan::AttachedPod;
+use crate::plan::{AttachedPod, ServicesPlan};
 
 /// What is wrong inside the pod.
 pub(super) fn pod_side(attachment: &Attachment, port: &AttachedPort) -> Result<Vec<String>, KernelError> {
@@ -98,4 +98,10 @@ pub(super) fn switch_side(
         _ => wrong.push(format!("port {number} is not in the tables in force")),
     }
     wrong
+}
+
+/// Ports of the host that do not lead to the pod as its runtime asked.
+pub(super) fn host_ports(here: &AttachedPod, services: &ServicesPlan) -> Vec<String> {
+    let missing = services.not_leading_to(&here.pod, &here.host_ports, &here.families());
+    missing.into_iter().map(|key| format!("{key} of the host does not lead to the pod")).collect()
 }

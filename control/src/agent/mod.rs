@@ -17,6 +17,7 @@ mod attachment_check;
 mod bridge_ports;
 mod denial_log;
 mod host_port;
+mod host_ports;
 mod inspect;
 mod networks;
 mod outside;

@@ -15,13 +15,14 @@ use millrace_engine::port::namespace::NamespaceHandle;
 
 use super::IN_FORCE;
 use super::attachment_check;
+use super::host_ports;
 use super::place::Place;
 use super::pod_device::PodDevices;
 use super::shared::Shared;
-use crate::cluster::{AddressWishes, Cluster, InterfaceName, NetworkName, PodName};
+use crate::cluster::{AddressWishes, Cluster, ContainerPort, InterfaceName, NetworkName, PodName};
 use crate::cni_server::{
     AddRequest, AddResult, AttachedNetwork, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest,
-    NetworkNamespace, PodDevice, PodNetwork, PodReference,
+    NetworkNamespace, PodDevice, PodNetwork, PodReference, RuntimeConfig,
 };
 use crate::ipam::{AddressAllocator, AddressRequest, AddressSource, IpamError};
 use crate::kernel::configure_pod_interface;
@@ -48,8 +49,8 @@ pub(super) struct Pods {
 #[derive(Default)]
 struct AttachedPods {
     pods: BTreeMap<PortIndex, AttachedPod>,
-    /// Port numbers taken by calls that are not done yet.
-    reserved: Vec<PortIndex>,
+    /// Port numbers taken by calls that are not done yet, with the ports of the host that these ask for.
+    reserved: BTreeMap<PortIndex, Vec<ContainerPort>>,
     /// Where the search for a free number goes on, so that a number rests before it is used again.
     next: u16,
 }
@@ -94,7 +95,7 @@ impl Pods {
         self.devices.take_up(&self.shared.switch, port.device, (&record.key, &record.namespace), port.index)?;
         configure_pod_interface(&namespace, &record.key.interface, &interface)
             .map_err(|error| system("configure the pod's interface", error))?;
-        let pod = attached_pod(&record.key, record.pod.as_ref(), port.mac, &place, port.mtu_bytes)?;
+        let pod = attached_pod((&record.key, record.pod.as_ref(), &port.runtime), port.mac, &place, port.mtu_bytes)?;
         self.attached(|attached| attached.pods.insert(port.index, pod));
         Ok(())
     }
@@ -139,7 +140,7 @@ impl Pods {
         let interface = place.interface(mac, mtu);
         configure_pod_interface(&handle(&request.namespace), &request.key.interface, &interface)
             .map_err(|error| system("configure the pod's interface", error))?;
-        let pod = attached_pod(&request.key, request.pod.as_ref(), mac, place, mtu)?;
+        let pod = attached_pod((&request.key, request.pod.as_ref(), &request.runtime), mac, place, mtu)?;
         self.attached(|attached| attached.pods.insert(port, pod));
         self.tell();
         if self.shared.wait_for_port(port, true, IN_FORCE) {
@@ -161,15 +162,34 @@ impl Pods {
         }
     }
 
-    fn reserve_port(&self) -> Option<PortIndex> {
+    /// Takes a port number for a pod, and the ports of the host that it asks for, until the call is done.
+    fn reserve_port(&self, request: &AddRequest, place: &Place) -> Result<PortIndex, CniFailure> {
+        let (pod, wanted) = (pod_name(&request.key, request.pod.as_ref())?, host_ports::wanted(&request.runtime));
+        let families: Vec<bool> = place.addresses.iter().map(|address| address.addr().is_ipv4()).collect();
+        if !wanted.is_empty() && place.network.is_some() {
+            let message = "a pod on a wire of its own is not reached by ports of the host: portMappings";
+            return Err(CniFailure::Refused(message.to_owned()));
+        }
+        let plan = self.shared.standing().plan.filter(|_| !wanted.is_empty());
+        if let Some((key, owner)) =
+            plan.as_ref().and_then(|plan| plan.services.taken_by_another(&pod, &wanted, &families))
+        {
+            return Err(CniFailure::HostPortTaken { place: key.to_string(), holder: owner.key().to_string() });
+        }
         self.attached(|attached| {
+            // What is plugged in but not planned yet, and what other calls are about to plug in.
+            let plugged = attached.pods.values().filter(|other| other.pod != pod);
+            let plugged = plugged.map(|other| (&other.host_ports, format!("Pod {}", other.pod)));
+            let calls = attached.reserved.values().map(|ports| (ports, "a pod that is being plugged in".to_owned()));
+            host_ports::first_conflict(&wanted, plugged.chain(calls))?;
             let range = FIRST_BRIDGE_PORT - FIRST_POD_PORT;
             let candidates = (0..range).map(|step| FIRST_POD_PORT + (attached.next + step) % range);
-            let free = |port: &PortIndex| !attached.pods.contains_key(port) && !attached.reserved.contains(port);
-            let port = candidates.map(PortIndex).find(free)?;
+            let free = |port: &PortIndex| !attached.pods.contains_key(port) && !attached.reserved.contains_key(port);
+            let port = candidates.map(PortIndex).find(free);
+            let port = port.ok_or_else(|| CniFailure::NotReady(format!("all {range} ports for pods are in use")))?;
             attached.next = (port.0 - FIRST_POD_PORT + 1) % range;
-            attached.reserved.push(port);
-            Some(port)
+            attached.reserved.insert(port, wanted);
+            Ok(port)
         })
     }
 
@@ -282,17 +302,11 @@ impl Pods {
 impl PodNetwork for Pods {
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
         let place = self.place(request)?;
-        let plugged = match self.reserve_port() {
-            None => Err(CniFailure::NotReady(format!(
-                "all {} ports for pods are in use",
-                FIRST_BRIDGE_PORT - FIRST_POD_PORT
-            ))),
-            Some(port) => {
-                let plugged = self.plug(request, port, &place).map(|(mac, mtu)| (port, mac, mtu));
-                self.attached(|attached| attached.reserved.retain(|other| *other != port));
-                plugged
-            }
-        };
+        let plugged = self.reserve_port(request, &place).and_then(|port| {
+            let plugged = self.plug(request, port, &place).map(|(mac, mtu)| (port, mac, mtu));
+            self.attached(|attached| attached.reserved.remove(&port));
+            plugged
+        });
         match plugged {
             Ok((port, mac, mtu_bytes)) => Ok(place.result(port, mac, mtu_bytes)),
             Err(failure) => {
@@ -322,6 +336,9 @@ impl PodNetwork for Pods {
         let queues = self.shared.switch.with(|switch| switch.queues());
         let has_queue = queues.iter().flatten().any(|queue| queue.port == port.index);
         wrong.extend(attachment_check::switch_side(here.as_ref(), port, &tables, has_queue));
+        if let (Some(here), Some(plan)) = (&here, self.shared.standing().plan) {
+            wrong.extend(attachment_check::host_ports(here, &plan.services));
+        }
         if wrong.is_empty() { Ok(()) } else { Err(CniFailure::Broken(wrong.join("; "))) }
     }
 
@@ -372,13 +389,7 @@ fn station_mac(shared: &Shared, key: &AttachmentKey) -> Mac {
 }
 
 /// A runtime without Kubernetes names no pod; its container stands in, so that the port has a name.
-fn attached_pod(
-    key: &AttachmentKey,
-    pod_reference: Option<&PodReference>,
-    mac: Mac,
-    place: &Place,
-    mtu: u32,
-) -> Result<AttachedPod, CniFailure> {
+fn pod_name(key: &AttachmentKey, pod_reference: Option<&PodReference>) -> Result<PodName, CniFailure> {
     let stand_in = || {
         let letters = key.container_id.to_ascii_lowercase();
         let name: String = letters.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
@@ -388,12 +399,28 @@ fn attached_pod(
         Some(pod) => (pod.namespace.clone(), pod.name.clone()),
         None => ("default".to_owned(), stand_in()),
     };
-    let pod = PodName::new(&namespace, &name).map_err(|error| CniFailure::invalid("CNI_ARGS", error.to_string()))?;
+    PodName::new(&namespace, &name).map_err(|error| CniFailure::invalid("CNI_ARGS", error.to_string()))
+}
+
+fn attached_pod(
+    (key, pod_reference, runtime): (&AttachmentKey, Option<&PodReference>, &RuntimeConfig),
+    mac: Mac,
+    place: &Place,
+    mtu: u32,
+) -> Result<AttachedPod, CniFailure> {
     let interface =
         InterfaceName::new(&key.interface).map_err(|error| CniFailure::invalid("CNI_IFNAME", error.to_string()))?;
-    let addresses = place.addresses.iter().map(IpNet::addr).collect();
     let network = place.network.as_ref().map(|network| NetworkName::new(&network.name)).transpose();
     let network = network.map_err(|error| CniFailure::NotReady(error.to_string()))?;
-    let uid = pod_reference.and_then(|pod| pod.uid.as_deref()).map(Arc::from);
-    Ok(AttachedPod { pod, uid, container_id: key.container_id.clone(), interface, mac, addresses, mtu, network })
+    Ok(AttachedPod {
+        pod: pod_name(key, pod_reference)?,
+        uid: pod_reference.and_then(|pod| pod.uid.as_deref()).map(Arc::from),
+        container_id: key.container_id.clone(),
+        interface,
+        mac,
+        addresses: place.addresses.iter().map(IpNet::addr).collect(),
+        mtu,
+        network,
+        host_ports: host_ports::wanted(runtime),
+    })
 }

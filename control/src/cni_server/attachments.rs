@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
+use millrace_cni::protocol::{Bandwidth, PortMapping};
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,26 @@ pub struct AttachedPort {
     /// What the pod's interface is made of.
     #[serde(default, skip_serializing_if = "PodDevice::is_tap")]
     pub device: PodDevice,
+    /// What the runtime had for the capabilities.
+    #[serde(default, skip_serializing_if = "RuntimeConfig::is_empty")]
+    pub runtime: RuntimeConfig,
+}
+
+/// What a runtime asks for by capabilities (`runtimeConfig`) and that lasts as long as the attachment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeConfig {
+    /// Ports of the host that lead to the pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// How much the pod may receive and send.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
+}
+
+impl RuntimeConfig {
+    fn is_empty(&self) -> bool {
+        *self == RuntimeConfig::default()
+    }
 }
 
 /// What a pod's interface is made of.

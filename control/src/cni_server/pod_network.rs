@@ -9,7 +9,7 @@ use millrace_cni::protocol::{AddAnswer, AnswerAddress, AnswerRoute};
 use millrace_cni::spec::{Failure, code};
 use millrace_engine::packet::{Mac, PortIndex};
 
-use super::{AttachedNetwork, Attachment, AttachmentKey, NetworkNamespace, PodDevice, PodReference};
+use super::{AttachedNetwork, Attachment, AttachmentKey, NetworkNamespace, PodDevice, PodReference, RuntimeConfig};
 
 /// Makes and takes away pods' attachments. Called from blocking threads, for one container at a time.
 pub trait PodNetwork: Send + Sync + 'static {
@@ -60,6 +60,8 @@ pub struct AddRequest {
     pub addresses: Vec<IpAddr>,
     /// The very MAC address.
     pub mac: Option<Mac>,
+    /// What it has for the capabilities.
+    pub runtime: RuntimeConfig,
 }
 
 /// What was made.
@@ -137,6 +139,14 @@ pub enum CniFailure {
     /// No pool, or none with a free address, serves this pod.
     #[error("no address is free for the pod: {0}")]
     NoAddress(String),
+    /// A port of the host that is asked for leads elsewhere.
+    #[error("hostPort {place} is taken: it leads to {holder} already")]
+    HostPortTaken {
+        /// Address, port and protocol.
+        place: String,
+        /// Whose it is.
+        holder: String,
+    },
     /// The container is not attached here.
     #[error("CNI_CONTAINERID {:?} with CNI_IFNAME {:?} is not attached", .0.container_id, .0.interface)]
     Unknown(AttachmentKey),
@@ -182,6 +192,7 @@ impl CniFailure {
             | CniFailure::InvalidEnvironment { .. } => code::INVALID_ENVIRONMENT,
             CniFailure::Unknown(_) => code::UNKNOWN_CONTAINER,
             CniFailure::Broken(_) => code::ATTACHMENT_BROKEN,
+            CniFailure::HostPortTaken { .. } => code::HOST_PORT_TAKEN,
             CniFailure::NotAvailable(_) => code::NOT_AVAILABLE,
             CniFailure::Refused(_) => code::INVALID_CONFIGURATION,
             CniFailure::NoAddress(_) | CniFailure::NotReady(_) => code::TRY_AGAIN_LATER,

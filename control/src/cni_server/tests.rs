@@ -122,6 +122,8 @@ fn add(namespace: &str) -> protocol::AddRequest {
         arguments: arguments.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect(),
         addresses: Vec::new(),
         mac: None,
+        port_mappings: Vec::new(),
+        bandwidth: protocol::Bandwidth::default(),
     }
 }
 

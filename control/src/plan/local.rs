@@ -9,7 +9,7 @@ use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{Outside, PortRange, Tunnels, Vni};
 
 use super::ServiceOptions;
-use crate::cluster::{InterfaceName, NetworkName, NodeName, PodName, PortName};
+use crate::cluster::{ContainerPort, InterfaceName, NetworkName, NodeName, PodName, PodRecord, PortName};
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +95,29 @@ pub struct AttachedPod {
     pub mtu: u32,
     /// The network it is plugged into, instead of the pods' segment.
     pub network: Option<NetworkName>,
+    /// Ports of the node that lead to it, as the runtime asked for them; each has a host's side.
+    pub host_ports: Vec<ContainerPort>,
+}
+
+impl AttachedPod {
+    /// Whether this is its object, and not that of another pod of its name.
+    #[must_use]
+    pub fn is_of(&self, object: &PodRecord) -> bool {
+        same_pod(object.uid.as_deref(), self.uid.as_deref())
+    }
+
+    /// The families it has addresses of, true for IPv4.
+    #[must_use]
+    pub fn families(&self) -> Vec<bool> {
+        let has = |ipv4: &bool| self.addresses.iter().any(|address| address.is_ipv4() == *ipv4);
+        [true, false].into_iter().filter(has).collect()
+    }
+}
+
+/// Whether an object and a plugged pod of one name are the same pod, by what tells them from others of that name. A
+/// directory of files has no uids, and a runtime may tell none.
+pub(super) fn same_pod(of_object: Option<&str>, of_runtime: Option<&str>) -> bool {
+    of_object.is_none() || of_runtime.is_none() || of_object == of_runtime
 }
 
 /// The host's own port.

@@ -168,6 +168,7 @@ pub(super) fn pods(
         let network = pod.address_wishes.network.clone();
         let mtu = if network.is_some() { MTU } else { mtu };
         let attached = AttachedPod {
+            host_ports: Vec::new(),
             pod: pod.name.clone(),
             uid: None,
             container_id: pod.name.name().to_owned(),

@@ -9,6 +9,7 @@ mod announcing;
 mod api_server;
 mod boundary;
 mod boundary_table;
+mod capabilities;
 mod cluster;
 mod directory;
 mod egress;
@@ -51,6 +52,8 @@ const TESTS: &[Test] = &[
     ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),
     ("status_says_whether_a_pod_could_be_plugged_in", verbs::status_says_whether_a_pod_could_be_plugged_in),
     ("wishes_for_addresses_are_met_or_refused", verbs::wishes_for_addresses_are_met_or_refused),
+    ("ports_of_the_host_lead_where_the_runtime_says", capabilities::ports_of_the_host_lead_where_the_runtime_says),
+    ("a_port_of_the_host_has_one_pod", capabilities::a_port_of_the_host_has_one_pod),
     ("nothing_is_lost_whatever_is_killed", faults::nothing_is_lost_whatever_is_killed),
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),

@@ -24,8 +24,8 @@ use crate::pod::Pod;
 use crate::traffic::Endpoint;
 
 /// Where servers listen in pods.
-const PORT: u16 = 8080;
-const HOST_PORT: u16 = 8090;
+pub(crate) const PORT: u16 = 8080;
+pub(crate) const HOST_PORT: u16 = 8090;
 /// Connections a row and protocol: that one of two endpoints gets none happens once in 2^15.
 const CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -110,7 +110,7 @@ fn service_with(
 }
 
 /// A pod whose container has a port at its node.
-fn host_port_object(pod: &Endpoint, node: &str) -> String {
+pub(crate) fn host_port_object(pod: &Endpoint, node: &str) -> String {
     let ips: Vec<String> = pod.addresses.iter().map(|address| format!("{{ip: '{address}'}}")).collect();
     format!(
         "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {}, namespace: default}}\nspec:\n  nodeName: {node}\n  containers:\n  \

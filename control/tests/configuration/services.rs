@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use millrace_control::cluster::Cluster;
+use millrace_control::cluster::{Cluster, ContainerPort, HostPort};
 use millrace_control::compile::compile;
 use millrace_control::observe::{Observed, Touched};
 use millrace_control::plan::{LocalView, Planner, ServicesPlan, plan};
@@ -347,6 +347,46 @@ fn host_ports_of_one_number_live_beside_each_other() {
             "hostPort 192.0.2.1:8000 TCP: pod default/two:8000 cluster [10.1.0.2:80] local [10.1.0.2:80]",
         ]
     );
+}
+
+/// A runtime asks for the very ports that the object has: each leads to the pod once. Without an object the runtime's word is
+/// all there is, and the word of a pod that has ended or whose name another has does not count.
+#[test]
+fn a_runtimes_host_ports_and_the_objects_are_one() {
+    let object = |more: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: one, uid: u1}}, spec: {{nodeName: a, containers: [{{name: c, \
+             ports: [{{containerPort: 80, hostPort: 8000}}, {{containerPort: 81, hostPort: 8001}}]}}]}}, status: {{{more}}}}}\n"
+        )
+    };
+    let lines_with = |text: &str, uid: Option<&str>, number: u16| {
+        let (index, mut pod) = attached(17, "one", &["10.1.0.1"]);
+        pod.uid = uid.map(std::sync::Arc::from);
+        let host = HostPort { port: number, address: None };
+        pod.host_ports = vec![ContainerPort { name: String::new(), protocol: 6, port: 80, host: Some(host) }];
+        let view = local(&[(index, pod)], &["192.0.2.1"]);
+        let planned = plan(&cluster(&(NODES.to_owned() + text)), &view);
+        let of_pods = planned.problems.iter().filter(|problem| problem.to_string().contains("default/one"));
+        assert_eq!(of_pods.count(), 0, "{:?}", planned.problems);
+        let ports = planned.plan.services.owners.values().map(|plan| plan.ports.len()).sum::<usize>();
+        let mut lines = lines(&planned.plan.services);
+        lines.sort();
+        assert_eq!(ports, lines.len(), "no port without a way to it");
+        lines
+    };
+    let line = |host: u16, port: u16| {
+        format!(
+            "hostPort 192.0.2.1:{host} TCP: pod default/one:{host} cluster [10.1.0.1:{port}] local [10.1.0.1:{port}]"
+        )
+    };
+    assert_eq!(lines_with("", None, 8000), [line(8000, 80)]);
+    for (more, uid) in [("podIP: 10.1.0.1", Some("u1")), ("podIP: 10.1.0.1", None), ("", Some("u1"))] {
+        assert_eq!(lines_with(&object(more), uid, 8000), [line(8000, 80), line(8001, 81)], "{more} {uid:?}");
+    }
+    let three = [line(8000, 80), line(8001, 81), line(8002, 80)];
+    assert_eq!(lines_with(&object("podIP: 10.1.0.1"), Some("u1"), 8002), three);
+    assert_eq!(lines_with(&object("phase: Succeeded"), Some("u1"), 8000), Vec::<String>::new());
+    assert_eq!(lines_with(&object("podIP: 10.1.0.1"), Some("u0"), 8002), three[..2]);
 }
 
 #[test]

@@ -134,6 +134,7 @@ pub(crate) fn address(text: &str) -> IpAddr {
 /// A pod whose MAC address ends in the number of its port.
 pub(crate) fn attached(port: u16, name: &str, addresses: &[&str]) -> (PortIndex, AttachedPod) {
     let pod = AttachedPod {
+        host_ports: Vec::new(),
         uid: None,
         network: None,
         pod: PodName::new("default", name).expect("pod name"),

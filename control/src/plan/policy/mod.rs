@@ -38,6 +38,7 @@ use self::label_index::Scope;
 use self::peer_sets::{PeerSets, SetChanges};
 use self::subjects::{KnownPolicy, Policies};
 use super::LocalView;
+use super::local::same_pod;
 use crate::cluster::{
     Cluster, ContainerPort, NamespaceName, NamespaceRecord, Namespaces, NodeName, PodName, PodPrecedence, PodRecord,
     PodSelection, PolicyName,
@@ -417,11 +418,7 @@ fn object_of<'a>(cluster: &'a Cluster, attached: &Attachment) -> Option<&'a PodR
 }
 
 fn is_object_of(pod: &PodRecord, attached: &Attachment) -> bool {
-    match (&pod.uid, &attached.uid) {
-        (Some(of_object), Some(of_runtime)) => of_object == of_runtime,
-        // A directory of files has no uids, and a runtime may tell none.
-        (None, _) | (_, None) => true,
-    }
+    same_pod(pod.uid.as_deref(), attached.uid.as_deref())
 }
 
 fn problem(name: &PolicyName, (field, message): (&String, &String)) -> Problem {

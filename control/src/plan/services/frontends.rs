@@ -4,14 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use millrace_engine::tables::services::{
-    Balance, Endpoint, EndpointSet, EndpointState, Frontend, FrontendKind, Scope, ServiceId, ServicePort,
-};
+use millrace_engine::tables::services::{EndpointState, Frontend, FrontendKind};
 
-use super::endpoints::{protocol_name, service_port};
+use super::endpoints::service_port;
 use super::{Facts, FrontendKey, HealthCheck, ServicePlan};
-use crate::cluster::{PodRecord, ServiceRecord, SliceRecord};
-use crate::stable_hash::hash_64;
+use crate::cluster::{ServiceRecord, SliceRecord};
 
 /// What a Service needs: in each family that it has a ClusterIP of, each port at each address.
 pub(super) fn service_plan(service: &ServiceRecord, slices: &[&Arc<SliceRecord>], facts: &Facts) -> ServicePlan {
@@ -77,57 +74,4 @@ fn allowed(ranges: &[IpNet], address: IpAddr, facts: &Facts) -> Option<Arc<[IpNe
     own.sort_unstable();
     own.dedup();
     Some(own.into())
-}
-
-/// What a pod's host ports need: one endpoint each, at one or at every address of the node.
-pub(super) fn host_port_plan(pod: &PodRecord, facts: &Facts) -> ServicePlan {
-    let mut plan = ServicePlan::default();
-    for (port, host) in pod.ports.iter().filter_map(|port| Some((port, port.host?))) {
-        for endpoint in &pod.addresses {
-            let served = Arc::new(host_port(pod, port.protocol, host.port, *endpoint, port.port));
-            let every = facts.node_addresses.iter().copied().filter(|_| host.address.is_none());
-            for address in every.chain(host.address).filter(|address| address.is_ipv4() == endpoint.is_ipv4()) {
-                let key = FrontendKey::Address { address, protocol: port.protocol, port: host.port };
-                if plan.frontends.iter().all(|(known, _)| *known != key) {
-                    let service = Arc::clone(&served);
-                    plan.frontends.push((key, Frontend { kind: FrontendKind::HostPort, service, sources: None }));
-                }
-            }
-            plan.ports.push(served);
-        }
-    }
-    plan
-}
-
-fn host_port(pod: &PodRecord, protocol: u8, host_port: u16, address: IpAddr, port: u16) -> ServicePort {
-    let endpoint = Endpoint {
-        name: pod.name.name().into(),
-        address,
-        port,
-        weight: 1,
-        local: true,
-        // A host port leads to its pod whatever its readiness says.
-        state: EndpointState::Ready,
-    };
-    let endpoints: Arc<[Endpoint]> = Arc::from([endpoint]);
-    let scope = Scope { all: EndpointSet::new(&endpoints, [0], Balance::Random), ..Scope::default() };
-    let name = format!("pod {}:{host_port}", pod.name);
-    ServicePort {
-        id: ServiceId(hash_64(&format!(
-            "{name}/{}/{}",
-            protocol_name(protocol),
-            if address.is_ipv4() { 4 } else { 6 }
-        ))),
-        name: name.into(),
-        protocol,
-        endpoints,
-        cluster: scope.clone(),
-        local: scope,
-        any_usable: true,
-        internal_local: true,
-        // The client keeps its address, as with the `portmap` plugin.
-        external_local: true,
-        affinity: None,
-        balance: Balance::Random,
-    }
 }

@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::host_ports::{self, PodHostPorts};
 use super::{Facts, FrontendKey, Owner, ServicePlan, ServicesPlan, derive, frontends};
-use crate::cluster::{Cluster, Cursor, PodName, PodRecord, ServiceName, ServiceRecord, SliceRecord};
+use crate::cluster::{Cluster, Cursor, PodName, ServiceName, ServiceRecord, SliceRecord};
 use crate::plan::LocalView;
 use crate::problem::Problem;
 
@@ -35,7 +36,7 @@ impl Input {
 pub(in crate::plan) struct Memory {
     facts: Facts,
     services: BTreeMap<ServiceName, Input>,
-    pods: BTreeMap<PodName, PodRecord>,
+    pods: BTreeMap<PodName, PodHostPorts>,
     plans: Arc<BTreeMap<Owner, Arc<ServicePlan>>>,
     claims: HashMap<FrontendKey, BTreeSet<Owner>>,
     /// Keys with more than one claim.
@@ -61,9 +62,10 @@ impl Memory {
             *self = Self { facts, planned: self.planned, ..Self::default() };
         }
         let mut changed = Vec::new();
-        let kept = self.services(cluster, local, &mut changed) + self.host_ports(cluster, local, &mut changed);
+        let published = host_ports::of_node(cluster, local);
+        let kept = self.services(cluster, local, &mut changed) + self.host_ports(&published, &mut changed);
         if kept != self.services.len() + self.pods.len() {
-            self.forget_the_gone(cluster, local, &mut changed);
+            self.forget_the_gone(cluster, &published, &mut changed);
         }
         self.take(changed);
         self.report(problems);
@@ -115,37 +117,31 @@ impl Memory {
         count
     }
 
-    /// The same for pods of this node that publish ports.
+    /// The same for pods of this node that have ports of the node.
     fn host_ports(
         &mut self,
-        cluster: &Cluster,
-        local: &LocalView,
+        published: &BTreeMap<PodName, PodHostPorts>,
         changed: &mut Vec<(Owner, Option<ServicePlan>)>,
     ) -> usize {
-        let mut count = 0;
-        for pod in publishing_pods(cluster, local) {
-            count += 1;
-            if self.pods.get(&pod.name) == Some(&pod) {
-                continue;
+        for (name, ports) in published {
+            if self.pods.get(name) != Some(ports) {
+                changed.push((Owner::Pod(name.clone()), Some(ports.plan(&self.facts))));
+                self.pods.insert(name.clone(), ports.clone());
             }
-            let owner = Owner::Pod(pod.name.clone());
-            changed.push((owner, Some(frontends::host_port_plan(&pod, &self.facts))));
-            self.pods.insert(pod.name.clone(), pod);
         }
-        count
+        published.len()
     }
 
     fn forget_the_gone(
         &mut self,
         cluster: &Cluster,
-        local: &LocalView,
+        published: &BTreeMap<PodName, PodHostPorts>,
         changed: &mut Vec<(Owner, Option<ServicePlan>)>,
     ) {
-        let pods: BTreeSet<_> = publishing_pods(cluster, local).map(|pod| pod.name).collect();
         let is_proxied = |name: &ServiceName| cluster.services.get(name).is_some_and(|service| service.proxied);
         let gone = self.services.extract_if(.., |name, _| !is_proxied(name));
         changed.extend(gone.map(|(name, _)| (Owner::Service(name), None)));
-        let gone = self.pods.extract_if(.., |name, _| !pods.contains(name));
+        let gone = self.pods.extract_if(.., |name, _| !published.contains_key(name));
         changed.extend(gone.map(|(name, _)| (Owner::Pod(name), None)));
     }
 
@@ -270,19 +266,6 @@ impl Memory {
             }
         }
     }
-}
-
-/// Pods of this node with host ports, with the addresses they were plugged in with where their status has none.
-fn publishing_pods<'a>(cluster: &'a Cluster, local: &'a LocalView) -> impl Iterator<Item = PodRecord> + 'a {
-    let publishes = |pod: &&PodRecord| pod.ports.iter().any(|port| port.host.is_some());
-    let here = |pod: &&PodRecord| pod.node.as_ref() == Some(&local.node) && !pod.host_network && !pod.finished;
-    cluster.pods.values().filter(here).filter(publishes).map(|pod| {
-        let mut pod = pod.clone();
-        if pod.addresses.is_empty() {
-            pod.addresses = local.addresses_of(&pod.name);
-        }
-        pod
-    })
 }
 
 impl std::fmt::Display for FrontendKey {

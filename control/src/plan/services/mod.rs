@@ -11,6 +11,7 @@ mod derive;
 mod endpoints;
 mod for_host;
 mod frontends;
+mod host_ports;
 mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,12 +61,14 @@ pub struct ServicesPlan {
 pub enum Owner {
     /// A Service's.
     Service(ServiceName),
-    /// A pod's, by a host port.
+    /// A pod's, by a port of the host that its object or its runtime asks for.
     Pod(PodName),
 }
 
 impl Owner {
-    fn key(&self) -> ObjectKey {
+    /// Its object's key.
+    #[must_use]
+    pub fn key(&self) -> ObjectKey {
         let (kind, namespace, name) = match self {
             Owner::Service(service) => (SERVICE, service.namespace(), service.name()),
             Owner::Pod(pod) => (POD, pod.namespace(), pod.name()),
