@@ -92,6 +92,7 @@ pub(crate) fn local(pods: impl IntoIterator<Item = (PortIndex, usize)>) -> Local
         let (namespace, name) = names(number);
         let pod = AttachedPod {
             host_ports: Vec::new(),
+            bandwidth: Default::default(),
             uid: None,
             pod: PodName::new(&namespace, &name).expect("name"),
             container_id: name,

@@ -233,6 +233,7 @@ impl ClusterNode {
         self.switch().attach(port, MemoryQueue::LIKE_TAP, usize::from(port) % workers);
         let pod = AttachedPod {
             host_ports: Vec::new(),
+            bandwidth: Default::default(),
             uid: None,
             network,
             pod: PodName::new("default", name).expect("pod name"),

@@ -103,6 +103,7 @@ drop_reasons! {
     FragmentsHeldFull "fragments_held_full" "A later fragment that waited for its first one gave way, since too many wait." "Look for a flood of fragments (`fragments.held`), or for what reorders packets on the way here.";
     FramesExhausted "frames_exhausted" "No free frame was left in this worker's frame memory." "Raise `frame_memory` in the agent's configuration, or look for a blocked port.";
     TransmitQueueFull "transmit_queue_full" "The output port did not take packets fast enough." "The pod or link is slower than its senders; `millrace show ports`.";
+    OverBandwidth "over_bandwidth" "The pod sent or was sent more than its limit of bandwidth lets through." "`millrace show ports` has the limit; it is the pod's annotation `kubernetes.io/ingress-bandwidth` or `kubernetes.io/egress-bandwidth`, or its runtime's.";
     LaneFull "lane_full" "The lane to the worker that owns the output queue was full." "That worker is overloaded; `millrace show workers`.";
     PortRefused "port_refused" "The kernel refused the packet at the output port." "`millrace show ports`: the interface may be down.";
     Oversized "oversized" "The packet is longer than the output port can carry in any form." "Check the MTU of the output port; a bridge tells no sender.";

@@ -52,7 +52,8 @@ pub const HEAD_FRAMES: usize = 32_768;
 /// Big buffers of one worker by default: 16 MiB of frame memory.
 pub const BIG_BUFFERS: usize = 256;
 
-/// Ports of a switch. Port counters cost 64 B for each port and worker.
+/// Ports of a switch. Port counters cost 64 B for each port and worker, limits of bandwidth 48 B, and their budgets 16 B for
+/// each port.
 pub const PORTS: usize = 1024;
 
 /// Stations whose frames a packet socket takes in beside groups. Five instructions of its filter for each, of the 4,096

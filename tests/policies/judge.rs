@@ -143,6 +143,7 @@ impl Judge {
             let port = at as u16 + 1;
             let attached = AttachedPod {
                 host_ports: Vec::new(),
+                bandwidth: Default::default(),
                 network: None,
                 pod: PodName::new(&plugged.namespace, &plugged.name).expect("name"),
                 uid: plugged.uid.as_deref().map(Arc::from),

@@ -88,6 +88,7 @@ impl Inspect for Inspector {
             let sum = |pick: fn(&WorkerCounters, usize) -> u64| {
                 counters.iter().map(|counters| pick(counters, usize::from(port.index.0))).sum()
             };
+            let bandwidth = tables.bandwidth.get(&port.index).copied().unwrap_or_default();
             PortReport {
                 index: port.index.0,
                 name: port.name.to_string(),
@@ -98,6 +99,8 @@ impl Inspect for Inspector {
                 mac: mac_of(&port.role),
                 addresses: addresses.iter().map(ToString::to_string).collect(),
                 mtu_bytes: port.mtu,
+                ingress_bits_per_second: bandwidth.to_port.map(|limit| limit.bits_per_second),
+                egress_bits_per_second: bandwidth.from_port.map(|limit| limit.bits_per_second),
                 queues,
                 received_frames: sum(|counters, port| counters.port(port).received_frames.get()),
                 received_bytes: sum(|counters, port| counters.port(port).received_bytes.get()),

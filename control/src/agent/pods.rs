@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ipnet::IpNet;
+use millrace_cni::protocol;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::namespace::NamespaceHandle;
+use millrace_engine::tables::Bandwidth;
 
 use super::IN_FORCE;
 use super::attachment_check;
@@ -19,7 +21,7 @@ use super::host_ports;
 use super::place::Place;
 use super::pod_device::PodDevices;
 use super::shared::Shared;
-use crate::cluster::{AddressWishes, Cluster, ContainerPort, InterfaceName, NetworkName, PodName};
+use crate::cluster::{AddressWishes, Cluster, ContainerPort, InterfaceName, NetworkName, PodName, rate_limit};
 use crate::cni_server::{
     AddRequest, AddResult, AttachedNetwork, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest,
     NetworkNamespace, PodDevice, PodNetwork, PodReference, RuntimeConfig,
@@ -422,5 +424,13 @@ fn attached_pod(
         mtu,
         network,
         host_ports: host_ports::wanted(runtime),
+        bandwidth: bandwidth(&runtime.bandwidth),
     })
+}
+
+/// What goes into the pod leaves by its port.
+fn bandwidth(asked: &protocol::Bandwidth) -> Bandwidth {
+    let limit =
+        |limit: Option<protocol::RateLimit>| limit.map(|limit| rate_limit(limit.bits_per_second, limit.burst_bits));
+    Bandwidth { from_port: limit(asked.egress), to_port: limit(asked.ingress) }
 }

@@ -111,6 +111,12 @@ pub struct PortReport {
     pub addresses: Vec<String>,
     /// Longest network-layer packet it carries.
     pub mtu_bytes: u32,
+    /// Most bits per second that leave by it: what a pod receives.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ingress_bits_per_second: Option<u64>,
+    /// Most bits per second that come in by it: what a pod sends.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub egress_bits_per_second: Option<u64>,
     /// Its queues.
     pub queues: Vec<QueueReport>,
     /// Frames received; a GSO unit counts once.

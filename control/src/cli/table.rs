@@ -34,12 +34,17 @@ pub(super) fn ports(list: &[PortReport]) -> String {
             left(queues(&port.queues, port.chosen.as_deref())),
             left(port.addresses.join("\n")),
             right(port.mtu_bytes.to_string()),
-            right(format!("{}\n{}", count(port.received_frames, "frame"), bytes(port.received_bytes))),
-            right(format!("{}\n{}", count(port.sent_frames, "frame"), bytes(port.sent_bytes))),
+            right(traffic(port.received_frames, port.received_bytes, port.egress_bits_per_second)),
+            right(traffic(port.sent_frames, port.sent_bytes, port.ingress_bits_per_second)),
             right(number(port.dropped_frames)),
         ]
     });
     render(&heads, rows, "No port is attached.")
+}
+
+fn traffic(frames: u64, sum: u64, limit: Option<u64>) -> String {
+    let limit = limit.map(|limit| format!("\nat most {} kbit/s", number(limit / 1_000)));
+    format!("{}\n{}{}", count(frames, "frame"), bytes(sum), limit.unwrap_or_default())
 }
 
 fn queues(list: &[QueueReport], chosen: Option<&str>) -> String {

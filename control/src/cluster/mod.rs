@@ -5,6 +5,7 @@
 //! out in one order whatever order it came in.
 
 mod addressing;
+mod bandwidth;
 mod bridging;
 mod cursor;
 mod name;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use addressing::{AssignedAddress, BlockRecord, Cidr, CidrError, KeptFor, PoolError, PoolRecord, TunnelUse};
+pub use bandwidth::rate_limit;
 pub use bridging::{
     BridgePortRecord, BridgeRecord, DEFAULT_VLAN, DeviceKind, Membership, MirrorRecord, PortDevice, PortVlans,
     StationPlace, StationRecord, VlanId, VlanIdError,

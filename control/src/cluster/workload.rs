@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use millrace_engine::tables::Bandwidth;
+
 use super::selector::{Labels, NAMESPACE_NAME_LABEL};
 
 use super::{NamespaceName, NetworkName, NodeName, PodName, PoolName};
@@ -35,6 +37,8 @@ pub struct PodRecord {
     pub finished: bool,
     /// What it asks of address management.
     pub address_wishes: AddressWishes,
+    /// How much it may send (`from_port`) and receive (`to_port`), by its annotations.
+    pub bandwidth: Bandwidth,
 }
 
 impl PodRecord {

@@ -109,6 +109,9 @@ pub fn compile(plan: &NodePlan, previous: Option<(&NodePlan, &Snapshot)>) -> Res
     if *snapshot.mirrors != plan.mirrors {
         snapshot.mirrors = Arc::new(plan.mirrors.clone());
     }
+    if *snapshot.bandwidth != plan.bandwidth {
+        snapshot.bandwidth = Arc::new(plan.bandwidth.clone());
+    }
     Ok(snapshot)
 }
 

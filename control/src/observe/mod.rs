@@ -12,6 +12,7 @@ mod network;
 mod node;
 mod ours;
 mod policy;
+mod quantity;
 mod schema;
 mod service;
 mod slice;

@@ -5,12 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ContainerPort as ApiPort, Namespace, Pod, PodStatus};
+use millrace_cni::capabilities::RATES;
+use millrace_engine::tables::Bandwidth;
 
-use super::policy;
 use super::service::{port_number, protocol_number};
+use super::{policy, quantity};
 use crate::cluster::{
     AddressWishes, ContainerPort, HostPort, NAMESPACE_NAME_LABEL, NamespaceName, NamespaceRecord, NetworkName,
-    NodeName, PodName, PodRecord, PoolName,
+    NodeName, PodName, PodRecord, PoolName, rate_limit,
 };
 use crate::store::{FieldError, Object};
 
@@ -22,6 +24,9 @@ const POOLS: &str = "millrace.dev/ip-pools";
 const INTERFACE: &str = "millrace.dev/interface";
 /// Annotation of a pod: the network it is plugged into.
 const NETWORK: &str = "millrace.dev/network";
+/// Annotations of a pod: most bits per second that it receives, and that it sends (`pkg/util/bandwidth` of Kubernetes).
+const INGRESS_BANDWIDTH: &str = "kubernetes.io/ingress-bandwidth";
+const EGRESS_BANDWIDTH: &str = "kubernetes.io/egress-bandwidth";
 /// Annotation of a mirror pod: the uid of the static pod, which is the one the runtime knows (`pkg/kubelet/types`).
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -75,6 +80,7 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
         addresses,
         host_network,
         address_wishes,
+        bandwidth: bandwidth(object)?,
         ports,
         ready: status.is_none_or(is_ready),
         terminating: pod.metadata.deletion_timestamp.is_some(),
@@ -137,6 +143,17 @@ fn fixed(object: &Object) -> Result<Vec<IpAddr>, FieldError> {
         fixed.push(address);
     }
     Ok(fixed)
+}
+
+fn bandwidth(object: &Object) -> Result<Bandwidth, FieldError> {
+    let limit = |key: &str| {
+        let value = object.content.at(&["metadata", "annotations", key]);
+        let Some(text) = value.and_then(|value| value.text()) else { return Ok(None) };
+        let rate = quantity::whole(text).filter(|rate| RATES.contains(rate));
+        let wrong = || refused(object, key, format!("{text:?} is no rate from 1k to 1P bits per second"));
+        rate.map(|rate| Some(rate_limit(rate, None))).ok_or_else(wrong)
+    };
+    Ok(Bandwidth { from_port: limit(EGRESS_BANDWIDTH)?, to_port: limit(INGRESS_BANDWIDTH)? })
 }
 
 fn network(object: &Object) -> Result<Option<NetworkName>, FieldError> {

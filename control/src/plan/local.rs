@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::{Outside, PortRange, Tunnels, Vni};
+use millrace_engine::tables::{Bandwidth, Outside, PortRange, Tunnels, Vni};
 
 use super::ServiceOptions;
 use crate::cluster::{ContainerPort, InterfaceName, NetworkName, NodeName, PodName, PodRecord, PortName};
@@ -97,6 +97,8 @@ pub struct AttachedPod {
     pub network: Option<NetworkName>,
     /// Ports of the node that lead to it, as the runtime asked for them; each has a host's side.
     pub host_ports: Vec<ContainerPort>,
+    /// How much it may send (`from_port`) and receive (`to_port`), as the runtime asked for it.
+    pub bandwidth: Bandwidth,
 }
 
 impl AttachedPod {

@@ -5,6 +5,7 @@
 //! other is a problem. The plan is in the engine's own terms for single ports, routes and peers, so that `compile/`
 //! has only to put them in place. Cost: one walk over nodes, blocks and attached pods; of Services those that changed.
 
+mod bandwidth;
 mod bridges;
 mod host;
 mod local;
@@ -22,7 +23,8 @@ use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{
-    self, HandBack, Mirror, Peer, PodPort, PolicyTable, PortRange, PortRole, Route, SegmentIndex, UplinkPort, Vni, Vtep,
+    self, Bandwidth, HandBack, Mirror, Peer, PodPort, PolicyTable, PortRange, PortRole, Route, SegmentIndex,
+    UplinkPort, Vni, Vtep,
 };
 
 use self::policy::PolicyPlanner;
@@ -65,6 +67,8 @@ pub struct NodePlan {
     pub bridged: BTreeMap<SegmentIndex, BridgedPlan>,
     /// Ports whose frames are copied.
     pub mirrors: Vec<Mirror>,
+    /// Ports with limits of bandwidth.
+    pub bandwidth: BTreeMap<PortIndex, Bandwidth>,
     /// Its tunnels.
     pub tunnels: TunnelPlan,
     /// What is reached outside of tunnels.
@@ -187,7 +191,9 @@ fn plan_with(
     problems.dedup();
     let segments = BTreeMap::from([(POD_SEGMENT, segment)]);
     let (bridged, mirrors) = (bridges.segments, bridges.mirrors);
-    let plan = NodePlan { ports, segments, bridged, mirrors, tunnels, outside, host, pod_mtu, services, policy };
+    let bandwidth = bandwidth::limits(cluster, local);
+    let plan =
+        NodePlan { ports, segments, bridged, mirrors, bandwidth, tunnels, outside, host, pod_mtu, services, policy };
     Planned { plan, problems }
 }
 

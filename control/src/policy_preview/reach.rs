@@ -171,6 +171,7 @@ fn addresses_of_nodes(cluster: &Cluster) -> BTreeMap<NodeName, Arc<[IpAddr]>> {
 fn attached(pod: &PodName, addresses: &[IpAddr]) -> AttachedPod {
     AttachedPod {
         host_ports: Vec::new(),
+        bandwidth: Default::default(),
         uid: None,
         network: None,
         pod: pod.clone(),

@@ -169,6 +169,7 @@ pub(super) fn pods(
         let mtu = if network.is_some() { MTU } else { mtu };
         let attached = AttachedPod {
             host_ports: Vec::new(),
+            bandwidth: Default::default(),
             pod: pod.name.clone(),
             uid: None,
             container_id: pod.name.name().to_owned(),

@@ -7,6 +7,7 @@
 mod agent_process;
 mod announcing;
 mod api_server;
+mod bandwidth;
 mod boundary;
 mod boundary_table;
 mod capabilities;
@@ -54,6 +55,9 @@ const TESTS: &[Test] = &[
     ("wishes_for_addresses_are_met_or_refused", verbs::wishes_for_addresses_are_met_or_refused),
     ("ports_of_the_host_lead_where_the_runtime_says", capabilities::ports_of_the_host_lead_where_the_runtime_says),
     ("a_port_of_the_host_has_one_pod", capabilities::a_port_of_the_host_has_one_pod),
+    ("pods_keep_to_their_bandwidth", bandwidth::pods_keep_to_their_bandwidth),
+    ("two_workers_keep_to_one_bandwidth", bandwidth::two_workers_keep_to_one_bandwidth),
+    ("a_bandwidth_that_cannot_be_is_refused", bandwidth::a_bandwidth_that_cannot_be_is_refused),
     ("nothing_is_lost_whatever_is_killed", faults::nothing_is_lost_whatever_is_killed),
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),

@@ -7,9 +7,9 @@ use millrace_control::plan::{
     LocalHost, LocalView, OutsidePath, POD_SEGMENT, Planned, UnderlayPath, plan, underlay_destinations, wanted_uplinks,
 };
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::{PortRole, RouteTarget};
+use millrace_engine::tables::{Bandwidth, PortRole, RateLimit, RouteTarget};
 
-use crate::support::{address, attached, block, cluster, local, node, node_name, path, pool};
+use crate::support::{address, attached, block, cluster, local, node, node_name, observe, path, pool};
 
 fn routes(planned: &Planned) -> Vec<String> {
     let routes = &planned.plan.segments[&POD_SEGMENT].routes;
@@ -345,4 +345,38 @@ fn uplinks_are_for_one_node_or_for_all() {
     let node = node_name("a");
     let names: Vec<_> = wanted_uplinks(&cluster, &node).map(|uplink| uplink.name.as_str()).collect();
     assert_eq!(names, ["all", "for-a"]);
+}
+
+#[test]
+fn limits_of_bandwidth_are_the_runtimes_and_for_the_rest_the_objects() {
+    let object = |uid: &str, ingress: &str, egress: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: web, uid: {uid}, annotations: {{kubernetes.io/ingress-bandwidth: \
+             '{ingress}', kubernetes.io/egress-bandwidth: '{egress}'}}}}, spec: {{nodeName: a}}}}\n"
+        )
+    };
+    let limit = |bits_per_second, burst_bits| Some(RateLimit { bits_per_second, burst_bits });
+    let limits = |text: &str, by_runtime: Bandwidth| {
+        let (port, mut pod) = attached(20, "web", &["10.1.0.1"]);
+        (pod.uid, pod.bandwidth) = (Some("u1".into()), by_runtime);
+        let view = local(&[(port, pod), attached(21, "other", &["10.1.0.2"])], &["192.0.2.1"]);
+        let planned = plan(&cluster(text), &view).plan.bandwidth;
+        assert!(planned.keys().all(|port| port.0 == 20));
+        planned.get(&port).map(|bandwidth| (bandwidth.to_port, bandwidth.from_port))
+    };
+    let nothing = Bandwidth::default();
+    let by_runtime = Bandwidth { from_port: None, to_port: limit(7_000, 9) };
+    assert_eq!(limits("", nothing), None);
+    // Half a second, and not less than two units of 64 KiB.
+    assert_eq!(
+        limits(&object("u1", "1G", "1.5k"), nothing),
+        Some((limit(1_000_000_000, 500_000_000), limit(1_500, 1 << 20)))
+    );
+    assert_eq!(limits(&object("u1", "1G", "1.5k"), by_runtime), Some((limit(7_000, 9), limit(1_500, 1 << 20))));
+    assert_eq!(limits(&object("u0", "1G", "1.5k"), by_runtime), Some((limit(7_000, 9), None)), "of another pod");
+    for wrong in ["999", "2P", "fast", "-5M"] {
+        let text = object("u1", "1G", wrong);
+        let problems = observe(&text).problems().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        assert!(problems.contains("kubernetes.io/egress-bandwidth") && problems.contains(wrong), "{problems}");
+    }
 }

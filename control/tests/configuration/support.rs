@@ -135,6 +135,7 @@ pub(crate) fn address(text: &str) -> IpAddr {
 pub(crate) fn attached(port: u16, name: &str, addresses: &[&str]) -> (PortIndex, AttachedPod) {
     let pod = AttachedPod {
         host_ports: Vec::new(),
+        bandwidth: Default::default(),
         uid: None,
         network: None,
         pod: PodName::new("default", name).expect("pod name"),

@@ -1,6 +1,7 @@
-//! What packets teach: shared by all workers, sharded, touched on the slow path only.
+//! What packets teach: shared by all workers, sharded, touched on the slow path only; budgets of limited ports apart.
 
 mod affinity;
+mod bandwidth;
 mod connections;
 mod denials;
 mod endpoint_loads;
@@ -13,6 +14,7 @@ use std::io;
 use std::sync::Arc;
 
 pub use affinity::Affinities;
+pub use bandwidth::{BandwidthBudgets, Meter, Way};
 pub use connections::{
     Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, ConnectionTimeouts,
     Connections, Direction, NewConnection, Opened, Removed, Tuple,
@@ -33,6 +35,8 @@ pub struct State {
     pub stations: MacTable,
     /// What ports have flooded lately.
     pub storms: Storms,
+    /// What limited ports have sent and got lately; shared with the workers' ports.
+    pub bandwidth: BandwidthBudgets,
     /// Connections of routed segments; shared with the flow caches, which write back to them.
     pub connections: Arc<Connections>,
     /// Endpoints that clients of Services stay with.
@@ -65,6 +69,7 @@ impl State {
         Ok(Self {
             stations: MacTable::default(),
             storms: Storms::default(),
+            bandwidth: BandwidthBudgets::default(),
             connections,
             affinities: Affinities::default(),
             endpoint_loads: EndpointLoads::default(),

@@ -5,6 +5,7 @@
 //! packets teach lives in `state/`. [`change::changes`] compares two snapshots and says which flows to decide
 //! again, so that the change set cannot disagree with the tables.
 
+mod bandwidth;
 mod bridging;
 pub mod change;
 pub mod lookup;
@@ -16,6 +17,7 @@ mod segments;
 pub mod services;
 mod tunnels;
 
+pub use bandwidth::{Bandwidth, BandwidthTable, RateLimit};
 pub use bridging::{
     BridgedPort, BridgedSegment, FloodClass, Location, Member, Mirror, MoveLimit, StormLimits, Tag, TagProtocol,
     VlanMember,
@@ -49,6 +51,8 @@ pub struct Snapshot {
     pub services: ServiceTable,
     /// Ports whose frames are copied, each once. No decision rests on them.
     pub mirrors: std::sync::Arc<Vec<Mirror>>,
+    /// Ports with limits of bandwidth. No decision rests on them.
+    pub bandwidth: BandwidthTable,
     /// Who may talk to whom.
     pub policy: PolicyTable,
 }

@@ -4,7 +4,8 @@
 //! enqueue: cut | complete checksums -> pending list of the port ; or copy -> lane of the queue's owner
 //! flush:   join (towards ports that profit) -> queue.transmit -> queue.flush
 //! ```
-//! Each list is bounded (`limits::TRANSMIT_QUEUE_PACKETS`); beyond it packets drop with `transmit_queue_full`. Runs
+//! Each list is bounded (`limits::TRANSMIT_QUEUE_PACKETS`); beyond it packets drop with `transmit_queue_full`. What goes
+//! beyond a port's bandwidth drops before it is in the list, on the worker that has the queue. Runs
 //! on the worker; nothing allocates after start.
 
 mod fate;
@@ -29,6 +30,7 @@ use crate::limits;
 use crate::packet::copy_and_checksum::Kernel;
 use crate::packet::{Checksum, FrameMemory, Packet, PortIndex, checksum};
 use crate::port::Capabilities;
+use crate::state::Way;
 use crate::worker::Ports;
 use joining::Joiner;
 use segmentation::Segmenter;
@@ -141,6 +143,12 @@ impl Transmit {
             return send_by_lane(outlet, lane, egress, packet);
         }
         let has_room = outlet.ports.has_room(egress);
+        if has_room
+            && outlet.ports.limits_bandwidth(egress, Way::ToPort)
+            && !outlet.ports.take_bandwidth(egress, Way::ToPort, outlet.memory, &packet)
+        {
+            return outlet.drop(packet, DropReason::OverBandwidth);
+        }
         let Some(pending) = outlet.ports.pending(egress) else {
             return outlet.drop(packet, DropReason::PortDown);
         };

@@ -17,6 +17,7 @@ impl Worker {
         if fresh.generation == self.tables.generation {
             return;
         }
+        self.ports.set_bandwidth(&self.tables.bandwidth, &fresh.bandwidth);
         self.tables = Arc::clone(fresh);
         self.ingress.refresh(&self.tables);
         let watched = self.tables.mirrors.iter().filter(|mirror| mirror.egress.is_some());

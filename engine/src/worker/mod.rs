@@ -17,6 +17,7 @@ macro_rules! outlet {
 }
 
 mod anticipate;
+mod bandwidth;
 mod carry_out;
 mod commands;
 mod housekeeping;
@@ -45,7 +46,7 @@ use crate::limits::VECTOR_PACKETS;
 use crate::packet::parse::Plain;
 use crate::packet::{FrameMemory, Packet};
 use crate::port::af_xdp::Umem;
-use crate::state::{Removed, State};
+use crate::state::{Removed, State, Way};
 use crate::tables::{Snapshot, Subscription};
 use crate::transmit::{Fate, LaneReceiver, Layout, Outlet, Transmit};
 use ingress::{FrameReading, IngressTable};
@@ -110,6 +111,9 @@ impl Worker {
             let received = self.ports.receive(port, &mut self.memory, &mut self.vector, &self.counters);
             self.stopwatch.lap(Work::Receive);
             busy |= received > 0;
+            if self.ports.limits_bandwidth(port, Way::FromPort) {
+                self.keep_to_rate(port);
+            }
             self.forward_vector();
             if self.stopwatch.count_vector(received) {
                 self.counters.measured(port.0 as usize, received, self.stopwatch.so_far() - before);
@@ -244,6 +248,7 @@ impl Worker {
         self.stopwatch.begin_turn();
         self.now = self.clock.now();
         self.now_ms = self.now.milliseconds32();
+        self.ports.set_time(self.now);
         self.counters.event(Event::Turns).add(1);
         self.take_commands();
         self.refresh_tables();

@@ -58,7 +58,7 @@ impl Worker {
     pub fn new(parts: Parts) -> io::Result<Self> {
         let mut subscription = parts.subscription;
         let tables = Arc::clone(subscription.refresh());
-        let ports = Ports::new(parts.lane_senders)?;
+        let ports = Ports::new(parts.lane_senders, parts.state.bandwidth.clone())?;
         ports.watch_wake_up(parts.sleeper.descriptor())?;
         let now = parts.clock.now();
         let mut worker = Self {

@@ -9,10 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::epoll;
 
+use super::bandwidth::Limiter;
+use crate::clock::Time;
 use crate::counters::WorkerCounters;
 use crate::limits;
 use crate::packet::{FrameMemory, Packet, PortIndex};
 use crate::port::{Capabilities, PortQueue};
+use crate::state::{BandwidthBudgets, Way};
+use crate::tables::BandwidthTable;
 use crate::transmit::LaneSender;
 
 /// Turns between two looks at epoll while some queue delivers.
@@ -30,7 +34,8 @@ struct Slot {
     lane: Option<usize>,
     capabilities: Option<Capabilities>,
     pending: Vec<Packet>,
-    /// Longest frame that this worker's own queue takes; 0 without one, and where packets are copied for a mirror.
+    /// Longest frame that this worker's own queue takes; 0 without one, and where packets are copied for a mirror or counted
+    /// against a limit.
     longest_own: usize,
     /// The vector that `share` was computed for.
     sharing: u64,
@@ -55,6 +60,7 @@ pub struct Ports {
     delivered: bool,
     /// Ports whose packets are copied as they leave.
     watched: Vec<PortIndex>,
+    limiter: Limiter,
 }
 
 impl std::fmt::Debug for Ports {
@@ -64,11 +70,11 @@ impl std::fmt::Debug for Ports {
 }
 
 impl Ports {
-    /// No ports yet; `lanes[n]` leads to worker `n`, where there is one.
+    /// No ports yet; `lanes[n]` leads to worker `n`, where there is one. The budgets are those of all workers.
     ///
     /// # Errors
     /// What the kernel said to epoll_create.
-    pub fn new(lanes: Vec<Option<LaneSender>>) -> io::Result<Self> {
+    pub fn new(lanes: Vec<Option<LaneSender>>, budgets: BandwidthBudgets) -> io::Result<Self> {
         Ok(Self {
             slots: (0..limits::PORTS).map(|_| Slot::default()).collect(),
             cheap: Vec::with_capacity(limits::PORTS),
@@ -80,6 +86,7 @@ impl Ports {
             vector: 0,
             delivered: false,
             watched: Vec::new(),
+            limiter: Limiter::new(budgets),
         })
     }
 
@@ -107,9 +114,9 @@ impl Ports {
             self.cheap.push(port);
         }
         slot.capabilities = Some(queue.capabilities());
-        slot.longest_own = if self.watched.contains(&port) { 0 } else { queue.capabilities().frame_bytes };
         slot.pending.reserve_exact(limits::TRANSMIT_QUEUE_PACKETS);
         slot.queue = Some(queue);
+        self.set_shortcut(port);
         Ok(())
     }
 
@@ -127,11 +134,43 @@ impl Ports {
             return;
         }
         self.watched = watched;
-        for (number, slot) in self.slots.iter_mut().enumerate() {
-            let Some(queue) = &slot.queue else { continue };
-            let is_watched = self.watched.contains(&PortIndex(number as u16));
-            slot.longest_own = if is_watched { 0 } else { queue.capabilities().frame_bytes };
+        (0..self.slots.len()).for_each(|number| self.set_shortcut(PortIndex(number as u16)));
+    }
+
+    /// Says which limits of bandwidth follow on which. Packets to a limited port take no shortcut.
+    pub(super) fn set_bandwidth(&mut self, old: &BandwidthTable, new: &BandwidthTable) {
+        if std::sync::Arc::ptr_eq(old, new) {
+            return;
         }
+        let mut changed = [false; limits::PORTS];
+        self.limiter.change(old, new, |port| changed[usize::from(port.0)] = true);
+        for port in (0..limits::PORTS).filter(|number| changed[*number]).map(|number| PortIndex(number as u16)) {
+            self.set_shortcut(port);
+        }
+    }
+
+    /// Lets packets to the port's own queue take the shortcut, if nobody has to see them.
+    fn set_shortcut(&mut self, port: PortIndex) {
+        let is_seen = self.watched.contains(&port) || self.limiter.limits(port, Way::ToPort);
+        let Some(slot) = self.slots.get_mut(port.0 as usize) else { return };
+        let longest = slot.queue.as_ref().map_or(0, |queue| queue.capabilities().frame_bytes);
+        slot.longest_own = if is_seen { 0 } else { longest };
+    }
+
+    /// The time that limits are counted by from now on.
+    pub(super) fn set_time(&mut self, now: Time) {
+        self.limiter.set_time(now);
+    }
+
+    /// Whether packets that go this way are counted against a limit.
+    #[inline]
+    pub(crate) fn limits_bandwidth(&self, port: PortIndex, way: Way) -> bool {
+        self.limiter.limits(port, way)
+    }
+
+    /// Whether the packet is within the port's limit, if it has one; it is counted then.
+    pub(crate) fn take_bandwidth(&self, port: PortIndex, way: Way, memory: &FrameMemory, packet: &Packet) -> bool {
+        self.limiter.take(port, way, memory, packet)
     }
 
     /// Takes the port away; its queue, if this worker had it, and what waited for it are the caller's to close.

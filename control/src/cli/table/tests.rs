@@ -22,6 +22,8 @@ fn pod() -> PortReport {
         mac: Some("02:00:00:00:00:03".into()),
         addresses: vec!["10.1.0.5".into(), "fd00::5".into()],
         mtu_bytes: 1450,
+        ingress_bits_per_second: None,
+        egress_bits_per_second: None,
         queues: vec![QueueReport { worker: 0, mode: "vnet_hdr tso uso".into(), kernel_dropped_frames: 0 }],
         received_frames: 1,
         received_bytes: 98,
@@ -57,6 +59,11 @@ fn ports_name_their_queues() {
                                                                                                fd00::5              98 B           5.0 GiB"#,
     );
     check(&ports(&[]), "No port is attached.");
+    let limited =
+        PortReport { ingress_bits_per_second: Some(50_000_000), egress_bits_per_second: Some(1_000), ..uplink() };
+    let text = ports(&[limited]);
+    let line = text.lines().nth(3).expect("a third line");
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>().join(" "), "at most 1 kbit/s at most 50,000 kbit/s");
     let chosen = PortReport { chosen: Some("chosen since AF_XDP only copies here".into()), ..uplink() };
     assert!(ports(&[chosen]).lines().nth(3).is_some_and(|line| line.trim() == "chosen since AF_XDP only copies here"));
 }
