@@ -129,15 +129,29 @@ fn rate_limit(
     Ok(Some(RateLimit { bits_per_second: rate, burst_bits }))
 }
 
-/// Reads `dns`, whose fields have other names than the result's.
-#[must_use]
-pub fn dns(capability: &Map<String, Value>) -> Dns {
-    let renamed = [("servers", "nameservers"), ("searches", "search"), ("options", "options"), ("domain", "domain")];
-    let fields = renamed.iter().filter_map(|(from, to)| {
-        let value = field(capability, from).filter(|value| !crate::configuration::is_empty(value))?;
-        Some(((*to).to_owned(), value.clone()))
-    });
-    Dns { fields: fields.collect() }
+/// Reads `dns`, whose fields have other names than the result's: lists of texts, and the text `domain`.
+///
+/// # Errors
+/// Code 7, naming the key.
+pub fn dns(value: &Value) -> Result<Dns, Failure> {
+    const KEY: &str = "runtimeConfig.dns";
+    let given = value.as_object().ok_or_else(|| invalid(KEY, value, "it must be an object"))?;
+    let mut fields = Map::new();
+    for (from, to) in [("servers", "nameservers"), ("searches", "search"), ("options", "options"), ("domain", "domain")]
+    {
+        let Some(value) = field(given, from).filter(|value| !crate::configuration::is_empty(value)) else { continue };
+        let fits = if from == "domain" {
+            value.is_string()
+        } else {
+            value.as_array().is_some_and(|list| list.iter().all(Value::is_string))
+        };
+        if !fits {
+            let reason = if from == "domain" { "it must be a text" } else { "it must be a list of texts" };
+            return Err(invalid(&format!("{KEY}.{from}"), value, reason));
+        }
+        fields.insert(to.to_owned(), value.clone());
+    }
+    Ok(Dns { fields })
 }
 
 fn invalid(key: &str, value: &Value, reason: &str) -> Failure {

@@ -197,7 +197,7 @@ fn check(version: Version, document: Document) -> Result<Configuration, Failure>
         state_directory,
         addresses: addresses(&document)?,
         mac: mac(&document)?,
-        dns: dns(&document),
+        dns: dns(&document)?,
         port_mappings: capability(&document, "portMappings").map_or(Ok(Vec::new()), capabilities::port_mappings)?,
         bandwidth: capability(&document, "bandwidth").map_or(Ok(Bandwidth::default()), capabilities::bandwidth)?,
         valid_attachments: document.valid_attachments.or(document.attachments).unwrap_or_default(),
@@ -244,10 +244,10 @@ fn capability<'a>(document: &'a Document, name: &str) -> Option<&'a Value> {
 }
 
 /// The capability `dns` beats the configuration's own key.
-fn dns(document: &Document) -> Dns {
-    match capability(document, "dns").and_then(Value::as_object) {
+fn dns(document: &Document) -> Result<Dns, Failure> {
+    match capability(document, "dns") {
         Some(given) => capabilities::dns(given),
-        None => Dns { fields: document.dns.clone().unwrap_or_default() },
+        None => Ok(Dns { fields: document.dns.clone().unwrap_or_default() }),
     }
 }
 

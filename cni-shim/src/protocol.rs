@@ -181,6 +181,9 @@ pub struct CheckRequest {
     /// Addresses of the interface.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// MTU of the interface in bytes, if the result has it: later plugins may have lowered it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_bytes: Option<u32>,
 }
 
 /// The request of GC.

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::agent_client::{AgentClient, ClientError};
 use crate::configuration::{self, Configuration, Versioned};
-use crate::environment::{Environment, Verb};
+use crate::environment::{Attachment, Environment, Verb};
 use crate::pending;
 use crate::protocol::{
     ADD_PATH, AddAnswer, AddRequest, CHECK_PATH, COLLECT_PATH, CheckRequest, CollectRequest, DELETE_PATH,
@@ -68,6 +68,7 @@ fn add(environment: &Environment, input: &[u8]) -> Versioned<Value> {
     let version = configuration::version_of(input);
     let attachment = environment.for_add().map_err(|failure| (version, failure))?;
     let configuration = configuration::for_add(input)?;
+    check_chain(&attachment, &configuration).map_err(|failure| (configuration.version, failure))?;
     let asked = |key: &str| attachment.arguments.get(key).filter(|value| !value.is_empty());
     let addresses = match asked("IP") {
         Some(text) if configuration.addresses.is_empty() => {
@@ -118,6 +119,22 @@ fn delete(environment: &Environment, input: &[u8], log: &mut dyn Write) -> Versi
     }
 }
 
+/// An earlier plugin of the chain may have made any interface but ours.
+fn check_chain(attachment: &Attachment, configuration: &Configuration) -> Result<(), Failure> {
+    let previous = configuration.previous_result.iter().flat_map(|previous| &previous.interfaces);
+    let mut inside = previous.filter(|interface| interface.sandbox.is_some());
+    if inside
+        .all(|interface| interface.name != attachment.interface || interface.sandbox != attachment.network_namespace)
+    {
+        return Ok(());
+    }
+    let message = format!(
+        "CNI_IFNAME {:?} exists: prevResult has it from an earlier plugin of the chain, and millrace-cni makes the interface",
+        attachment.interface
+    );
+    Err(Failure::new(code::INVALID_ENVIRONMENT, message))
+}
+
 /// CNI_ARGS IP: addresses, separated by commas.
 fn argument_addresses(text: &str) -> Result<Vec<IpAddr>, Failure> {
     let address = |part: &str| {
@@ -143,7 +160,8 @@ fn check(environment: &Environment, input: &[u8]) -> Versioned<()> {
         let message = format!("prevResult has no interface {} in {namespace}", attachment.interface);
         return Err((version, Failure::new(code::INVALID_CONFIGURATION, message)));
     };
-    let of_ours = |address: &&Address| address.interface == Some(index as u64);
+    // A plugin that names no interface may mean ours.
+    let of_ours = |address: &&Address| address.interface.is_none_or(|other| other == index as u64);
     let addresses = previous.ips.iter().filter(of_ours).filter_map(|ip| configuration::parse_address(&ip.address));
     let request = CheckRequest {
         network: configuration.network.clone(),
@@ -152,6 +170,7 @@ fn check(environment: &Environment, input: &[u8]) -> Versioned<()> {
         network_namespace: namespace.clone(),
         mac: previous.interfaces[index].mac.clone(),
         addresses: addresses.collect(),
+        mtu_bytes: previous.interfaces[index].mtu,
     };
     ask(&configuration, CHECK_PATH, &request)
 }

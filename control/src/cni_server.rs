@@ -10,8 +10,8 @@
 //! | one whose namespace is another by now (a DEL never reached us) | cleaned up, then made anew |
 //!
 //! DEL succeeds however often it comes and whatever is missing by then. CHECK compares what ADD answered with the
-//! record, and the record with the pod and the switch. GC takes away what the runtime does not know, of its own network
-//! only, and goes on after an error. A DEL that found no agent has left a file ([`millrace_cni::pending`]), which is
+//! record, as far as later plugins may not change it, and the record with the pod and the switch. GC takes away what the
+//! runtime does not know, of its own network only, and goes on after an error. A DEL that found no agent has left a file ([`millrace_cni::pending`]), which is
 //! taken up at start, from time to time, and before an ADD for the same attachment. A record is written before anything is
 //! made, and completed before ADD is answered, so that a crash at any moment leaves a trace to clean up by.
 //!
@@ -138,15 +138,12 @@ impl CniServer {
         if let Some(mac) = request.mac.filter(|mac| mac.parse() != Ok(port.mac)) {
             wrong.push(format!("prevResult has the MAC address {mac}, ADD gave {}", port.mac));
         }
-        let known = |address: &&std::net::IpAddr| port.addresses.iter().any(|known| known.addr() == **address);
-        wrong.extend(
-            request
-                .addresses
-                .iter()
-                .filter(|address| !known(address))
-                .map(|address| format!("prevResult has the address {address}, which ADD did not give")),
-        );
-        if wrong.is_empty() { self.network.check(&record) } else { Err(CniFailure::Broken(wrong.join("; "))) }
+        // A later plugin of the chain may have added addresses, and have lowered the MTU.
+        let missing = port.addresses.iter().filter(|address| !request.addresses.contains(&address.addr()));
+        wrong.extend(missing.map(|address| format!("prevResult lacks the address {address}, which ADD gave")));
+        let mtu_bytes = request.mtu_bytes.map_or(port.mtu_bytes, |mtu| mtu.min(port.mtu_bytes));
+        let expected = Attachment { port: Some(AttachedPort { mtu_bytes, ..port.clone() }), ..record.clone() };
+        if wrong.is_empty() { self.network.check(&expected) } else { Err(CniFailure::Broken(wrong.join("; "))) }
     }
 
     /// Takes away all attachments of a network that the runtime does not know, and releases addresses that belong to

@@ -110,6 +110,24 @@ fn add_in_a_chain_keeps_what_came_before() {
 }
 
 #[test]
+fn add_refuses_to_come_second_to_its_own_interface() {
+    let mut configuration = configuration("1.1.0", "/nonexistent/agent.sock");
+    configuration["prevResult"] = json!({"interfaces": [{"name": "eth0", "sandbox": "/run/netns/c1"}]});
+    let outcome = call(&pod("ADD"), &configuration.to_string());
+    assert_eq!(outcome.code(), Some(4), "{outcome:?}");
+    assert!(outcome.stdout.contains("CNI_IFNAME") && outcome.stdout.contains("prevResult"), "{outcome:?}");
+    // The host's, another container's, and another of this one: the next fault is that no agent is there.
+    for other in [
+        json!({"name": "eth0"}),
+        json!({"name": "eth0", "sandbox": "/run/netns/c2"}),
+        json!({"name": "eth1", "sandbox": "/run/netns/c1"}),
+    ] {
+        configuration["prevResult"] = json!({"interfaces": [other]});
+        assert_eq!(call(&pod("ADD"), &configuration.to_string()).code(), Some(11));
+    }
+}
+
+#[test]
 fn delete_prints_nothing() {
     let (agent, requests) = Agent::answering(200, &Value::Null);
     let outcome = call(&pod("DEL"), &configuration("1.0.0", agent.socket()).to_string());

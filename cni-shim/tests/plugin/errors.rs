@@ -97,6 +97,8 @@ fn code_7_configurations_that_are_wrong() {
         ("portMappings", json!({"hostPort": 80}), "list"),
         ("bandwidth", json!({"IngressRate": 10}), "ingressRate 10"),
         ("bandwidth", json!([1]), "object"),
+        ("dns", json!({"Servers": "192.0.2.53"}), "servers"),
+        ("dns", json!([1]), "object"),
     ] {
         let words = [&format!("runtimeConfig.{capability}"), word];
         check(&add_with("runtimeConfig", json!({capability: value.clone()})), 7, "1.0.0", &words);

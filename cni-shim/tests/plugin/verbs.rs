@@ -10,7 +10,8 @@ use crate::caller::{Agent, call, configuration, pod, unused_path};
 
 fn add_result() -> Value {
     json!({
-        "interfaces": [{"name": "veth0"}, {"name": "eth0", "mac": "02:00:5e:10:00:05", "sandbox": "/run/netns/c1"}],
+        "interfaces": [{"name": "veth0"},
+            {"name": "eth0", "mac": "02:00:5e:10:00:05", "mtu": 1400, "sandbox": "/run/netns/c1"}],
         "ips": [{"address": "10.1.0.5/32", "interface": 1}, {"address": "192.0.2.1/24", "interface": 0}],
     })
 }
@@ -24,7 +25,7 @@ fn check_asks_about_its_own_interface_only() {
     assert_eq!((outcome.exit_code, outcome.stdout.as_str()), (Some(0), ""), "{outcome:?}");
     let expected = json!({
         "network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": "/run/netns/c1",
-        "mac": "02:00:5e:10:00:05", "addresses": ["10.1.0.5"],
+        "mac": "02:00:5e:10:00:05", "addresses": ["10.1.0.5"], "mtu_bytes": 1400,
     });
     assert_eq!(requests.recv().expect("one request"), ("/v1/cni/check".to_owned(), expected));
 }

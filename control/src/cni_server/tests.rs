@@ -59,7 +59,8 @@ impl PodNetwork for Notes {
     }
 
     fn check(&self, attachment: &Attachment) -> Result<(), CniFailure> {
-        self.note(format!("check {}", attachment.key.container_id))
+        let mtu = attachment.port.as_ref().map_or(0, |port| port.mtu_bytes);
+        self.note(format!("check {} mtu {mtu}", attachment.key.container_id))
     }
 
     fn status(&self) -> Result<(), CniFailure> {
@@ -324,15 +325,22 @@ fn check_compares_the_result_of_add_with_the_record_before_it_asks_the_network()
         network_namespace: namespace.clone(),
         mac: Some(mac.into()),
         addresses: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
+        mtu_bytes: None,
     };
     let right = || request("02:00:00:00:00:07", &["10.1.0.5"]);
     assert_eq!(server.check(right()).expect_err("not attached").code(), code::UNKNOWN_CONTAINER);
     server.add(add(&namespace)).expect("attached");
     server.check(right()).expect("as it should be");
-    assert_eq!(notes.taken(), ["add c1 web-0", "check c1"]);
-    let wrong = server.check(request("02:00:00:00:00:08", &["10.1.0.5", "10.1.0.9"])).expect_err("not what ADD gave");
+    assert_eq!(notes.taken(), ["add c1 web-0", "check c1 mtu 1450"]);
+    let wrong = server.check(request("02:00:00:00:00:08", &["10.1.0.9"])).expect_err("not what ADD gave");
     assert_eq!(wrong.code(), code::ATTACHMENT_BROKEN);
-    assert!(wrong.to_string().contains("02:00:00:00:00:08") && wrong.to_string().contains("10.1.0.9"), "{wrong}");
+    assert!(wrong.to_string().contains("02:00:00:00:00:08") && wrong.to_string().contains("10.1.0.5"), "{wrong}");
+    // A later plugin may have added addresses and lowered the MTU; it cannot have raised it.
+    for (given, expected) in [(1400, 1400), (9000, 1450)] {
+        let more = request("02:00:00:00:00:07", &["10.1.0.9", "10.1.0.5"]);
+        server.check(protocol::CheckRequest { mtu_bytes: Some(given), ..more }).expect("as a chain may leave it");
+        assert_eq!(notes.taken(), [format!("check c1 mtu {expected}")]);
+    }
     place.namespace("n1");
     let moved = server.check(right()).expect_err("another namespace at the path");
     assert!(moved.to_string().contains("network namespace"), "{moved}");

@@ -11,6 +11,7 @@ mod bandwidth;
 mod boundary;
 mod boundary_table;
 mod capabilities;
+mod chain;
 mod cluster;
 mod directory;
 mod egress;
@@ -55,6 +56,8 @@ const TESTS: &[Test] = &[
     ("wishes_for_addresses_are_met_or_refused", verbs::wishes_for_addresses_are_met_or_refused),
     ("ports_of_the_host_lead_where_the_runtime_says", capabilities::ports_of_the_host_lead_where_the_runtime_says),
     ("a_port_of_the_host_has_one_pod", capabilities::a_port_of_the_host_has_one_pod),
+    ("every_version_gets_results_of_its_shape", chain::every_version_gets_results_of_its_shape),
+    ("plugins_before_and_behind_are_let_be", chain::plugins_before_and_behind_are_let_be),
     ("pods_keep_to_their_bandwidth", bandwidth::pods_keep_to_their_bandwidth),
     ("two_workers_keep_to_one_bandwidth", bandwidth::two_workers_keep_to_one_bandwidth),
     ("a_bandwidth_that_cannot_be_is_refused", bandwidth::a_bandwidth_that_cannot_be_is_refused),
