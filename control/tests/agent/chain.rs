@@ -5,7 +5,7 @@ use millrace_control::kernel::{LinkChange, Netlink};
 use serde_json::{Value, json};
 
 use crate::agent_process::AgentOptions;
-use crate::cluster::{Cluster, Underlay};
+use crate::cluster::Cluster;
 use crate::pod::Pod;
 use crate::traffic::{self, Endpoint};
 
