@@ -44,6 +44,14 @@ impl PodHostPorts {
     pub(super) fn plan(&self, facts: &Facts) -> ServicePlan {
         let mut plan = ServicePlan::default();
         for PodHostPort { port, addresses } in &self.ports {
+            if let Some(host) = port.host.filter(|host| host.address.is_some_and(|address| address.is_loopback())) {
+                // What goes to a loopback address never leaves the node's kernel, so nothing here would ever see it.
+                let address = host.address.map(|address| address.to_string()).unwrap_or_default();
+                let message =
+                    format!("hostIP {address} of hostPort {} is not served: it is a loopback address", host.port);
+                plan.problems.push(message);
+                continue;
+            }
             for endpoint in addresses {
                 let served = Arc::new(service_port(&self.pod, port, *endpoint));
                 for key in keys(port, endpoint.is_ipv4(), &facts.node_addresses) {
