@@ -4,6 +4,8 @@
 #[path = "support/root_tests.rs"]
 #[macro_use]
 mod root_tests;
+#[path = "tap_support/datagrams.rs"]
+mod datagrams;
 #[path = "tap_support/steering.rs"]
 mod steering;
 mod tap_support;
@@ -12,6 +14,10 @@ use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
+use datagrams::{
+    any_mixture_of_flows_arrives_in_order_without_what_is_broken,
+    joined_datagrams_reach_every_kind_of_socket_as_they_were_sent,
+};
 use millrace_engine::counters::WorkerCounters;
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::limits;
@@ -299,6 +305,8 @@ root_tests! {
         fragments_and_portless_protocols_go_by_addresses,
         a_packet_from_the_pod_carries_its_metadata,
         a_unit_of_udp_datagrams_crosses_whole_both_ways,
+        joined_datagrams_reach_every_kind_of_socket_as_they_were_sent,
+        any_mixture_of_flows_arrives_in_order_without_what_is_broken,
         a_chain_and_a_partial_checksum_arrive_and_a_wrong_one_does_not,
         what_the_kernel_refuses_is_counted_and_freed,
         a_queue_without_free_frames_holds_the_pod_back,

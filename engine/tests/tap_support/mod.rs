@@ -131,7 +131,13 @@ pub(crate) fn set_udp_segment(socket: &UdpSocket, size: libc::c_int) {
     set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, size).expect("option");
 }
 
-fn set_option(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+/// Sets an option that is a number.
+pub(crate) fn set_option(
+    socket: &impl AsRawFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     let (start, length) = ((&raw const value).cast(), size_of::<libc::c_int>() as u32);
     // SAFETY: the option's value lives until the call returns, with its length given.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, start, length) };
