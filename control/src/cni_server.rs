@@ -11,9 +11,9 @@
 //!
 //! DEL succeeds however often it comes and whatever is missing by then. CHECK compares what ADD answered with the
 //! record, as far as later plugins may not change it, and the record with the pod and the switch. GC takes away what the
-//! runtime does not know, of its own network only, and goes on after an error. A DEL that found no agent has left a file ([`millrace_cni::pending`]), which is
-//! taken up at start, from time to time, and before an ADD for the same attachment. A record is written before anything is
-//! made, and completed before ADD is answered, so that a crash at any moment leaves a trace to clean up by.
+//! runtime does not know, of its own network only, and goes on after an error. A DEL that found no agent has left a file
+//! ([`millrace_cni::pending`]), which is taken up at start, from time to time, and before an ADD for the same attachment.
+//! A record is written before anything is made, and completed before ADD is answered, so that a crash at any moment leaves a trace to clean up by.
 //!
 //! Calls block (netlink, fsync) and run on blocking threads; calls for one container run one after another in
 //! the order they came, calls for different containers in parallel.

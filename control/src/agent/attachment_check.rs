@@ -1,7 +1,8 @@
 //! CNI CHECK: is an attachment as ADD left it? Everything that is wrong is told, not only the first.
 //!
 //! In the pod: interface, kind, state, MAC address, MTU, offload limit, addresses, default routes. Here: the port in the
-//! tables with the same addresses, a queue of it on a worker, and the ports of the host that lead to it. What other plugins of a chain added is not judged.
+//! tables with the same addresses, a queue of it on a worker, and the ports of the host that lead to it. What other plugins
+//! of a chain added is not judged.
 
 use std::net::IpAddr;
 

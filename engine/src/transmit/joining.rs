@@ -1,11 +1,11 @@
 //! Joins consecutive TCP segments or UDP datagrams of one flow into a unit, for ports whose receiver takes units (GRO).
 //!
 //! The rules are those of the kernel's GRO (Linux `net/ipv4/tcp_offload.c`, `udp_offload.c`, `net/core/gro.c`), for TCP
-//! stricter in two points. Two segments join if all of this holds: link headers, addresses, ports, acknowledgement, TOS, TTL, flow label,
-//! "don't fragment" and TCP options are equal; there are no IP options, extensions or fragments; both carry data and no
-//! flag but ACK, the later one also PSH and FIN; sequence numbers are contiguous; the later one is not longer; IPv4
-//! identifiers advance by one, or stand still with "don't fragment" set; both checksums were complete and are right.
-//! A shorter segment, PSH or FIN ends the unit. Stricter: windows must be equal, so that no update is lost, and a
+//! stricter in two points. Two segments join if all of this holds: link headers, addresses, ports, acknowledgement, TOS,
+//! TTL, flow label, "don't fragment" and TCP options are equal; there are no IP options, extensions or fragments; both
+//! carry data and no flag but ACK, the later one also PSH and FIN; sequence numbers are contiguous; the later one is not
+//! longer; IPv4 identifiers advance by one, or stand still with "don't fragment" set; both checksums were complete and are
+//! right. A shorter segment, PSH or FIN ends the unit. Stricter: windows must be equal, so that no update is lost, and a
 //! segment with PSH never begins a unit.
 //!
 //! A segment with a wrong checksum goes on alone as it is: the receiver's kernel drops and counts it. In a unit it

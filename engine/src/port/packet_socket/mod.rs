@@ -7,9 +7,10 @@
 //!
 //! The kernel takes a frame's outermost tag off and tells it beside the frame; it is put back here, so that a tag is
 //! seen as on the wire. One socket an interface, which one worker owns; an uplink has one for each worker
-//! ([`PacketSocket::open_group`]), among which the kernel divides flows whatever queues the interface has. One system call for up to [`limits::PACKET_MESSAGES`] packets. A frame for another
-//! station than the host costs the kernel its receive path and is then forgotten there. Beyond the MTU the kernel lets a
-//! customer tag through and no service tag (`packet_extra_vlan_len_allowed`): such a frame is refused and counted.
+//! ([`PacketSocket::open_group`]), among which the kernel divides flows whatever queues the interface has. One system
+//! call for up to [`limits::PACKET_MESSAGES`] packets. A frame for another station than the host costs the kernel its
+//! receive path and is then forgotten there. Beyond the MTU the kernel lets a customer tag through and no service tag
+//! (`packet_extra_vlan_len_allowed`): such a frame is refused and counted.
 //!
 //! Sources: packet(7), Linux net/packet/af_packet.c, include/uapi/linux/if_packet.h, include/uapi/linux/virtio_net.h.
 

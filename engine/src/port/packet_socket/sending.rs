@@ -31,19 +31,14 @@ pub(super) enum Sent {
 /// Sends as many of `packets`, of which there is at least one, as one call takes.
 pub(super) fn send(socket: &OwnedFd, memory: &FrameMemory, packets: &[Packet]) -> Sent {
     let mut headers = [[0; VNET_HEADER_BYTES]; MESSAGES];
-    let mut described = 0;
-    for (header, packet) in headers.iter_mut().zip(packets) {
-        let Some(told) = VnetHeader::of(packet, memory.head(packet)).map(VnetHeader::bytes) else { break };
-        *header = told;
-        described += 1;
-    }
     let mut parts = [IoSlice::new(&[]); PARTS];
     let mut ends = [0; MESSAGES];
     let (mut gathered, mut at) = (0, 0);
-    for (header, packet) in headers[..described].iter().zip(packets) {
-        let start = at;
+    for (header, packet) in headers.iter_mut().zip(packets) {
+        let Some(told) = VnetHeader::of(packet, memory.head(packet)) else { break };
+        *header = told.bytes();
         let pieces = std::iter::once(&header[..HEADER_BYTES]).chain(memory.parts(packet));
-        let Some(end) = put(&mut parts, start, pieces) else { break };
+        let Some(end) = put(&mut parts, at, pieces) else { break };
         ends[gathered] = end;
         (gathered, at) = (gathered + 1, end);
     }
