@@ -4,8 +4,9 @@
 //! megabyte. A library reads the text; each value is taken as the slice of text it stands in, which gives its line, and
 //! then read in turn. So a text is passed over once for each level of it, [`DEPTH`] times at most.
 //!
-//! Whatever is not read here (a fault, a field given twice, too deep a tree) is for the YAML reader to judge, so that
-//! a file is good or bad for one reason, said in one way.
+//! Whatever is not read here (a fault, a field given twice, too deep or too large a tree) is for the YAML reader to
+//! judge, so that a fault is said in one way. A tree may be larger than one of YAML, since no alias can multiply it: 10,000
+//! Services with a slice each have about a million values, and a file of 8 MiB cannot hold many more that mean something.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,6 +18,8 @@ use super::document::{Document, Located};
 
 /// Deepest tree, as the YAML reader allows.
 const DEPTH: usize = 64;
+/// Most values of a document; each takes about 64 B, so 64 MiB.
+const VALUES: usize = 1 << 20;
 /// Maps of at most so many fields are searched for a field given twice without a set.
 const FEW_FIELDS: usize = 16;
 
@@ -28,7 +31,7 @@ pub(super) fn read(text: &str, first_line: u32) -> Option<Located> {
         return None;
     }
     let whole: &RawValue = serde_json::from_str(map).ok()?;
-    Reader { text, offset: 0, line: first_line }.located(whole, DEPTH)
+    Reader { text, offset: 0, line: first_line, values: 0 }.located(whole, DEPTH)
 }
 
 /// How far a text was read.
@@ -36,12 +39,18 @@ struct Reader<'a> {
     text: &'a str,
     offset: usize,
     line: u32,
+    /// Values read so far.
+    values: usize,
 }
 
 impl<'a> Reader<'a> {
     fn located(&mut self, raw: &'a RawValue, depth: usize) -> Option<Located> {
         let line = self.line_of(raw)?;
         let depth = depth.checked_sub(1)?;
+        self.values += 1;
+        if self.values > VALUES {
+            return None;
+        }
         let value = match raw.get().as_bytes().first()? {
             b'{' => {
                 let Fields(fields) = Fields::read(raw)?;
@@ -131,6 +140,8 @@ mod tests {
         for text in ["{a: 1}", "a: 1", "{\"a\": 1, \"a\": 2}", "{\"a\": 1} {}", "[1]", "", &deep] {
             assert_eq!(read(text, 1), None, "{text}");
         }
+        let large = format!("{{\"a\": [{}0]}}", "0,".repeat(VALUES));
+        assert_eq!(read(&large, 1), None);
         let wide: String = (0..40).map(|number| format!("\"{}\": 1, ", number % 39)).collect();
         assert_eq!(read(&format!("{{{wide} \"x\": 2}}"), 1), None);
     }
