@@ -34,8 +34,8 @@ pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, Outsi
 pub use outside::OutsidePlan;
 pub use services::{FrontendKey, HealthCheck, HostServices, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
 
-use crate::cluster::{Cluster, NodeName, TunnelUse, UplinkRecord};
-use crate::observe::{IP_POOL, Touched};
+use crate::cluster::{Cluster, NodeName, PodName, TunnelUse, UplinkRecord};
+use crate::observe::{IP_POOL, POD, Touched};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
@@ -146,6 +146,7 @@ impl Planner {
         let services = self.services.plan(cluster, local, &mut problems);
         let policy = self.policy.update(cluster, local, touched);
         problems.extend(self.policy.problems().cloned());
+        unenforced_policies(local, &policy, &mut problems);
         let announced = self.services.announced(cluster, local, &mut problems);
         plan_with(cluster, local, (services, announced), policy, problems)
     }
@@ -195,6 +196,25 @@ fn plan_with(
     let plan =
         NodePlan { ports, segments, bridged, mirrors, bandwidth, tunnels, outside, host, pod_mtu, services, policy };
     Planned { plan, problems }
+}
+
+/// Names a pod's object.
+fn pod_key(pod: &PodName) -> ObjectKey {
+    ObjectKey { kind: POD, namespace: Some(pod.namespace().to_string()), name: pod.name().to_owned() }
+}
+
+/// Pods on a wire of their own meet no policy, whatever selects them: their author must not believe otherwise.
+fn unenforced_policies(local: &LocalView, policy: &PolicyTable, problems: &mut Vec<Problem>) {
+    for (port, pod) in &local.pods {
+        let (Some(network), Some(judged)) = (&pod.network, policy.pods.known(*port)) else { continue };
+        let lists = [&judged.ingress, &judged.egress].into_iter().flat_map(|direction| direction.isolating.iter());
+        let names: BTreeSet<String> = lists.map(|list| list.policy.name.to_string()).collect();
+        if !names.is_empty() {
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            let message = format!("is on the network {network}, where no policy holds, and is selected by {names}");
+            problems.push(Problem::new(message).of(&pod_key(&pod.pod)));
+        }
+    }
 }
 
 /// The uplinks that this node is to use.

@@ -14,9 +14,10 @@ use millrace_engine::packet::PortIndex;
 use millrace_engine::tables::{Port, PortRole, Route, RouteTarget};
 
 use super::local::{LocalHost, LocalView};
+use super::pod_key;
 use super::tunnels::Reach;
 use crate::cluster::{BlockRecord, Cluster, NodeName, NodeRecord, TunnelUse};
-use crate::observe::{IP_BLOCK, NODE, POD};
+use crate::observe::{IP_BLOCK, NODE};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
@@ -67,11 +68,7 @@ fn pods(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, table: &mut RouteL
         for address in &attached.addresses {
             let target = RouteTarget::Port { port: *port, mac: attached.mac };
             let pod = &attached.pod;
-            table.add(IpNet::from(*address), format!("pod {pod}"), target, || ObjectKey {
-                kind: POD,
-                namespace: Some(pod.namespace().to_string()),
-                name: pod.name().to_owned(),
-            });
+            table.add(IpNet::from(*address), format!("pod {pod}"), target, || pod_key(pod));
         }
     }
 }

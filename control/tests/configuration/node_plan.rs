@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use millrace_control::cluster::{Cluster, InterfaceName};
+use millrace_control::cluster::{Cluster, InterfaceName, NetworkName};
 use millrace_control::plan::{
-    LocalHost, LocalView, OutsidePath, POD_SEGMENT, Planned, UnderlayPath, plan, underlay_destinations, wanted_uplinks,
+    AttachedPod, LocalHost, LocalView, OutsidePath, POD_SEGMENT, Planned, UnderlayPath, plan, underlay_destinations,
+    wanted_uplinks,
 };
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::tables::{Bandwidth, PortRole, RateLimit, RouteTarget};
@@ -379,4 +380,25 @@ fn limits_of_bandwidth_are_the_runtimes_and_for_the_rest_the_objects() {
         let problems = observe(&text).problems().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         assert!(problems.contains("kubernetes.io/egress-bandwidth") && problems.contains(wrong), "{problems}");
     }
+}
+
+/// A pod on a wire meets no policy: whoever writes one that selects it is told.
+#[test]
+fn a_policy_that_selects_a_pod_on_a_wire_is_a_problem() {
+    let policy = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: closed}, spec: {podSelector: {}}}\n";
+    let pod =
+        "---\n{apiVersion: v1, kind: Pod, metadata: {name: wired}, spec: {nodeName: a, containers: [{name: c}]}}\n";
+    let told = |network: Option<&str>, objects: &str| -> Vec<String> {
+        let (port, pod) = attached(1, "wired", &["192.168.7.5"]);
+        let network = network.map(|name| NetworkName::new(name).expect("name"));
+        let local = local(&[(port, AttachedPod { network, ..pod })], &[]);
+        let planned = plan(&cluster(&(node("a", &["192.0.2.1"]) + objects)), &local);
+        planned.problems.iter().map(ToString::to_string).filter(|problem| problem.contains("no policy holds")).collect()
+    };
+    let both = policy.to_owned() + pod;
+    let expected =
+        "Pod default/wired: is on the network office, where no policy holds, and is selected by default/closed";
+    assert_eq!(told(Some("office"), &both), [expected]);
+    assert_eq!(told(None, &both), Vec::<String>::new());
+    assert_eq!(told(Some("office"), pod), Vec::<String>::new());
 }

@@ -24,10 +24,10 @@ use millrace_engine::tables::services::{Frontend, ServicePort};
 pub use for_host::HostServices;
 pub(super) use memory::Memory;
 
-use super::LocalView;
 use super::host::router_addresses;
+use super::{LocalView, pod_key};
 use crate::cluster::{Cluster, NodeName, PodName, ServiceName};
-use crate::observe::{POD, SERVICE};
+use crate::observe::SERVICE;
 use crate::store::ObjectKey;
 
 /// What the configuration says of Services.
@@ -69,11 +69,14 @@ impl Owner {
     /// Its object's key.
     #[must_use]
     pub fn key(&self) -> ObjectKey {
-        let (kind, namespace, name) = match self {
-            Owner::Service(service) => (SERVICE, service.namespace(), service.name()),
-            Owner::Pod(pod) => (POD, pod.namespace(), pod.name()),
-        };
-        ObjectKey { kind, namespace: Some(namespace.to_string()), name: name.to_owned() }
+        match self {
+            Owner::Service(service) => ObjectKey {
+                kind: SERVICE,
+                namespace: Some(service.namespace().to_string()),
+                name: service.name().to_owned(),
+            },
+            Owner::Pod(pod) => pod_key(pod),
+        }
     }
 }
 
