@@ -17,6 +17,7 @@
 //! 145, all on a quiet machine.
 //! Checksum: packets sent and hits are compared with the packets that arrived.
 
+mod crossing;
 mod cycles;
 mod flows;
 mod ring_queue;
@@ -25,8 +26,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
+use crossing::{Crossing, RUN};
 use cycles::Runs;
-use flows::Random;
+use flows::Spread;
 use millrace_engine::clock::Clock;
 use millrace_engine::counters::{Event, WorkerCounters};
 use millrace_engine::cycles::Work;
@@ -51,8 +53,6 @@ const POD: u16 = 1;
 const OTHER_POD: u16 = 2;
 const BRIDGED: u16 = 3;
 const OTHER_BRIDGED: u16 = 4;
-/// Packets of one run.
-const RUN: usize = 64 * 64;
 /// Head frames: those of a run that arrive and those of the run before that were sent, and some more.
 const FRAMES: FrameMemoryLayout = FrameMemoryLayout { head_frames: 3 * RUN, big_buffers: 16 };
 
@@ -111,51 +111,17 @@ impl Path {
     }
 }
 
-/// How many flows, met how often.
-#[derive(Clone, Copy, PartialEq)]
-enum Flows {
-    Uniform(u32),
-    Zipf(u32),
-    /// Every packet is a new one.
-    New,
-}
+/// How many known flows there are, met how often; none if every packet is a new one.
+type Flows = Option<Spread>;
 
-impl Flows {
-    fn count(self) -> u32 {
-        match self {
-            Flows::Uniform(count) | Flows::Zipf(count) => count,
-            Flows::New => 0,
-        }
-    }
-
-    fn name(self) -> String {
-        match self {
-            Flows::New => "new".to_owned(),
-            Flows::Uniform(1) => "1".to_owned(),
-            Flows::Uniform(count) if count >= 1 << 20 => format!("{}M", count >> 20),
-            Flows::Uniform(count) => format!("{}k", count >> 10),
-            Flows::Zipf(count) => format!("{}k Zipf", count >> 10),
-        }
-    }
-
-    /// First each flow once, which fills tables, then `packets` as they are met.
-    fn order(self, packets: usize) -> Vec<u32> {
-        let mut random = Random::new(SEED);
-        let drawn = match self {
-            Flows::Uniform(count) => (0..packets).map(|_| (random.next() % u64::from(count)) as u32).collect(),
-            Flows::Zipf(count) => flows::zipf(count, packets, &mut random),
-            Flows::New => Vec::new(),
-        };
-        (0..self.count()).chain(drawn).collect()
-    }
+fn count(flows: Flows) -> u32 {
+    flows.map_or(0, Spread::count)
 }
 
 /// A switch whose one worker forwards one kind of traffic.
 struct Workload {
     name: String,
-    switch: Switch,
-    source: Arc<Control>,
-    target: Arc<Control>,
+    crossing: Crossing,
     hits: bool,
     alone: PortsAlone,
     reference: Option<Reference>,
@@ -164,9 +130,12 @@ struct Workload {
 impl Workload {
     fn new(path: Path, ipv6: bool, flows: Flows, short: bool) -> Self {
         let packets = if short { 1 << 12 } else { 1 << 18 };
-        let traffic = || path.traffic(ipv6, flows.order(packets), flows.count() as usize);
+        let traffic = || {
+            let order = flows.map_or(Vec::new(), |flows| flows.order(SEED, packets));
+            path.traffic(ipv6, order, count(flows) as usize)
+        };
         let (ingress, egress) = path.ports();
-        let mut switch = switch(ipv6, flows.count().max(1 << 16) as usize);
+        let mut switch = switch(ipv6, count(flows).max(1 << 16) as usize);
         let mut controls = Vec::new();
         for port in [UPLINK, POD, OTHER_POD, BRIDGED, OTHER_BRIDGED] {
             let capabilities = if port == UPLINK { MemoryQueue::LIKE_AF_XDP } else { MemoryQueue::LIKE_TAP };
@@ -178,46 +147,32 @@ impl Workload {
         let rules = LearningRules::of(&BridgedSegment::default(), u32::MAX);
         switch.state().stations.learn(SegmentIndex(1), mac(OTHER_BRIDGED), station, &rules, Clock::Monotonic.now());
         let (source, target) = (Arc::clone(&controls[ingress as usize]), Arc::clone(&controls[egress as usize]));
-        let (name, hits) = (name(path, ipv6, flows), flows != Flows::New);
-        let reference = (path == Path::Route && !ipv6 && hits).then(|| Reference::new(traffic(), flows.count()));
+        let (name, hits) = (name(path, ipv6, flows), flows.is_some());
+        let reference = (path == Path::Route && !ipv6 && hits).then(|| Reference::new(traffic(), count(flows)));
         let alone = PortsAlone::new(traffic());
-        let mut workload = Self { name, switch, source, target, hits, alone, reference };
-        for _ in 0..flows.count().max(1 << 16).div_ceil(RUN as u32) {
-            workload.prepare();
+        let mut workload = Self { name, crossing: Crossing { switch, source, target }, hits, alone, reference };
+        for _ in 0..count(flows).max(1 << 16).div_ceil(RUN as u32) {
+            workload.crossing.prepare();
             workload.run();
         }
         workload
     }
 
-    /// Frees what was sent and lets a run's packets arrive: not timed.
-    fn prepare(&mut self) {
-        self.target.take_sent();
-        self.switch.turn();
-        self.source.let_arrive(RUN);
-        self.switch.turn();
-    }
-
-    /// Turns until all packets that arrived have crossed the switch.
+    /// All packets that arrived cross the switch.
     fn run(&mut self) {
-        let before = self.target.sent();
-        for _ in 0..RUN / 64 {
-            self.switch.turn();
-        }
-        assert_eq!(self.target.sent() - before, RUN as u64, "{}: packets sent", self.name);
+        assert_eq!(self.crossing.run(), RUN as u64, "{}: packets sent", self.name);
     }
 
     /// Packets that the worker measured, and their cycles by kind of work.
     fn work(&self) -> [u64; 1 + Work::ALL.len()] {
-        let sum = |pick: &dyn Fn(&WorkerCounters) -> u64| self.switch.counters().map(|counters| pick(counters)).sum();
+        let sum = |pick: &dyn Fn(&WorkerCounters) -> u64| {
+            self.crossing.switch.counters().map(|counters| pick(counters)).sum()
+        };
         let mut all = [sum(&|counters| counters.cycles.packets.get()); 1 + Work::ALL.len()];
         for (place, work) in all[1..].iter_mut().zip(Work::ALL) {
             *place = sum(&|counters| counters.cycles.of(work).get());
         }
         all
-    }
-
-    fn event(&self, event: Event) -> u64 {
-        self.switch.counters().map(|counters| counters.event(event).get()).sum()
     }
 }
 
@@ -344,7 +299,12 @@ fn key(headers: &Headers) -> Key {
 }
 
 fn name(path: Path, ipv6: bool, flows: Flows) -> String {
-    format!("{} {} {}", path.name(), if ipv6 { "IPv6" } else { "IPv4" }, flows.name())
+    format!(
+        "{} {} {}",
+        path.name(),
+        if ipv6 { "IPv6" } else { "IPv4" },
+        flows.map_or_else(|| "new".to_owned(), Spread::name)
+    )
 }
 
 /// Every kind of workload whose name contains what was asked for on the command line, if anything was.
@@ -352,7 +312,13 @@ fn kinds(short: bool) -> Vec<(Path, bool, Flows)> {
     let asked = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let (large, huge) = if short { (1 << 11, 1 << 12) } else { (1 << 17, 1 << 20) };
     let mut kinds = Vec::new();
-    for flows in [Flows::Uniform(1), Flows::Uniform(1 << 10), Flows::Zipf(large), Flows::Uniform(huge), Flows::New] {
+    for flows in [
+        Some(Spread::Uniform(1)),
+        Some(Spread::Uniform(1 << 10)),
+        Some(Spread::Zipf(large)),
+        Some(Spread::Uniform(huge)),
+        None,
+    ] {
         for ipv6 in [false, true] {
             kinds.extend(Path::ALL.map(|path| (path, ipv6, flows)));
         }
@@ -364,10 +330,10 @@ fn kinds(short: bool) -> Vec<(Path, bool, Flows)> {
 /// Worker, reference and ports alone by turns; one line of result.
 fn interleaved(workload: &mut Workload, passes: usize) {
     let (mut worker, mut reference, mut alone) = (Runs::default(), Runs::default(), Runs::default());
-    let hits_before = workload.event(Event::FlowCacheHit);
+    let hits_before = workload.crossing.event(Event::FlowCacheHit);
     let mut work: [Runs; Work::ALL.len()] = Default::default();
     for _ in 0..passes {
-        workload.prepare();
+        workload.crossing.prepare();
         let before = workload.work();
         worker.time(RUN, || workload.run());
         let after = workload.work();
@@ -381,7 +347,7 @@ fn interleaved(workload: &mut Workload, passes: usize) {
         workload.alone.prepare();
         alone.time(RUN, || workload.alone.run(|_, _| {}));
     }
-    let hits = workload.event(Event::FlowCacheHit) - hits_before;
+    let hits = workload.crossing.event(Event::FlowCacheHit) - hits_before;
     let share = hits as f64 / (passes * RUN) as f64;
     assert!(if workload.hits { share > 0.99 } else { share == 0.0 }, "{}: {share} hits", workload.name);
     print!("{:20} {} | ports alone {}", workload.name, worker.text(), alone.text());
@@ -404,7 +370,7 @@ fn measure(criterion: &mut Criterion, workload: &mut Workload) {
     group.bench_function(workload.name.clone(), |bencher| {
         bencher.iter_custom(|iterations| {
             let timed = |workload: &mut Workload| {
-                workload.prepare();
+                workload.crossing.prepare();
                 let start = std::time::Instant::now();
                 workload.run();
                 start.elapsed()

@@ -14,6 +14,7 @@
 //! 145; whole 60 / 90 / 190.
 //! Checksum: packets sent are compared with packets that arrived, hits with the shape, picks with the Services' flows.
 
+mod crossing;
 #[allow(dead_code)]
 mod cycles;
 mod flows;
@@ -24,8 +25,9 @@ mod ring_queue;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use crossing::{Crossing, RUN};
 use cycles::Runs;
-use flows::Random;
+use flows::Spread;
 use millrace_control::observe::Touched;
 use millrace_control::plan::policy::PolicyPlanner;
 use millrace_engine::clock::{Clock, ManualClock};
@@ -45,7 +47,7 @@ use millrace_engine::tables::{SegmentIndex, Snapshot};
 use millrace_engine::testing::frame;
 use millrace_engine::testing::node::{GATEWAY_MAC, TestPeer, TestPod, pods_snapshot, uplink_mac};
 use policy_cluster::{Size, address, let_in};
-use ring_queue::{Control, FIRST_PORT, RingQueue, Traffic};
+use ring_queue::{FIRST_PORT, RingQueue, Traffic};
 use serde_json::json;
 
 const SEED: u64 = 20_261_126;
@@ -64,8 +66,6 @@ const PORTS: u16 = 17;
 /// An endpoint's port less the Service's.
 const PORT_SHIFT: u16 = 10_000;
 const ENDPOINTS: usize = 10;
-/// Packets of one run.
-const RUN: usize = 64 * 64;
 /// Head frames: those of a run that arrive and those of the run before that were sent, and some more.
 const FRAMES: FrameMemoryLayout = FrameMemoryLayout { head_frames: 3 * RUN, big_buffers: 16 };
 
@@ -129,39 +129,6 @@ impl Way {
         };
         let inner = if self == Way::Decapsulate { 50 } else { 0 };
         Traffic { template: frame.build(), ports_offset: inner + 34, order, again, answers_from: None }
-    }
-}
-
-/// How many flows, met how often.
-#[derive(Clone, Copy)]
-enum Flows {
-    Uniform(u32),
-    Zipf(u32),
-}
-
-impl Flows {
-    fn count(self) -> u32 {
-        match self {
-            Flows::Uniform(count) | Flows::Zipf(count) => count,
-        }
-    }
-
-    fn name(self) -> String {
-        match self {
-            Flows::Uniform(count) if count >= 1 << 20 => format!("{}M", count >> 20),
-            Flows::Uniform(count) => format!("{}k", count >> 10),
-            Flows::Zipf(count) => format!("{}k Zipf", count >> 10),
-        }
-    }
-
-    /// First each flow once, which fills tables, then `packets` as they are met.
-    fn order(self, packets: usize) -> Vec<u32> {
-        let mut random = Random::new(SEED);
-        let drawn = match self {
-            Flows::Uniform(count) => (0..packets).map(|_| (random.next() % u64::from(count)) as u32).collect(),
-            Flows::Zipf(count) => flows::zipf(count, packets, &mut random),
-        };
-        (0..self.count()).chain(drawn).collect()
     }
 }
 
@@ -242,13 +209,11 @@ fn insert(services: &mut SegmentServices, vip: Ipv4Addr, port: u16, number: (u16
 /// A switch whose one worker forwards one kind of traffic.
 struct Workload {
     name: String,
-    switch: Switch,
-    source: Arc<Control>,
-    target: Arc<Control>,
+    crossing: Crossing,
 }
 
 impl Workload {
-    fn new(way: Way, flows: Flows, tables: Snapshot, packets: usize) -> Self {
+    fn new(way: Way, flows: Spread, tables: Snapshot, packets: usize) -> Self {
         let cached = flows.count().max(1 << 14) as usize;
         let options = SwitchOptions {
             frame_memory: FRAMES,
@@ -263,54 +228,39 @@ impl Workload {
         switch.publish(tables);
         let (ingress, egress) = way.ports();
         let controls = [UPLINK, SENDER, RECEIVER].map(|port| {
-            let traffic = (port == ingress).then(|| way.traffic(flows.order(packets), flows.count() as usize));
+            let traffic = (port == ingress).then(|| way.traffic(flows.order(SEED, packets), flows.count() as usize));
             let capabilities = if port == UPLINK { MemoryQueue::LIKE_AF_XDP } else { MemoryQueue::LIKE_TAP };
             let (queue, control) = RingQueue::new(port, traffic, capabilities, RUN);
             switch.attach(queue.port(), vec![Some(Box::new(queue))]).expect("attach");
             control
         });
         let (source, target) = (Arc::clone(&controls[ingress as usize]), Arc::clone(&controls[egress as usize]));
-        let mut workload = Self { name: format!("{} {}", way.name(), flows.name()), switch, source, target };
+        let name = format!("{} {}", way.name(), flows.name());
+        let mut workload = Self { name, crossing: Crossing { switch, source, target } };
         for _ in 0..flows.count().div_ceil(RUN as u32) + 1 {
-            workload.prepare();
+            workload.crossing.prepare();
             workload.run();
         }
         let picked = if matches!(way, Way::Service | Way::Whole) { u64::from(flows.count()) } else { 0 };
-        let seen = [Event::ConnectionsNew, Event::ServicePicked].map(|event| workload.event(event));
+        let seen = [Event::ConnectionsNew, Event::ServicePicked].map(|event| workload.crossing.event(event));
         assert_eq!(seen, [u64::from(flows.count()), picked], "{}: connections, picks", workload.name);
         workload
     }
 
-    /// Frees what was sent and lets a run's packets arrive: not timed.
-    fn prepare(&mut self) {
-        self.target.take_sent();
-        self.switch.turn();
-        self.source.let_arrive(RUN);
-        self.switch.turn();
-    }
-
-    /// Turns until all packets that arrived have crossed the switch.
+    /// All packets that arrived cross the switch.
     fn run(&mut self) {
-        let before = self.target.sent();
-        for _ in 0..RUN / 64 {
-            self.switch.turn();
-        }
-        assert_eq!(self.target.sent() - before, RUN as u64, "{}: packets sent", self.name);
-    }
-
-    fn event(&self, event: Event) -> u64 {
-        self.switch.counters().map(|counters| counters.event(event).get()).sum()
+        assert_eq!(self.crossing.run(), RUN as u64, "{}: packets sent", self.name);
     }
 }
 
 /// All workloads of one size by turns; a line of result each. The first is what the others are divided by.
 fn interleaved(workloads: &mut [Workload], passes: usize) {
     let mut runs: Vec<Runs> = workloads.iter().map(|_| Runs::default()).collect();
-    let hits = |workload: &Workload| workload.event(Event::FlowCacheHit);
+    let hits = |workload: &Workload| workload.crossing.event(Event::FlowCacheHit);
     let before: Vec<_> = workloads.iter().map(hits).collect();
     for _ in 0..passes {
         for (workload, runs) in workloads.iter_mut().zip(&mut runs) {
-            workload.prepare();
+            workload.crossing.prepare();
             runs.time(RUN, || workload.run());
         }
     }
@@ -329,7 +279,7 @@ fn main() {
     let load = Load::asked(short);
     let policy = policies(load);
     let (large, huge) = if short { (1 << 11, 1 << 12) } else { (1 << 17, 1 << 20) };
-    for flows in [Flows::Uniform(1 << 10), Flows::Zipf(large), Flows::Uniform(huge)] {
+    for flows in [Spread::Uniform(1 << 10), Spread::Zipf(large), Spread::Uniform(huge)] {
         let ways = Way::ALL.into_iter().filter(|way| format!("{} {}", way.name(), flows.name()).contains(&asked));
         let workload = |way| Workload::new(way, flows, snapshot(load, &policy), if short { 1 << 12 } else { 1 << 18 });
         interleaved(&mut ways.map(workload).collect::<Vec<_>>(), if short { 2 } else { 100 });

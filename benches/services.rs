@@ -13,6 +13,7 @@
 //! Expected: a translated hit within 1.3 of a routed one.
 //! Checksum: packets sent are compared with packets that arrived; hits, opened connections and picks with the shape.
 
+mod crossing;
 mod cycles;
 mod flows;
 mod ring_queue;
@@ -21,8 +22,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
+use crossing::{Crossing, RUN};
 use cycles::Runs;
-use flows::Random;
+use flows::Spread;
 use millrace_engine::clock::{Clock, ManualClock};
 use millrace_engine::counters::Event;
 use millrace_engine::flow_cache::FlowCacheLayout;
@@ -37,15 +39,13 @@ use millrace_engine::tables::services::{
 use millrace_engine::tables::{SegmentIndex, Snapshot};
 use millrace_engine::testing::frame;
 use millrace_engine::testing::node::{GATEWAY_MAC, TestPod, pods_snapshot, uplink_mac};
-use ring_queue::{Control, FIRST_PORT, RingQueue, Traffic};
+use ring_queue::{FIRST_PORT, RingQueue, Traffic};
 
 const SEED: u64 = 20_261_126;
 const UPLINK: u16 = 0;
 const CLIENT: u16 = 1;
 const SERVER: u16 = 2;
 const VIP: &str = "10.96.0.1";
-/// Packets of one run.
-const RUN: usize = 64 * 64;
 /// Ports of the Service: enough for a million flows, and for all that are opened anew.
 const PORTS: u16 = 320;
 /// An endpoint's port less the Service's.
@@ -81,37 +81,6 @@ impl Kind {
     }
 }
 
-/// How many connections, met how often.
-#[derive(Clone, Copy)]
-enum Size {
-    Uniform(u32),
-    Zipf(u32),
-}
-
-impl Size {
-    fn count(self) -> u32 {
-        match self {
-            Size::Uniform(count) | Size::Zipf(count) => count,
-        }
-    }
-
-    fn name(self) -> String {
-        match self {
-            Size::Uniform(count) if count >= 1 << 20 => format!("{}M", count >> 20),
-            Size::Uniform(count) => format!("{}k", count >> 10),
-            Size::Zipf(count) => format!("{}k Zipf", count >> 10),
-        }
-    }
-
-    fn drawn(self, packets: usize) -> Vec<u32> {
-        let mut random = Random::new(SEED);
-        match self {
-            Size::Uniform(count) => (0..packets).map(|_| (random.next() % u64::from(count)) as u32).collect(),
-            Size::Zipf(count) => flows::zipf(count, packets, &mut random),
-        }
-    }
-}
-
 fn mac(number: u16) -> Mac {
     Mac([2, 0, 0x5e, 0, 0x53, number as u8])
 }
@@ -132,24 +101,19 @@ fn traffic(kind: Kind, answers: bool, order: Vec<u32>) -> Traffic {
 struct Workload {
     kind: Kind,
     name: String,
-    switch: Switch,
-    source: Arc<Control>,
-    target: Arc<Control>,
+    crossing: Crossing,
 }
 
 impl Workload {
-    fn new(kind: Kind, size: Size, short: bool) -> Self {
-        let drawn = if kind.opens() { Vec::new() } else { size.drawn(if short { 1 << 12 } else { 1 << 18 }) };
+    fn new(kind: Kind, size: Spread, short: bool) -> Self {
         let mut switch = switch(kind, size.count() as usize);
-        let open = || (0..size.count()).collect::<Vec<_>>();
+        let order = || size.order(SEED, if short { 1 << 12 } else { 1 << 18 });
         // Whatever is not opened in the measured runs is opened before, by the client's packets.
-        let mut opening = if kind.opens() { Vec::new() } else { open() };
-        let mut answering = Vec::new();
-        if kind == Kind::Reverse {
-            answering = [open(), drawn].concat();
-        } else {
-            opening.extend(drawn);
-        }
+        let (opening, answering) = match kind {
+            Kind::NewRouted | Kind::New | Kind::Affinity => (Vec::new(), Vec::new()),
+            Kind::Reverse => ((0..size.count()).collect(), order()),
+            Kind::Routed | Kind::Dnat => (order(), Vec::new()),
+        };
         // What comes behind the opening is met again and again; without anything behind it, the whole.
         let again = |order: &[u32]| if order.len() > size.count() as usize { size.count() as usize } else { 0 };
         let client = Traffic { again: again(&opening), ..traffic(kind, false, opening) };
@@ -165,14 +129,12 @@ impl Workload {
         let mut workload = Self {
             kind,
             name: format!("{} {}", kind.name(), size.name()),
-            switch,
-            source: Arc::clone(&client),
-            target: Arc::clone(&server),
+            crossing: Crossing { switch, source: Arc::clone(&client), target: Arc::clone(&server) },
         };
         let rounds = size.count().div_ceil(RUN as u32).max(2);
         workload.rounds(rounds);
         if kind == Kind::Reverse {
-            (workload.source, workload.target) = (server, client);
+            (workload.crossing.source, workload.crossing.target) = (server, client);
             workload.rounds(rounds);
         }
         workload
@@ -180,36 +142,20 @@ impl Workload {
 
     fn rounds(&mut self, rounds: u32) {
         for _ in 0..rounds {
-            self.prepare();
+            self.crossing.prepare();
             self.run();
         }
     }
 
-    /// Frees what was sent and lets a run's packets arrive: not timed.
-    fn prepare(&mut self) {
-        self.target.take_sent();
-        self.switch.turn();
-        self.source.let_arrive(RUN);
-        self.switch.turn();
-    }
-
-    /// Turns until all packets that arrived have crossed the switch.
+    /// All packets that arrived cross the switch.
     fn run(&mut self) {
-        let before = self.target.sent();
-        for _ in 0..RUN / 64 {
-            self.switch.turn();
-        }
-        assert_eq!(self.target.sent() - before, RUN as u64, "{}: packets sent", self.name);
-    }
-
-    fn event(&self, event: Event) -> u64 {
-        self.switch.counters().map(|counters| counters.event(event).get()).sum()
+        assert_eq!(self.crossing.run(), RUN as u64, "{}: packets sent", self.name);
     }
 
     /// Hits, connections opened, endpoints picked and given by affinity.
     fn events(&self) -> [u64; 4] {
         [Event::FlowCacheHit, Event::ConnectionsNew, Event::ServicePicked, Event::ServiceAffinity]
-            .map(|event| self.event(event))
+            .map(|event| self.crossing.event(event))
     }
 
     /// That the measured packets were what the row says.
@@ -296,7 +242,7 @@ fn interleaved(workloads: &mut [Workload], passes: usize) {
     let before: Vec<_> = workloads.iter().map(Workload::events).collect();
     for _ in 0..passes {
         for (workload, runs) in workloads.iter_mut().zip(&mut runs) {
-            workload.prepare();
+            workload.crossing.prepare();
             runs.time(RUN, || workload.run());
         }
     }
@@ -315,7 +261,7 @@ fn measure(criterion: &mut Criterion, workload: &mut Workload) {
     group.bench_function(workload.name.clone(), |bencher| {
         bencher.iter_custom(|iterations| {
             let timed = |workload: &mut Workload| {
-                workload.prepare();
+                workload.crossing.prepare();
                 let start = std::time::Instant::now();
                 workload.run();
                 start.elapsed()
@@ -333,7 +279,7 @@ fn main() {
     let asked = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let mut criterion = Criterion::default();
     let (large, huge) = if short { (1 << 11, 1 << 12) } else { (1 << 17, 1 << 20) };
-    for size in [Size::Uniform(1 << 10), Size::Zipf(large), Size::Uniform(huge)] {
+    for size in [Spread::Uniform(1 << 10), Spread::Zipf(large), Spread::Uniform(huge)] {
         for kinds in [[Kind::Routed, Kind::Dnat, Kind::Reverse], [Kind::NewRouted, Kind::New, Kind::Affinity]] {
             let asked = |kind: &&Kind| format!("{} {}", kind.name(), size.name()).contains(&asked);
             let mut workloads: Vec<_> =
