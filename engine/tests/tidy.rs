@@ -150,6 +150,29 @@ fn reachable(package: &str) -> BTreeSet<String> {
     reached
 }
 
+/// Crates that stand in `Cargo.lock` twice, since crates that we use do not agree on one.
+const TWICE: &[(&str, &str)] = &[
+    ("base64", "k8s-openapi and tower-http; kube-client, pem and serde-saphyr"),
+    ("bitflags", "smoltcp, of tests; rustix and others"),
+    ("getrandom", "ring; tempfile and others"),
+    ("syn", "macros of derive_more, tracing and zerocopy; those of serde and others"),
+    ("windows-sys", "for another system: not built"),
+];
+
+#[test]
+fn each_dependency_has_one_version() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).expect("Cargo.lock");
+    let mut seen = BTreeSet::new();
+    let names = lock.lines().filter_map(|line| line.strip_prefix("name = "));
+    let twice: BTreeSet<_> = names.map(|name| name.trim_matches('"')).filter(|name| !seen.insert(*name)).collect();
+    assert_eq!(twice, TWICE.iter().map(|(name, _)| *name).collect(), "other crates than those known stand there twice");
+    for member in ["engine", "control", "cni-shim"] {
+        let direct = dependencies(member);
+        let both = TWICE.iter().find(|(name, _)| direct.contains(*name));
+        assert_eq!(both, None, "{member} names a crate of two versions");
+    }
+}
+
 #[test]
 fn the_plugin_depends_on_nothing_of_ours() {
     let names = dependencies("cni-shim");
