@@ -76,7 +76,7 @@ fn port_mapping(key: &str, entry: &Value) -> Result<PortMapping, Failure> {
     })
 }
 
-/// The unspecified address means all the node has. Loopback addresses never leave the host's own kernel.
+/// The unspecified address means all the node has. No kernel lets ::1 out by any interface but `lo`.
 fn host_address(key: &str, fields: &Map<String, Value>) -> Result<Option<IpAddr>, Failure> {
     let Some(value) = field(fields, "hostIP") else { return Ok(None) };
     let wrong = |reason: &str| invalid(&format!("{key}.hostIP"), value, reason);
@@ -85,8 +85,8 @@ fn host_address(key: &str, fields: &Map<String, Value>) -> Result<Option<IpAddr>
         return Ok(None);
     }
     let address: IpAddr = text.parse().map_err(|_| wrong("it must be an address"))?;
-    if address.is_loopback() {
-        return Err(wrong("a loopback address cannot be served"));
+    if address.is_ipv6() && address.is_loopback() {
+        return Err(wrong("::1 cannot be served"));
     }
     Ok(Some(address).filter(|address| !address.is_unspecified()))
 }
@@ -194,7 +194,7 @@ mod tests {
             ("containerPort", json!("80")),
             ("protocol", json!("icmp")),
             ("hostIP", json!("node")),
-            ("hostIP", json!("127.0.0.1")),
+            ("hostIP", json!("::1")),
         ] {
             let mut entry = right.clone();
             entry[key] = value;

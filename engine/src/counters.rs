@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::clock::Time;
 use crate::cycles::CycleCounts;
 use crate::drop_reason::DropReason;
 use crate::limits;
@@ -34,6 +35,37 @@ impl Count {
     #[inline]
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);
+    }
+}
+
+/// How long a worker has been blocked, its present sleep included, so that a worker that nobody wakes does not look busy.
+///
+/// One word, so that a reader never sees half of a change. Awake it holds the sum of all sleeps; asleep that sum less the
+/// time at which the sleep began, modulo 2^63. The lowest bit tells which.
+#[derive(Debug, Default)]
+pub struct Slept(AtomicU64);
+
+impl Slept {
+    const NOW: u64 = 1;
+
+    /// The worker lies down at `now`. Only the owning worker calls this.
+    pub fn begin(&self, now: Time) {
+        let sum = self.0.load(Ordering::Relaxed) >> 1;
+        self.0.store((sum.wrapping_sub(now.nanoseconds()) << 1) | Self::NOW, Ordering::Relaxed);
+    }
+
+    /// It is up again at `now`, of the same clock. Only the owning worker calls this.
+    pub fn end(&self, now: Time) {
+        let sum = (self.0.load(Ordering::Relaxed) >> 1).wrapping_add(now.nanoseconds());
+        self.0.store(sum << 1, Ordering::Relaxed);
+    }
+
+    /// The sum at `now`, of the worker's clock.
+    #[must_use]
+    pub fn nanoseconds(&self, now: Time) -> u64 {
+        let word = self.0.load(Ordering::Relaxed);
+        let sum = word >> 1;
+        if word & Self::NOW == 0 { sum } else { sum.wrapping_add(now.nanoseconds()) & (u64::MAX >> 1) }
     }
 }
 
@@ -134,8 +166,8 @@ pub struct WorkerCounters {
     pub flows: Count,
     /// Free head frames.
     pub free_frames: Count,
-    /// Nanoseconds spent blocked.
-    pub slept_nanoseconds: Count,
+    /// Time spent blocked.
+    pub slept: Slept,
     /// Generation of the tables the worker last used.
     pub generation: Count,
     /// Where its time goes.
@@ -151,7 +183,7 @@ impl Default for WorkerCounters {
             held: Count::default(),
             flows: Count::default(),
             free_frames: Count::default(),
-            slept_nanoseconds: Count::default(),
+            slept: Slept::default(),
             generation: Count::default(),
             cycles: CycleCounts::default(),
         }
@@ -200,5 +232,25 @@ impl WorkerCounters {
             + self.event(Event::LaneSent).get()
             + self.held.get();
         entered as i64 - left as i64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sleep_counts_while_it_lasts() {
+        let slept = Slept::default();
+        let at = Time::from_nanoseconds;
+        assert_eq!(slept.nanoseconds(at(500)), 0);
+        slept.begin(at(1_000));
+        assert_eq!([1_000, 1_700].map(|now| slept.nanoseconds(at(now))), [0, 700]);
+        slept.end(at(2_000));
+        assert_eq!(slept.nanoseconds(at(9_000)), 1_000);
+        slept.begin(at(9_000));
+        assert_eq!(slept.nanoseconds(at(9_001)), 1_001);
+        slept.end(at(9_010));
+        assert_eq!(slept.nanoseconds(at(10_000)), 1_010);
     }
 }

@@ -81,6 +81,13 @@ impl HostPort {
             None => Arc::new(plan.services.for_host(cluster, own)),
         };
         self.services = Some((Arc::clone(plan), own.to_vec(), Arc::clone(&services)));
+        if services.loopback_ports.len() > limits::OWN_PORT_RULES {
+            self.problems.push(format!(
+                "pods have {} ports at loopback addresses of the node, which serves {} ranges of them",
+                services.loopback_ports.len(),
+                limits::OWN_PORT_RULES
+            ));
+        }
         if services.left_out > 0 {
             self.problems.push(format!(
                 "the host routes {} addresses of Services to the switch, {} found no room",
@@ -102,7 +109,7 @@ impl HostPort {
             addresses: &plan.host.addresses,
             prefixes: &plan.host.prefixes.union(&services.prefixes).copied().collect(),
             own_addresses: &services.addresses,
-            own_ports: &OwnPorts::covering(&services.ports),
+            own_ports: &OwnPorts::covering(&services.ports, &services.loopback_ports),
         };
         configure_host_interface(netlink, &wanted)
     }

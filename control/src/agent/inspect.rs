@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use millrace_engine::clock::Clock;
 use millrace_engine::counters::{Event, WorkerCounters};
 use millrace_engine::cycles::Work;
 use millrace_engine::drop_reason::DropReason;
@@ -115,12 +116,14 @@ impl Inspect for Inspector {
     fn workers(&self) -> Result<Vec<WorkerReport>, InspectFailure> {
         let cores = self.shared.switch.with(|switch| switch.options().cores.clone());
         let uptime = self.shared.started.elapsed().as_nanos() as u64;
+        // The workers of an agent sleep by this clock.
+        let now = Clock::Monotonic.now();
         let tables = self.tables();
         let report = |(number, counters): (usize, Arc<WorkerCounters>)| WorkerReport {
             worker: number as u32,
             cpu: cores.get(number).map(|core| *core as u32),
             generation: counters.generation.get(),
-            slept_nanoseconds: counters.slept_nanoseconds.get(),
+            slept_nanoseconds: counters.slept.nanoseconds(now),
             uptime_nanoseconds: uptime,
             flow_cache_hits: counters.event(Event::FlowCacheHit).get(),
             flow_cache_misses: counters.event(Event::FlowCacheMiss).get(),

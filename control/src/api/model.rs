@@ -152,7 +152,7 @@ pub struct WorkerReport {
     pub cpu: Option<u32>,
     /// Generation of the tables it last used.
     pub generation: u64,
-    /// Nanoseconds it was blocked since the start.
+    /// Nanoseconds it was blocked since the start, its present sleep included.
     pub slept_nanoseconds: u64,
     /// Nanoseconds since the start.
     pub uptime_nanoseconds: u64,

@@ -8,8 +8,8 @@
 //! Frames that the switch hands back to the host come in here although the host sends their answers by its uplink, so
 //! the reverse path filter must be loose (RFC 3704 section 2.4; ip-sysctl.rst: the stricter of `all` and the interface
 //! would be the larger number, and loose is the largest). Answers of Services that the host called at an address of its own
-//! come from that address, which `accept_local` lets in; the switch lets nobody else send from it. Receiving needs no
-//! forwarding.
+//! come from that address, which `accept_local` lets in, and `route_localnet` where it is a loopback address; the switch lets
+//! nobody else send from it. Receiving needs no forwarding.
 //!
 //! A handful of netlink calls, tens of microseconds each, on the underlay thread.
 
@@ -62,7 +62,9 @@ pub fn configure_host_interface(netlink: &mut Netlink, wanted: &HostInterface<'_
 fn write_settings(wanted: &HostInterface<'_>) -> Result<(), KernelError> {
     let name = wanted.name;
     let ipv4 = |setting: &str, value| (format!("ipv4/conf/{name}/{setting}"), value);
-    sysctl::write_own(&[ipv4("rp_filter", "2"), ipv4("accept_local", "1")], false)?;
+    let loopback = if wanted.own_addresses.iter().any(IpAddr::is_loopback) { "1" } else { "0" };
+    let settings = [ipv4("rp_filter", "2"), ipv4("accept_local", "1"), ipv4("route_localnet", loopback)];
+    sysctl::write_own(&settings, false)?;
     let has_ipv6 = wanted.addresses.iter().any(IpAddr::is_ipv6);
     let ipv6 = |setting: &str, value| (format!("ipv6/conf/{name}/{setting}"), value);
     let settings = [ipv6("accept_dad", "0"), ipv6("accept_ra", "0"), ipv6("autoconf", "0"), ipv6("disable_ipv6", "0")];
@@ -155,7 +157,9 @@ fn set_own_ports(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>)
         Some((gateway, own_source(wanted, ipv4)?))
     };
     let routes = own_ports::own_routes(wanted.own_addresses, gateway, link.index);
-    let served = |ports: &&OwnPorts| routes.keys().any(|address| address.is_ipv4() == ports.ipv4);
+    let served = |ports: &&OwnPorts| {
+        routes.keys().any(|address| (address.is_ipv4(), address.is_loopback()) == (ports.ipv4, ports.loopback))
+    };
     netlink.set_own_ports(&routes, &wanted.own_ports.iter().filter(served).copied().collect())
 }
 

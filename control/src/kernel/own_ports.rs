@@ -8,6 +8,10 @@
 //! The kernel walks the rules for each route it looks up. So there are few: neighbouring ports share one, and if
 //! [`OWN_PORT_RULES`] do not suffice the nearest ranges become one. A port in between then goes by the switch too, and comes
 //! back to the host as it would have by `lo`.
+//!
+//! Ports at loopback addresses (`hostIP: 127.0.0.1`) have rules for 127.0.0.0/8 and a table of their own, so that nothing else
+//! that the host sends there leaves `lo`; they are never joined over a gap. IPv6 has no such way: the kernel takes nothing to
+//! or from ::1 that does not come by `lo`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,8 +28,12 @@ use super::{KernelError, Netlink, Route, unless_absent};
 
 /// Number of our table.
 pub const OWN_PORTS_TABLE: u8 = 77;
+/// Number of our table for loopback addresses.
+pub const LOOPBACK_PORTS_TABLE: u8 = 78;
 /// The kernel's table of own addresses (rtnetlink(7), `RT_TABLE_LOCAL`).
 const LOCAL_TABLE: u8 = 255;
+/// Loopback addresses (RFC 1122 section 3.2.1.3 g), and how many bits of them.
+const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 0)), 8);
 /// Priority of our rules; smaller ones are asked earlier.
 const RULE_PRIORITY: u32 = 77;
 /// Priority of the rule for the table `local` while there are rules of ours.
@@ -38,6 +46,8 @@ const LOCAL_FIRST: u32 = 0;
 pub struct OwnPorts {
     /// Of which family.
     pub ipv4: bool,
+    /// At loopback addresses, instead of all others; only of IPv4.
+    pub loopback: bool,
     /// IP protocol number.
     pub protocol: u8,
     /// The first port.
@@ -47,28 +57,28 @@ pub struct OwnPorts {
 }
 
 impl OwnPorts {
-    /// As few ranges as hold all of these ports, given as family, protocol and port.
+    /// As few ranges as hold all of these ports, given as family, protocol and port, and [`OWN_PORT_RULES`] at most of ports
+    /// at loopback addresses (`loopback`, as protocol and port), the lowest.
     #[must_use]
-    pub fn covering(ports: &BTreeSet<(bool, u8, u16)>) -> BTreeSet<OwnPorts> {
-        let mut ranges: Vec<OwnPorts> = Vec::new();
-        for (ipv4, protocol, port) in ports.iter().copied() {
-            match ranges.last_mut() {
-                Some(range) if range.is_like(ipv4, protocol) && range.last.checked_add(1) == Some(port) => {
-                    range.last = port
-                }
-                _ => ranges.push(OwnPorts { ipv4, protocol, first: port, last: port }),
-            }
-        }
+    pub fn covering(ports: &BTreeSet<(bool, u8, u16)>, loopback: &BTreeSet<(u8, u16)>) -> BTreeSet<OwnPorts> {
+        let mut ranges = neighbours(ports.iter().map(|(ipv4, protocol, port)| (*ipv4, false, *protocol, *port)));
         join_nearest(&mut ranges);
+        let apart = neighbours(loopback.iter().map(|(protocol, port)| (true, true, *protocol, *port)));
+        ranges.extend(apart.into_iter().take(OWN_PORT_RULES));
         ranges.into_iter().collect()
     }
 
-    fn is_like(&self, ipv4: bool, protocol: u8) -> bool {
-        (self.ipv4, self.protocol) == (ipv4, protocol)
+    fn is_like(&self, other: &OwnPorts) -> bool {
+        (self.ipv4, self.loopback, self.protocol) == (other.ipv4, other.loopback, other.protocol)
     }
 
     fn rule(&self) -> RuleMessage {
-        let mut message = rule(self.ipv4, OWN_PORTS_TABLE, RULE_PRIORITY);
+        let table = if self.loopback { LOOPBACK_PORTS_TABLE } else { OWN_PORTS_TABLE };
+        let mut message = rule(self.ipv4, table, RULE_PRIORITY);
+        if self.loopback {
+            message.header.dst_len = LOOPBACK.1;
+            message.attributes.push(RuleAttribute::Destination(LOOPBACK.0));
+        }
         message.attributes.extend([
             RuleAttribute::Iifname("lo".to_owned()),
             RuleAttribute::IpProtocol(IpProtocol::from(i32::from(self.protocol))),
@@ -79,7 +89,8 @@ impl OwnPorts {
     }
 
     fn read(message: &RuleMessage) -> Option<OwnPorts> {
-        let ours = message.header.table == OWN_PORTS_TABLE && priority(message) == RULE_PRIORITY;
+        let loopback = message.header.table == LOOPBACK_PORTS_TABLE;
+        let ours = (loopback || message.header.table == OWN_PORTS_TABLE) && priority(message) == RULE_PRIORITY;
         let protocol = message.attributes.iter().find_map(|attribute| match attribute {
             RuleAttribute::IpProtocol(protocol) => u8::try_from(i32::from(*protocol)).ok(),
             _ => None,
@@ -90,8 +101,21 @@ impl OwnPorts {
         });
         let (protocol, RulePortRange { start, end }) = (protocol.filter(|_| ours)?, ports?);
         let ipv4 = message.header.family == AddressFamily::Inet;
-        Some(OwnPorts { ipv4, protocol, first: start, last: end })
+        Some(OwnPorts { ipv4, loopback, protocol, first: start, last: end })
     }
+}
+
+/// Ranges of ports that follow one another; given as family, loopback, protocol and port, in order.
+fn neighbours(ports: impl Iterator<Item = (bool, bool, u8, u16)>) -> Vec<OwnPorts> {
+    let mut ranges: Vec<OwnPorts> = Vec::new();
+    for (ipv4, loopback, protocol, port) in ports {
+        let single = OwnPorts { ipv4, loopback, protocol, first: port, last: port };
+        match ranges.last_mut() {
+            Some(range) if range.is_like(&single) && range.last.checked_add(1) == Some(port) => range.last = port,
+            _ => ranges.push(single),
+        }
+    }
+    ranges
 }
 
 /// Joins neighbours, the nearest first, until there are few enough. There are six sorts of range at most.
@@ -99,7 +123,7 @@ fn join_nearest(ranges: &mut Vec<OwnPorts>) {
     while ranges.len() > OWN_PORT_RULES {
         let gap = |at: &usize| {
             let (one, next) = (ranges[*at], ranges[at + 1]);
-            one.is_like(next.ipv4, next.protocol).then(|| next.first - one.last)
+            one.is_like(&next).then(|| next.first - one.last)
         };
         let nearest = (0..ranges.len() - 1).filter(|at| gap(at).is_some()).min_by_key(gap);
         let Some(at) = nearest else { return };
@@ -126,7 +150,7 @@ fn priority(message: &RuleMessage) -> u32 {
 }
 
 impl Netlink {
-    /// Has what the host sends to these ports of its own addresses go by these routes of our table, and nothing else. May be
+    /// Has what the host sends to these ports of its own addresses go by these routes of our tables, and nothing else. May be
     /// repeated, and writes only what differs.
     ///
     /// # Errors
@@ -162,7 +186,8 @@ impl Netlink {
     }
 
     fn set_own_routes(&mut self, wanted: &BTreeMap<IpAddr, Route>) -> Result<(), KernelError> {
-        let present = self.routes_of(OWN_PORTS_TABLE)?;
+        let mut present = self.routes_of(OWN_PORTS_TABLE)?;
+        present.extend(self.routes_of(LOOPBACK_PORTS_TABLE)?);
         for route in wanted.values() {
             let same = |known: &Route| {
                 (known.destination, known.link, known.source) == (route.destination, route.link, route.source)
@@ -211,7 +236,7 @@ impl Netlink {
     }
 }
 
-/// The routes of our table: each own address by the switch's gateway.
+/// The routes of our tables: each own address by the switch's gateway.
 #[must_use]
 pub fn own_routes<'a>(
     addresses: impl IntoIterator<Item = &'a IpAddr>,
@@ -221,7 +246,8 @@ pub fn own_routes<'a>(
     let route = |address: &IpAddr| {
         let (gateway, source) = gateway(address.is_ipv4())?;
         let route = Route::by_gateway(IpNet::from(*address), gateway, link);
-        Some((*address, Route { source: Some(source), table: OWN_PORTS_TABLE, ..route }))
+        let table = if address.is_loopback() { LOOPBACK_PORTS_TABLE } else { OWN_PORTS_TABLE };
+        Some((*address, Route { source: Some(source), table, ..route }))
     };
     addresses.into_iter().filter_map(route).collect()
 }
@@ -231,7 +257,7 @@ mod tests {
     use super::*;
 
     fn covering(ports: impl IntoIterator<Item = (bool, u8, u16)>) -> Vec<(bool, u8, u16, u16)> {
-        let ranges = OwnPorts::covering(&ports.into_iter().collect());
+        let ranges = OwnPorts::covering(&ports.into_iter().collect(), &BTreeSet::new());
         ranges.into_iter().map(|range| (range.ipv4, range.protocol, range.first, range.last)).collect()
     }
 
@@ -259,5 +285,16 @@ mod tests {
             "{ranges:?}"
         );
         assert!(ranges.contains(&(true, 6, 1_000 + 630, 1_000 + 630)), "{ranges:?}");
+    }
+    #[test]
+    fn ports_at_loopback_addresses_are_never_joined_over_a_gap() {
+        let ports: BTreeSet<(u8, u16)> = (0..100).map(|number| (6, 1_000 + 2 * number)).chain([(6, 1_001)]).collect();
+        let ranges: Vec<OwnPorts> =
+            OwnPorts::covering(&BTreeSet::from([(true, 6, 1_003)]), &ports).into_iter().collect();
+        let (apart, plain): (Vec<OwnPorts>, Vec<OwnPorts>) = ranges.into_iter().partition(|range| range.loopback);
+        assert_eq!(plain, [OwnPorts { ipv4: true, loopback: false, protocol: 6, first: 1_003, last: 1_003 }]);
+        assert_eq!(apart.len(), OWN_PORT_RULES);
+        assert_eq!((apart[0].first, apart[0].last), (1_000, 1_002));
+        assert!(apart[1..].iter().all(|range| range.first == range.last));
     }
 }

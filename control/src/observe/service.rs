@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -49,8 +49,18 @@ impl Fields<'_> {
         text.trim().parse().map_err(|_| self.error(path, format!("{text:?} is not {what}")))
     }
 
+    /// Addresses that a Service may have.
     fn addresses<'t>(&self, path: &[&str], texts: impl Iterator<Item = &'t String>) -> Result<Vec<IpAddr>, FieldError> {
-        texts.map(|text| self.parse(path, text, "an IP address")).collect()
+        let address = |text: &'t String| {
+            let address = self.parse(path, text, "an IP address")?;
+            // Who wrote the status of a load balancer may know better about addresses of its own link.
+            let given = |sort: &&str| path[0] == "status" && *sort == LINK_LOCAL;
+            match special(address).filter(|sort| !given(sort)) {
+                Some(sort) => Err(self.error(path, format!("{address} is {sort} and leads to no Service"))),
+                None => Ok(address),
+            }
+        };
+        texts.map(address).collect()
     }
 
     fn annotation(&self, key: &str) -> Option<&str> {
@@ -59,6 +69,28 @@ impl Fields<'_> {
 
     fn annotation_error(&self, key: &str, message: impl Display) -> FieldError {
         self.error(&["metadata", "annotations", key], message)
+    }
+}
+
+const LINK_LOCAL: &str = "a link-local address";
+
+/// Of which sort an address is that neither a Service nor an endpoint may have (`ValidateNonSpecialIP` in Kubernetes'
+/// pkg/apis/core/validation/validation.go, and multicast and broadcast, which no connection has).
+pub(super) fn special(address: IpAddr) -> Option<&'static str> {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    if address.is_unspecified() {
+        Some("unspecified")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if link_local {
+        Some(LINK_LOCAL)
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else {
+        (address == IpAddr::V4(Ipv4Addr::BROADCAST)).then_some("the broadcast address")
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 
-use super::service::{port_number, protocol_number};
+use super::service::{port_number, protocol_number, special};
 use crate::cluster::{EndpointRecord, NodeName, ServiceName, SliceName, SlicePort, SliceRecord};
 use crate::store::{FieldError, Object};
 
@@ -53,8 +53,11 @@ fn slice_port(port: &EndpointPort) -> Result<Option<SlicePort>, String> {
 fn endpoint(endpoint: &Endpoint, ipv4: bool) -> Result<Option<EndpointRecord>, String> {
     let Some(text) = endpoint.addresses.first() else { return Ok(None) };
     let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is not an IP address"))?;
-    if address.is_ipv4() != ipv4 || address.is_unspecified() || address.is_multicast() {
+    if address.is_ipv4() != ipv4 {
         return Err(format!("{text:?} cannot be an endpoint of a slice of this addressType"));
+    }
+    if let Some(sort) = special(address) {
+        return Err(format!("{address} is {sort} and no endpoint"));
     }
     let conditions = endpoint.conditions.clone().unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -26,6 +26,8 @@ use crate::traffic::Endpoint;
 /// Where servers listen in pods.
 pub(crate) const PORT: u16 = 8080;
 pub(crate) const HOST_PORT: u16 = 8090;
+/// Of the node's loopback address.
+const LOOPBACK_PORT: u16 = 8091;
 /// Connections a row and protocol: that one of two endpoints gets none happens once in 2^15.
 const CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -115,7 +117,9 @@ pub(crate) fn host_port_object(pod: &Endpoint, node: &str) -> String {
     format!(
         "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {}, namespace: default}}\nspec:\n  nodeName: {node}\n  containers:\n  \
          - name: web\n    ports:\n    - {{containerPort: {PORT}, hostPort: {HOST_PORT}, protocol: TCP}}\n    \
-         - {{containerPort: {PORT}, hostPort: {HOST_PORT}, protocol: UDP}}\nstatus: {{phase: Running, podIPs: [{}]}}\n",
+         - {{containerPort: {PORT}, hostPort: {HOST_PORT}, protocol: UDP}}\n    \
+         - {{containerPort: {PORT}, hostPort: {LOOPBACK_PORT}, hostIP: 127.0.0.1, protocol: TCP}}\n    \
+         - {{containerPort: {PORT}, hostPort: {LOOPBACK_PORT}, hostIP: 127.0.0.1, protocol: UDP}}\nstatus: {{phase: Running, podIPs: [{}]}}\n",
         pod.name,
         ips.join(", ")
     )
@@ -181,17 +185,23 @@ pub(crate) fn call(from: &Endpoint, to: SocketAddr, tcp: bool) -> Result<String,
         assert_eq!(socket.peer_addr().map_err(said)?, to, "the peer is who was called");
     } else {
         let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
-        let socket = from.namespace.enter(|| UdpSocket::bind((any, 0))).expect("entered").map_err(said)?;
-        socket.set_read_timeout(Some(PATIENCE)).map_err(said)?;
-        socket.send_to(b"who", to).map_err(said)?;
-        let mut buffer = [0; 128];
-        let (length, answerer) = socket.recv_from(&mut buffer).map_err(said)?;
-        if answerer != to {
-            return Err(format!("{answerer} answered"));
-        }
-        text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        text = call_by_udp(from, any, to)?;
     }
     Ok(text)
+}
+
+/// The same by UDP from a socket that is bound to this address.
+fn call_by_udp(from: &Endpoint, source: IpAddr, to: SocketAddr) -> Result<String, String> {
+    let said = |error: std::io::Error| error.to_string();
+    let socket = from.namespace.enter(|| UdpSocket::bind((source, 0))).expect("entered").map_err(said)?;
+    socket.set_read_timeout(Some(PATIENCE)).map_err(said)?;
+    socket.send_to(b"who", to).map_err(said)?;
+    let mut buffer = [0; 128];
+    let (length, answerer) = socket.recv_from(&mut buffer).map_err(said)?;
+    if answerer != to {
+        return Err(format!("{answerer} answered"));
+    }
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
 /// Who called, as servers may see it.
@@ -227,24 +237,26 @@ struct Table {
 impl Table {
     /// Calls several times by both protocols in both families.
     fn ask(&mut self, what: &str, seen: &Seen<'_>, to: impl Fn(bool) -> SocketAddr, expected: &str) {
-        for ipv4 in [true, false] {
-            for tcp in [true, false] {
-                let target = to(ipv4);
-                let mut answers = BTreeSet::new();
-                for _ in 0..CONNECTIONS {
-                    // A single loss on a busy machine is no finding.
-                    let answer = call(seen.caller, target, tcp).or_else(|_| call(seen.caller, target, tcp));
-                    answers.insert(answer.map_or_else(|error| error, |answer| seen.word(&answer)));
-                }
-                let got = answers.into_iter().collect::<Vec<_>>().join(", ");
-                let wrong = if got == expected { "" } else { "  WRONG" };
-                self.failed += usize::from(got != expected);
-                self.rows += 1;
-                let protocol = if tcp { "TCP" } else { "UDP" };
-                let between = format!("{} to {what}", seen.caller.name);
-                writeln!(self.text, "{between:<44} {protocol} {target:<28} {expected:<18} {got}{wrong}")
-                    .expect("written");
+        [true, false].into_iter().for_each(|ipv4| self.ask_by(ipv4, what, seen, &to, expected));
+    }
+
+    /// The same in one family.
+    fn ask_by(&mut self, ipv4: bool, what: &str, seen: &Seen<'_>, to: impl Fn(bool) -> SocketAddr, expected: &str) {
+        for tcp in [true, false] {
+            let target = to(ipv4);
+            let mut answers = BTreeSet::new();
+            for _ in 0..CONNECTIONS {
+                // A single loss on a busy machine is no finding.
+                let answer = call(seen.caller, target, tcp).or_else(|_| call(seen.caller, target, tcp));
+                answers.insert(answer.map_or_else(|error| error, |answer| seen.word(&answer)));
             }
+            let got = answers.into_iter().collect::<Vec<_>>().join(", ");
+            let wrong = if got == expected { "" } else { "  WRONG" };
+            self.failed += usize::from(got != expected);
+            self.rows += 1;
+            let protocol = if tcp { "TCP" } else { "UDP" };
+            let between = format!("{} to {what}", seen.caller.name);
+            writeln!(self.text, "{between:<44} {protocol} {target:<28} {expected:<18} {got}{wrong}").expect("written");
         }
     }
 
@@ -304,6 +316,11 @@ pub(crate) fn the_host_reaches_services() {
         table.ask(&format!("its own NodePort, {policy}"), &seen, to, "a1 node, b1 node");
     }
     table.ask("its own hostPort", &seen, |ipv4| at(own.address(ipv4), HOST_PORT), "a1 node");
+    // With the source that the kernel prefers, and with one that the caller chose.
+    let loopback = |_| at(Ipv4Addr::LOCALHOST.into(), LOOPBACK_PORT);
+    table.ask_by(true, "a hostPort at loopback", &seen, loopback, "a1 node");
+    let answer = call_by_udp(&own, own.address(true), loopback(true)).expect("an answer");
+    assert_eq!(seen.word(&answer), "a1 node");
     for (number, pod) in world.ends.iter().enumerate() {
         let name = ["a1 node", "b1 node"][number];
         table.ask(&format!("pod {}", pod.name), &seen, |ipv4| at(pod.address(ipv4), PORT), name);

@@ -17,6 +17,10 @@ const NODES: [(&str, &str); 4] =
     [("a", "192.0.2.1"), ("b", "192.0.2.2"), ("c", "192.0.2.3"), ("elsewhere", "198.51.100.4")];
 
 fn services(external: &str, endpoint_on: &str) -> String {
+    services_at(external, &format!("{{addresses: [10.1.0.1], nodeName: {endpoint_on}}}"))
+}
+
+fn services_at(external: &str, endpoints: &str) -> String {
     let mut text = String::new();
     for number in 1..=ADDRESSES {
         text += &format!(
@@ -24,7 +28,7 @@ fn services(external: &str, endpoint_on: &str) -> String {
              [10.96.0.{number}], ports: [{{port: 80}}], externalTrafficPolicy: {external}}}, status: {{loadBalancer: {{ingress: \
              [{{ip: 192.0.2.{}}}, {{ip: 203.0.113.{number}}}]}}}}}}\n---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, \
              metadata: {{name: s{number}-1, labels: {{kubernetes.io/service-name: s{number}}}}}, addressType: IPv4, ports: [{{port: \
-             80}}], endpoints: [{{addresses: [10.1.0.{number}], nodeName: {endpoint_on}}}]}}\n",
+             80}}], endpoints: [{endpoints}]}}\n",
             100 + number
         );
     }
@@ -109,6 +113,35 @@ fn a_local_policy_leaves_nodes_without_endpoints_out() {
     let found = holders(&(nodes(|_, text| Some(text)) + &services("Local", "c")));
     assert_eq!(count(&found, "c"), usize::from(ADDRESSES), "{found:?}");
     assert_eq!(holders(&(nodes(|_, text| Some(text)) + &services("Local", "elsewhere"))).len(), 0);
+}
+
+/// A drained endpoint keeps its node in place only while no other node has one that is ready.
+#[test]
+fn the_last_endpoint_is_announced_up_to_its_end() {
+    let states = |here: &str, there: &str| {
+        let endpoint = |address: &str, node: &str, state: &str| {
+            let (ready, serving, ending) = match state {
+                "ready" => (true, true, false),
+                "ending" => (false, true, true),
+                _ => (false, false, true),
+            };
+            format!(
+                "{{addresses: [{address}], nodeName: {node}, conditions: {{ready: {ready}, serving: {serving}, terminating: \
+                 {ending}}}}}"
+            )
+        };
+        let both = format!("{}, {}", endpoint("10.1.0.1", "a", here), endpoint("10.1.0.2", "b", there));
+        let text = services_at("Local", &both);
+        let found = holders(&(nodes(|_, text| Some(text)) + &text));
+        (count(&found, "a"), count(&found, "b"))
+    };
+    let all = usize::from(ADDRESSES);
+    assert_eq!(states("ending", "dead"), (all, 0));
+    assert_eq!(states("ending", "ready"), (0, all));
+    assert_eq!(states("ready", "ending"), (all, 0));
+    let (a, b) = states("ending", "ending");
+    assert!(a + b == all && a > 0 && b > 0, "{a} {b}");
+    assert_eq!(states("dead", "dead"), (0, 0));
 }
 
 /// More than the node announces: which are left out is said.

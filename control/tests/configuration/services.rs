@@ -345,16 +345,15 @@ fn host_ports_of_one_number_live_beside_each_other() {
     };
     let text = pod("one", "10.1.0.1", "{containerPort: 80, hostPort: 8000, hostIP: 127.0.0.9}")
         + &pod("two", "10.1.0.2", "{containerPort: 80, hostPort: 8000, hostIP: 192.0.2.1}")
-        + &pod("three", "10.1.0.3", "{containerPort: 80, hostPort: 8000, protocol: UDP}");
-    // Nothing that goes to a loopback address leaves the node's kernel: it is said, and no packet is taken for it.
+        + &pod("three", "10.1.0.3", "{containerPort: 80, hostPort: 8000, protocol: UDP}")
+        + &pod("four", "'fd00:10:1::4'", "{containerPort: 80, hostPort: 8000, hostIP: '::1'}");
+    // Nothing that goes to ::1 leaves the node's kernel: it is said, and no packet is taken for it.
     let (plan, problems) = planned_with_problems(&text);
-    assert_eq!(
-        problems,
-        ["Pod default/one: hostIP 127.0.0.9 of hostPort 8000 is not served: it is a loopback address"]
-    );
+    assert_eq!(problems, ["Pod default/four: hostIP ::1 of hostPort 8000 is not served: it never leaves the node"]);
     assert_eq!(
         lines(&plan),
         [
+            "hostPort 127.0.0.9:8000 TCP: pod default/one:8000 cluster [10.1.0.1:80] local [10.1.0.1:80]",
             "hostPort 192.0.2.1:8000 UDP: pod default/three:8000 cluster [10.1.0.3:80] local [10.1.0.3:80]",
             "hostPort 192.0.2.1:8000 TCP: pod default/two:8000 cluster [10.1.0.2:80] local [10.1.0.2:80]",
         ]
@@ -631,4 +630,47 @@ fn a_node_without_services_has_none_in_its_tables() {
     let tables = compile(&plan(&cluster(&node("a", &["192.0.2.1"])), &LocalView::new(node_name("a"))).plan, None);
     let tables = tables.expect("tables");
     assert_eq!(tables.services.iter().map(|(_, services)| services.node_addresses().len()).collect::<Vec<_>>(), [1]);
+}
+
+/// What the API server would not take is not taken from a file either.
+#[test]
+fn no_service_and_no_endpoint_has_a_special_address() {
+    let service = |fields: &str| {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: 10.96.0.9, {fields}}}}}\n"
+        )
+    };
+    let outside = |address: &str| service(&format!("externalIPs: ['{address}'], ports: [{{port: 80}}]"));
+    let balancer = |address: &str| {
+        service("type: LoadBalancer, ports: [{port: 80}]")
+            .replace("}\n", &format!(", status: {{loadBalancer: {{ingress: [{{ip: '{address}'}}]}}}}}}\n"))
+    };
+    let slice = |address: &str| {
+        format!(
+            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: web-1, labels: \
+             {{kubernetes.io/service-name: web}}}}, addressType: {}, ports: [{{port: 80}}], endpoints: [{{addresses: \
+             ['{address}']}}]}}\n",
+            if address.contains(':') { "IPv6" } else { "IPv4" }
+        )
+    };
+    let sorts = [
+        ("0.0.0.0", "unspecified"),
+        ("127.0.0.1", "a loopback address"),
+        ("169.254.1.1", "a link-local address"),
+        ("224.0.0.1", "a multicast address"),
+        ("255.255.255.255", "the broadcast address"),
+        ("::", "unspecified"),
+        ("::1", "a loopback address"),
+        ("fe80::1", "a link-local address"),
+        ("ff02::1", "a multicast address"),
+    ];
+    for (address, sort) in sorts {
+        for (text, rest) in [(outside(address), "leads to no Service"), (slice(address), "no endpoint")] {
+            let problems = observe(&text).problems();
+            let said = format!("{address} is {sort} and {rest}");
+            assert!(problems.len() == 1 && problems[0].message.contains(&said), "{text} {problems:?}");
+        }
+        let problems = observe(&balancer(address)).problems();
+        assert_eq!(problems.is_empty(), sort == "a link-local address", "{address} {problems:?}");
+    }
 }

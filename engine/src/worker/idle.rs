@@ -123,11 +123,10 @@ impl Worker {
     fn block(&mut self) {
         let longest = if self.transmit.is_idle() { LONGEST_SLEEP } else { UNFINISHED_SLEEP };
         let timeout = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: i64::from(longest.subsec_nanos()) };
-        let before = self.clock.now();
+        self.counters.slept.begin(self.clock.now());
         let called = self.ports.wait(Some(timeout));
-        let after = self.clock.now();
+        self.counters.slept.end(self.clock.now());
         self.counters.event(Event::Sleeps).add(1);
-        self.counters.slept_nanoseconds.add(after.since(before).as_nanos() as u64);
         if called {
             // Nobody else reads it; if this failed, the next sleep would end at once.
             let _ = rustix::io::read(&self.sleeper.bed.descriptor, &mut [0u8; 8]);

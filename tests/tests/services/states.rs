@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use millrace_engine::counters::Event;
+use millrace_engine::drop_reason::DropReason;
 use millrace_tests::service_world::{OUTSIDE, Protocol, ServiceWorld, ends, node_address, pod_address};
 use serde_json::{Value, json};
 
@@ -268,6 +269,24 @@ fn host_ports_for_everybody() {
         }
     }
     println!("{rows} rows");
+}
+
+/// A loopback address means the node itself, whoever else writes it into a packet.
+#[test]
+fn host_ports_at_loopback_are_the_hosts_alone() {
+    let mut world = ServiceWorld::new();
+    let loopback = (IpAddr::from([127, 0, 0, 1]), 9_000);
+    world.apply(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "local"},
+        "spec": {"nodeName": "a", "containers": [{"name": "c", "ports": [
+            {"containerPort": 8080, "hostPort": 9_000, "protocol": "TCP", "hostIP": "127.0.0.1"},
+        ]}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": pod_address("local", true).to_string()}]},
+    }));
+    let refused = |world: &ServiceWorld| world.drops(DropReason::ServiceSourceRefused);
+    assert_eq!(world.open("host", 1, loopback, Protocol::Tcp), "local node");
+    assert_eq!((world.open("client", 2, loopback, Protocol::Tcp).as_str(), refused(&world)), ("nothing", 1));
+    assert_eq!((world.open(OUTSIDE, 3, loopback, Protocol::Tcp).as_str(), refused(&world)), ("nothing", 2));
 }
 
 /// Node ports are served where the configuration says; elsewhere the port is the host's own.

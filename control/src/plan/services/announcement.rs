@@ -4,7 +4,8 @@
 //! exactly one. Every node computes the same choice from the same objects, without a word between them: of the nodes that
 //! may, the one whose name hashes highest with the address (rendezvous hashing), so that an address moves only when its node
 //! goes, and the addresses of a lost node spread over the others. A node may if it is ready, has an address in that network,
-//! is not kept from load balancers by the well-known label, and has a ready endpoint where the policy is `Local`.
+//! is not kept from load balancers by the well-known label, and has a ready endpoint where the policy is `Local`; if no node
+//! has, one that terminates and still serves will do (KEP-1669: the last ones are used up to their end).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,7 +15,7 @@ use millrace_engine::limits::ANNOUNCED_ADDRESSES;
 use millrace_engine::packet::PortIndex;
 
 use super::memory::{Input, Memory};
-use crate::cluster::{Cluster, NodeRecord};
+use crate::cluster::{Cluster, EndpointRecord, NodeRecord};
 use crate::plan::LocalView;
 use crate::problem::Problem;
 use crate::stable_hash::hash_64;
@@ -40,12 +41,13 @@ impl Memory {
         let is_of_node = |address: &IpAddr| cluster.nodes.values().any(|node| node.addresses.contains(address));
         let announces = |(address, inputs): (IpAddr, Vec<&Input>)| {
             let (network, port) = link_of(address, local).filter(|_| !is_of_node(&address))?;
-            let may = |node: &&NodeRecord| {
-                is_candidate(node, network) && inputs.iter().any(|input| input.serves_at(node, address.is_ipv4()))
-            };
-            let rank = |node: &&NodeRecord| (hash_64(&format!("{} {address}", node.name)), node.name.clone());
-            let chosen = cluster.nodes.values().filter(may).max_by_key(rank)?;
-            (chosen.name == local.node).then_some((address, port))
+            let candidates = cluster.nodes.values().filter(|node| is_candidate(node, network));
+            let serving = candidates.filter_map(|node| {
+                let by = inputs.iter().filter_map(|input| input.serving_at(node, address.is_ipv4())).max()?;
+                Some((by, hash_64(&format!("{} {address}", node.name)), &node.name))
+            });
+            let (_, _, chosen) = serving.max()?;
+            (*chosen == local.node).then_some((address, port))
         };
         let mut announced: BTreeMap<IpAddr, PortIndex> = services.into_iter().filter_map(announces).collect();
         let count = announced.len();
@@ -72,10 +74,26 @@ fn is_candidate(node: &NodeRecord, network: IpNet) -> bool {
     node.ready && !node.labels.contains_key(EXCLUDED) && node.addresses.iter().any(|address| network.contains(address))
 }
 
+/// By what a node serves a Service, the better one later.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Serving {
+    /// By endpoints that terminate.
+    Ending,
+    /// By ready ones, or by those of other nodes.
+    Ready,
+}
+
 impl Input {
-    fn serves_at(&self, node: &NodeRecord, ipv4: bool) -> bool {
+    fn serving_at(&self, node: &NodeRecord, ipv4: bool) -> Option<Serving> {
+        if !self.service.external_local {
+            return Some(Serving::Ready);
+        }
+        let here = |endpoint: &&EndpointRecord| endpoint.node.as_ref() == Some(&node.name);
         let slices = self.slices.iter().filter(|slice| slice.ipv4 == ipv4);
-        let mut ready = slices.flat_map(|slice| &slice.endpoints).filter(|endpoint| endpoint.ready);
-        !self.service.external_local || ready.any(|endpoint| endpoint.node.as_ref() == Some(&node.name))
+        let serving = slices.flat_map(|slice| &slice.endpoints).filter(here).filter_map(|endpoint| {
+            let ends = endpoint.serving && endpoint.terminating;
+            if endpoint.ready { Some(Serving::Ready) } else { ends.then_some(Serving::Ending) }
+        });
+        serving.max()
     }
 }

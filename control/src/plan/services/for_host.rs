@@ -21,6 +21,8 @@ pub struct HostServices {
     pub addresses: BTreeSet<IpAddr>,
     /// Ports there: family, protocol, port.
     pub ports: BTreeSet<(bool, u8, u16)>,
+    /// Ports at the loopback addresses among them: protocol, port.
+    pub loopback_ports: BTreeSet<(u8, u16)>,
     /// Addresses that found no room among the routes.
     pub left_out: usize,
 }
@@ -42,6 +44,10 @@ impl ServicesPlan {
                         host.addresses.insert(*address);
                         host.ports.insert((ipv4, protocol, port));
                     }
+                }
+                FrontendKey::Address { address, protocol, port } if address.is_loopback() => {
+                    host.addresses.insert(address);
+                    host.loopback_ports.insert((protocol, port));
                 }
                 FrontendKey::Address { address, protocol, port } if own.contains(&address) => {
                     host.addresses.insert(address);

@@ -44,11 +44,10 @@ impl PodHostPorts {
     pub(super) fn plan(&self, facts: &Facts) -> ServicePlan {
         let mut plan = ServicePlan::default();
         for PodHostPort { port, addresses } in &self.ports {
-            if let Some(host) = port.host.filter(|host| host.address.is_some_and(|address| address.is_loopback())) {
-                // What goes to a loopback address never leaves the node's kernel, so nothing here would ever see it.
-                let address = host.address.map(|address| address.to_string()).unwrap_or_default();
-                let message =
-                    format!("hostIP {address} of hostPort {} is not served: it is a loopback address", host.port);
+            let never_leaves = |address: IpAddr| address.is_ipv6() && address.is_loopback();
+            if let Some(host) = port.host.filter(|host| host.address.is_some_and(never_leaves)) {
+                // No kernel lets ::1 out by any interface but `lo`, so nothing here would ever see it.
+                let message = format!("hostIP ::1 of hostPort {} is not served: it never leaves the node", host.port);
                 plan.problems.push(message);
                 continue;
             }

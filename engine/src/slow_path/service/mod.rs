@@ -107,7 +107,9 @@ fn give(
 ) -> ControlFlow<Verdict> {
     let client = original.source_address();
     let is_let_in = |sources: &Arc<[ipnet::IpNet]>| sources.iter().any(|network| network.contains(&client));
-    if !frontend.sources.as_ref().is_none_or(is_let_in) {
+    // A loopback address means the node itself (RFC 1122 section 3.2.1.3), whoever writes it into a packet.
+    let is_for_another = original.destination_address().is_loopback() && sender(walk) != Sender::Host;
+    if is_for_another || !frontend.sources.as_ref().is_none_or(is_let_in) {
         return walk.drop(Stage::Service, DropReason::ServiceSourceRefused);
     }
     let port = &frontend.service;
