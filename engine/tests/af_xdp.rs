@@ -15,6 +15,7 @@ mod namespaces;
 mod wire;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -332,6 +333,29 @@ fn udp_frame(to: [u8; 6], source: IpAddr, target: IpAddr, from_port: u16, to_por
     [&to[..], &mac(0xa0), &[8, 0], &ip, &ports, payload].concat()
 }
 
+fn a_worker_may_drive_the_card_itself() {
+    let network = Network::new(1500);
+    network.switch.run(|| {
+        let mut memory = memory(HEADS);
+        let umem = Umem::new(&memory);
+        let mut steering = Steering::everything("a0", AttachPreference::Native).expect("steering");
+        let usual = AfXdpOptions::new(PORT_A, "a0", 0, steering.mode());
+        let options = AfXdpOptions { busy_poll_budget: NonZeroU16::new(64), ..usual };
+        let queue = AfXdpQueue::open(options, &umem).expect("queue");
+        steering.insert_socket(0, queue.socket().expect("socket")).expect("insert");
+        let mut side = Side { steering, queue };
+        assert_eq!(side.queue.describe().mode, "native copy need_wakeup busy_poll 64 queue 0");
+        assert_eq!(receive(&mut side, &mut memory, 0), 0);
+        network.a.run(|| {
+            let socket = socket(A, 9001);
+            (0..500).for_each(|_| assert_eq!(socket.send_to(b"hello", SocketAddr::new(B, 9000)).expect("send"), 5));
+        });
+        assert_eq!(receive(&mut side, &mut memory, 500), 500);
+        side.queue.close(&mut memory);
+        assert_eq!((side.queue.kernel_drops(), memory.free_heads()), (0, HEADS));
+    });
+}
+
 fn the_kernel_counts_each_packet_it_drops_once() {
     let network = Network::new(1500);
     for (heads, receive_ring) in [(128, 2048), (HEADS, 64)] {
@@ -410,6 +434,7 @@ root_tests! {
         a_link_that_is_down_keeps_no_frame,
         what_the_ring_cannot_carry_is_refused_and_counted,
         packets_in_big_buffers_leave_in_several_frames,
+        a_worker_may_drive_the_card_itself,
         the_kernel_counts_each_packet_it_drops_once,
         refusals_name_the_interface_the_queue_and_what_was_tried,
     ],

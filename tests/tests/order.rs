@@ -12,7 +12,7 @@ use millrace_tests::cluster::{ClusterNode, UPLINK, uplink_mac};
 use millrace_tests::memory_store::MemoryStore;
 use millrace_tests::objects;
 use millrace_tests::random::{Random, Rerun, seeds};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("address")
@@ -28,16 +28,54 @@ fn all_objects() -> Vec<Value> {
     }
     for number in 0..4 {
         let name = format!("s{number}");
-        let more = serde_json::json!({"externalIPs": [format!("198.51.100.{}", number % 3)]});
+        let more = json!({"externalIPs": [format!("198.51.100.{}", number % 3)]});
         all.push(objects::service(&name, &[&format!("10.96.0.{number}"), &format!("fd00:96::{number}")], more));
         let local = format!("10.1.0.{}", 5 + number % 2 * 2);
         let endpoints = [(local.as_str(), "n1", Value::Null), ("10.2.0.1", "n2", Value::Null)];
         all.push(objects::slice(&name, true, &endpoints));
     }
+    all.extend(pods_and_policies());
     // Contradictions come out the same in any order too.
     all.push(objects::block("10.2.0.64/26", "four", "n4"));
     all.push(objects::node("twin", &[ip("192.0.2.3")]));
     all
+}
+
+/// Of three pods two want the same port of the node, and one of the policies denies what another allows.
+fn pods_and_policies() -> Vec<Value> {
+    let pod = |name: &str, node: &str, address: &str, port: u16| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "ports": [
+                {"name": "main", "containerPort": 80, "protocol": "UDP", "hostPort": port},
+            ]}]},
+            "status": {"phase": "Running", "podIP": address},
+        })
+    };
+    let policy = |name: &str, app: &str, ingress: Value| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Ingress"], "ingress": ingress},
+        })
+    };
+    let from = |app: &str| json!([{"from": [{"podSelector": {"matchLabels": {"app": app}}}]}]);
+    vec![
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default", "labels": {"team": "x"}}}),
+        pod("client", "n1", "10.1.0.5", 8000),
+        pod("web", "n1", "10.1.0.7", 8000),
+        pod("far", "n2", "10.2.0.1", 8001),
+        policy("closed", "web", json!([])),
+        policy("from-client", "web", from("client")),
+        policy("from-nobody", "client", from("nobody")),
+        json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": "first"},
+            "spec": {"tier": "Admin", "priority": 7, "subject": {"namespaces": {"matchLabels": {"team": "x"}}}, "ingress": [
+                {"name": "no", "action": "Deny", "from": [{"pods": {
+                    "namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "far"}},
+                }}]},
+            ]},
+        }),
+    ]
 }
 
 /// Text of the tables of node n1 (but for the generation), its problems, and what it makes of packets.
@@ -46,7 +84,7 @@ fn outcome(history: impl FnOnce(&MemoryStore, &mut ClusterNode)) -> (String, Str
     let mut node = ClusterNode::new(1, "n1", &[ip("192.0.2.1"), ip("2001:db8::1")], 1, &store);
     node.tell_underlay((2..=5).map(|number| (ip(&format!("192.0.2.{number}")), uplink_mac(number))));
     let (port, mac) = node.plug_in("client", &[ip("10.1.0.5"), ip("fd00:1::5")]);
-    let (web, _) = node.plug_in("web", &[ip("10.1.0.7"), ip("fd00:1::7")]);
+    let (web, web_mac) = node.plug_in("web", &[ip("10.1.0.7"), ip("fd00:1::7")]);
     history(&store, &mut node);
     let settled = node.follow(usize::MAX);
     assert_eq!(settled.error, None);
@@ -56,6 +94,7 @@ fn outcome(history: impl FnOnce(&MemoryStore, &mut ClusterNode)) -> (String, Str
     let mut out = Vec::new();
     for (from, to) in [
         ("10.1.0.5", "10.1.0.7"),
+        ("10.1.0.7", "10.1.0.5"),
         ("10.1.0.5", "10.2.0.1"),
         ("10.1.0.5", "10.2.0.70"),
         ("10.1.0.5", "10.3.0.1"),
@@ -63,6 +102,7 @@ fn outcome(history: impl FnOnce(&MemoryStore, &mut ClusterNode)) -> (String, Str
         ("fd00:1::5", "fd00:5::1"),
         ("fd00:1::5", "fd00:1::99"),
     ] {
+        let (port, mac) = if from == "10.1.0.7" { (web, web_mac) } else { (port, mac) };
         node.inject(port, frame().from(mac, ip(from)).to(GATEWAY_MAC, ip(to)).udp().payload(b"x").wire());
         out.extend([port, web, UPLINK].map(|port| node.switch().all_sent(port)));
     }

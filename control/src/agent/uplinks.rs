@@ -23,14 +23,14 @@ use millrace_engine::tables::{PortRange, PortRole, RouteTarget};
 use super::pods::FIRST_POD_PORT;
 use super::shared::Shared;
 use crate::api::model;
-use crate::cluster::{Cluster, InterfaceName, UplinkPortKind};
+use crate::cluster::{Cluster, InterfaceName, UplinkPort};
 use crate::kernel::{KernelError, Link, Netlink};
 use crate::plan::{self, LocalUplink, NodePlan, Steered};
 use problem::UplinkProblem;
 
 struct Uplink {
     port: PortIndex,
-    kind: UplinkPortKind,
+    taken_by: UplinkPort,
     link: u32,
     /// MTU of the interface when it was taken: its queues take no longer frames.
     mtu: u32,
@@ -63,16 +63,16 @@ impl Uplinks {
         netlink: &mut Netlink,
     ) -> BTreeMap<PortIndex, LocalUplink> {
         let node = self.shared.node.clone();
-        let wanted: BTreeMap<InterfaceName, UplinkPortKind> =
+        let wanted: BTreeMap<InterfaceName, UplinkPort> =
             plan::wanted_uplinks(cluster, &node).map(|uplink| (uplink.interface.clone(), uplink.port)).collect();
-        let stays = |name: &InterfaceName, uplink: &Uplink| wanted.get(name) == Some(&uplink.kind);
+        let stays = |name: &InterfaceName, uplink: &Uplink| wanted.get(name) == Some(&uplink.taken_by);
         let gone: Vec<InterfaceName> =
             self.taken.iter().filter(|(name, uplink)| !stays(name, uplink)).map(|(name, _)| name.clone()).collect();
         gone.iter().for_each(|name| self.release(name));
         self.refused.retain(|name, _| wanted.contains_key(name));
         let mut in_use = BTreeMap::new();
-        for (name, kind) in &wanted {
-            match self.follow_one(name, *kind, vxlan_port, netlink) {
+        for (name, by) in &wanted {
+            match self.follow_one(name, *by, vxlan_port, netlink) {
                 Ok((port, uplink)) => {
                     self.refused.remove(name);
                     in_use.insert(port, uplink);
@@ -86,7 +86,7 @@ impl Uplinks {
     fn follow_one(
         &mut self,
         name: &InterfaceName,
-        kind: UplinkPortKind,
+        by: UplinkPort,
         vxlan_port: u16,
         netlink: &mut Netlink,
     ) -> Result<(PortIndex, LocalUplink), UplinkProblem> {
@@ -103,7 +103,7 @@ impl Uplinks {
         let link = found.ok_or_else(|| UplinkProblem::Absent { interface: interface() })?;
         let port = match self.taken.get(name) {
             Some(uplink) => uplink.port,
-            None => self.take(name, kind, vxlan_port, &link)?,
+            None => self.take(name, by, vxlan_port, &link)?,
         };
         let addresses = netlink.addresses(name.as_str()).map_err(unknown)?;
         let addresses = addresses.iter().map(|address| address.addr()).filter(|address| !is_link_local(*address));
@@ -120,7 +120,7 @@ impl Uplinks {
     fn take(
         &mut self,
         name: &InterfaceName,
-        kind: UplinkPortKind,
+        by: UplinkPort,
         vxlan_port: u16,
         link: &Link,
     ) -> Result<PortIndex, UplinkProblem> {
@@ -132,13 +132,13 @@ impl Uplinks {
             .shared
             .switch
             .with(|switch| (0..switch.options().workers).filter_map(|worker| switch.umem(worker).cloned()).collect());
-        let taken = taking::take(kind, link, port, vxlan_port, &umems)?;
+        let taken = taking::take(by, link, port, vxlan_port, &umems)?;
         let taking::Taken { queues, steering, has_tunnel_sockets, chosen, problem, .. } = taken;
         let attached = self.shared.switch.with(|switch| switch.attach(port, queues));
         attached.map_err(|error| UplinkProblem::Refused { interface: interface(), said: error.to_string() })?;
         self.shared.uplink_chosen(port, chosen);
         let (link, mtu) = (link.index, link.mtu);
-        let uplink = Uplink { port, kind, link, mtu, steering, has_tunnel_sockets, problem };
+        let uplink = Uplink { port, taken_by: by, link, mtu, steering, has_tunnel_sockets, problem };
         self.taken.insert(name.clone(), uplink);
         Ok(port)
     }

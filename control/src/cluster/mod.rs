@@ -32,7 +32,7 @@ pub use name::{
     ServiceName, ServiceRangeName, SliceName, UplinkName,
 };
 pub use network::{NetworkRecord, SubnetRecord};
-pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkPortKind, UplinkRecord};
+pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkPort, UplinkPortKind, UplinkRecord};
 pub use offsets::{Offsets, OffsetsError};
 pub use policy::{NetworkBlock, Peer, PolicyName, PolicyRecord, PortRecord, RuleRecord, Tier};
 pub use selector::{Labels, NAMESPACE_NAME_LABEL, Namespaces, PodSelection, Requirement, Selector};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
 use millrace_engine::packet::Mac;
@@ -111,7 +112,16 @@ pub struct UplinkRecord {
     /// The interface.
     pub interface: InterfaceName,
     /// How frames come from it.
-    pub port: UplinkPortKind,
+    pub port: UplinkPort,
+}
+
+/// How frames come from an uplink, and what its card is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UplinkPort {
+    /// By what they come.
+    pub kind: UplinkPortKind,
+    /// By AF_XDP: packets that one call of a worker takes from the driver, instead of an interrupt.
+    pub busy_poll_budget: Option<NonZeroU16>,
 }
 
 /// How the frames of an uplink are moved.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -13,7 +14,7 @@ use serde_json::json;
 use super::schema;
 use crate::cluster::{
     AssignedAddress, BlockName, BlockRecord, Cidr, InterfaceName, KeptFor, NetworkName, NodeName, Offsets, PodName,
-    PoolName, PoolRecord, TunnelUse, UplinkName, UplinkPortKind, UplinkRecord,
+    PoolName, PoolRecord, TunnelUse, UplinkName, UplinkPort, UplinkPortKind, UplinkRecord,
 };
 use crate::store::{FieldError, Kind, Located, Object};
 
@@ -48,6 +49,8 @@ struct UplinkSpec {
     interface: String,
     #[serde(default)]
     port: PortKindSpec,
+    /// For `port: af_xdp`: packets that one call of a worker takes from the driver, instead of an interrupt.
+    busy_poll_budget: Option<u16>,
 }
 
 /// How the frames of an uplink are moved, in the words of `show ports`.
@@ -144,15 +147,23 @@ pub(super) fn block_schema() -> serde_json::Value {
 pub(super) fn uplink(object: &Object) -> Result<UplinkRecord, FieldError> {
     let spec: UplinkSpec = spec(object)?;
     let content = &object.content;
+    let wrong = |message: &str| FieldError::at(content, &["spec", "busyPollBudget"], message.to_owned());
+    if spec.busy_poll_budget.is_some() && !matches!(spec.port, PortKindSpec::AfXdp) {
+        return Err(wrong("only AF_XDP sockets poll the card's driver: it needs `port: af_xdp`"));
+    }
+    let busy_poll_budget = spec.busy_poll_budget.map(NonZeroU16::try_from).transpose();
     Ok(UplinkRecord {
         name: field(content, &["metadata", "name"], UplinkName::new(&object.key.name))?,
         node: field(content, &["spec", "node"], spec.node.as_deref().map(NodeName::new).transpose())?,
         interface: field(content, &["spec", "interface"], InterfaceName::new(&spec.interface))?,
-        port: match spec.port {
-            PortKindSpec::Automatic => UplinkPortKind::Automatic,
-            PortKindSpec::AfXdp => UplinkPortKind::AfXdp,
-            PortKindSpec::Udp => UplinkPortKind::Udp,
-            PortKindSpec::Packet => UplinkPortKind::Packet,
+        port: UplinkPort {
+            kind: match spec.port {
+                PortKindSpec::Automatic => UplinkPortKind::Automatic,
+                PortKindSpec::AfXdp => UplinkPortKind::AfXdp,
+                PortKindSpec::Udp => UplinkPortKind::Udp,
+                PortKindSpec::Packet => UplinkPortKind::Packet,
+            },
+            busy_poll_budget: busy_poll_budget.map_err(|_| wrong("a call must take one packet at least"))?,
         },
     })
 }

@@ -64,6 +64,7 @@ const TESTS: &[Test] = &[
     ("nothing_is_lost_whatever_is_killed", faults::nothing_is_lost_whatever_is_killed),
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),
+    ("workers_drive_the_card_themselves", reachability::workers_drive_the_card_themselves),
     ("nodes_of_one_subnet_need_no_tunnel", reachability::nodes_of_one_subnet_need_no_tunnel),
     (
         "across_subnets_there_is_a_tunnel_and_inside_there_is_none",

@@ -1,6 +1,6 @@
 //! Two nodes of ours, joined by AF_XDP on a veth pair: pods reach each other, and the program can say how.
 
-use millrace_control::api::model::{RouteReport, RouteTargetReport};
+use millrace_control::api::model::{PortReport, RouteReport, RouteTargetReport};
 use serde_json::Value;
 
 use crate::agent_process::AgentOptions;
@@ -31,7 +31,7 @@ pub(crate) fn two_agents_connect_their_pods() {
     for agent in &cluster.agents {
         let kinds: Vec<String> = agent
             .client()
-            .show::<Vec<millrace_control::api::model::PortReport>>("ports")
+            .show::<Vec<PortReport>>("ports")
             .expect("ports")
             .into_iter()
             .filter(|port| port.role == "uplink" && port.received_frames > 0 && port.sent_frames > 0)
@@ -41,6 +41,20 @@ pub(crate) fn two_agents_connect_their_pods() {
     }
     pods.iter().for_each(|pod| pod.delete(cluster.directory()));
     cluster.assert_sound();
+}
+
+/// As the object of the uplink says.
+pub(crate) fn workers_drive_the_card_themselves() {
+    let more = ", port: af_xdp, busyPollBudget: 64";
+    let cluster = Cluster::with_uplinks(Underlay::create(1), [more; 2], AgentOptions::default());
+    let (_pods, [a1, _, b1]) = plug(&cluster);
+    traffic::check(&a1, &b1);
+    cluster.assert_sound();
+    for agent in &cluster.agents {
+        let ports: Vec<PortReport> = agent.client().show("ports").expect("ports");
+        let uplink = ports.iter().find(|port| port.role == "uplink").expect("an uplink");
+        assert_eq!(uplink.queues[0].mode, "native copy need_wakeup busy_poll 64 queue 0");
+    }
 }
 
 /// Nodes that have IPv6 addresses only: the same pods of both families, the tunnel over IPv6.

@@ -80,6 +80,14 @@ const FAULTS: &[(&str, &str)] = &[
         "objects.yaml:4: IpPool p: spce: unknown field `spce`, expected one of `apiVersion`, `kind`, `metadata`, `spec`, `status`",
     ),
     (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {name: u}\nspec:\n  interface: a\n  port: udp\n  busyPollBudget: 8\n",
+        "objects.yaml:7: Uplink u: spec.busyPollBudget: only AF_XDP sockets poll the card's driver: it needs `port: af_xdp`",
+    ),
+    (
+        "apiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {name: u}\nspec: {interface: a, port: af_xdp, busyPollBudget: 0}\n",
+        "objects.yaml:4: Uplink u: spec.busyPollBudget: a call must take one packet at least",
+    ),
+    (
         "apiVersion: millrace.dev/v1alpha1\nkind: Uplink\nmetadata: {name: u}\nspec:\n  interface: a/b\n",
         "objects.yaml:5: Uplink u: spec.interface: \"a/b\" is not an interface name (1 to 15 bytes without '/', ':' and blanks)",
     ),

@@ -9,6 +9,7 @@
 //! lost.
 
 use std::fmt::Display;
+use std::num::NonZeroU16;
 use std::os::fd::AsFd;
 
 use millrace_engine::packet::PortIndex;
@@ -20,7 +21,7 @@ use millrace_engine::port::packet_socket::PacketSocket;
 use millrace_engine::port::udp::UdpSockets;
 
 use super::problem::UplinkProblem;
-use crate::cluster::UplinkPortKind;
+use crate::cluster::{UplinkPort, UplinkPortKind};
 use crate::kernel::Link;
 use crate::kernel::capabilities::{self, Capability};
 
@@ -38,16 +39,17 @@ pub(super) struct Taken {
     pub(super) problem: Option<UplinkProblem>,
 }
 
-/// Takes `link` for `port` in the way that `kind` names; `umems` are of the workers, one each.
+/// Takes `link` for `port` in the way that `by` names; `umems` are of the workers, one each.
 pub(super) fn take(
-    kind: UplinkPortKind,
+    by: UplinkPort,
     link: &Link,
     port: PortIndex,
     vxlan_port: u16,
     umems: &[Umem],
 ) -> Result<Taken, UplinkProblem> {
-    let taking = Taking { interface: &link.name, mtu: link.mtu, port, vxlan_port, umems };
-    match kind {
+    let busy_poll_budget = by.busy_poll_budget;
+    let taking = Taking { interface: &link.name, mtu: link.mtu, port, vxlan_port, umems, busy_poll_budget };
+    match by.kind {
         UplinkPortKind::Udp => taking.by_udp_sockets(),
         UplinkPortKind::AfXdp => taking.by_af_xdp(AttachPreference::default()),
         UplinkPortKind::Packet => taking.by_packet_sockets(),
@@ -85,6 +87,7 @@ struct Taking<'a> {
     port: PortIndex,
     vxlan_port: u16,
     umems: &'a [Umem],
+    busy_poll_budget: Option<NonZeroU16>,
 }
 
 impl Taking<'_> {
@@ -122,7 +125,8 @@ impl Taking<'_> {
         let mut boxed: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
         let mut is_zero_copy = true;
         for (number, umem) in self.umems.iter().enumerate().take(queues) {
-            let options = AfXdpOptions::new(self.port, interface, number as u32, steering.mode());
+            let usual = AfXdpOptions::new(self.port, interface, number as u32, steering.mode());
+            let options = AfXdpOptions { busy_poll_budget: self.busy_poll_budget, ..usual };
             let queue = AfXdpQueue::open(options, umem).map_err(|error| self.sockets_refused(error.to_string()))?;
             let socket = queue.socket().ok_or_else(|| self.refused("no socket".to_owned()))?;
             let inserted = steering.insert_socket(number as u32, socket);

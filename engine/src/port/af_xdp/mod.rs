@@ -22,6 +22,7 @@ mod umem;
 mod withheld;
 
 use std::io;
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,9 @@ pub struct AfXdpOptions {
     pub multi_buffer: MultiBuffer,
     /// Slots of the rings.
     pub rings: RingSizes,
+    /// Packets that one call may take from the driver in the caller's own time, where the worker shall drive the card
+    /// instead of interrupts; `None` leaves it to interrupts.
+    pub busy_poll_budget: Option<NonZeroU16>,
 }
 
 impl AfXdpOptions {
@@ -105,6 +109,7 @@ impl AfXdpOptions {
             need_wakeup: true,
             multi_buffer: MultiBuffer::WhenNeeded,
             rings: RingSizes::default(),
+            busy_poll_budget: None,
         }
     }
 }
@@ -195,6 +200,7 @@ impl AfXdpQueue {
             try_zero_copy: options.try_zero_copy,
             need_wakeup: options.need_wakeup,
             multi_buffer,
+            busy_poll_budget: options.busy_poll_budget,
         };
         let refused = |attempts| OpenError::Refused { interface: interface.clone(), queue: *queue, attempts };
         let socket = Socket::open(&request, umem).map_err(refused)?;
@@ -353,8 +359,10 @@ impl PortQueue for AfXdpQueue {
         let wakeup = if self.options.need_wakeup { " need_wakeup" } else { "" };
         let several = if self.multi_buffer { " multi_buffer" } else { "" };
         let shared = if self.shares_umem() { " shared_umem" } else { "" };
+        let busy = self.options.busy_poll_budget.map_or_else(String::new, |budget| format!(" busy_poll {budget}"));
         let (attached, queue) = (self.options.attached, self.options.queue);
-        QueueDescription { kind: "af_xdp", mode: format!("{attached} {copy}{wakeup}{several}{shared} queue {queue}") }
+        let mode = format!("{attached} {copy}{wakeup}{several}{shared}{busy} queue {queue}");
+        QueueDescription { kind: "af_xdp", mode }
     }
 
     fn kernel_drops(&self) -> u64 {

@@ -25,7 +25,14 @@ impl AfXdpQueue {
     /// Moves what was received behind the packets in `vector`, and lends free frames for what comes next.
     pub(super) fn take_vector(&mut self, memory: &mut FrameMemory, vector: &mut Vec<Packet>) -> usize {
         let (before, mut bytes) = (vector.len(), 0);
-        let waiting = self.socket.as_mut().map_or(0, |socket| socket.receive.available());
+        let mut waiting = self.socket.as_mut().map_or(0, |socket| socket.receive.available());
+        if waiting == 0
+            && self.options.busy_poll_budget.is_some()
+            && let Some(socket) = &mut self.socket
+        {
+            sys::kick_receive(socket.as_fd());
+            waiting = socket.receive.available();
+        }
         if waiting > 0 {
             while vector.len() < limits::VECTOR_PACKETS && bytes < limits::VECTOR_BYTES {
                 let Some(descriptor) = self.socket.as_mut().and_then(|socket| socket.receive.pop()) else { break };

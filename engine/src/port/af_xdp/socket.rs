@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ const TRANSMIT_BUDGET: u32 = 256;
 
 /// Bytes of packets in flight the kernel charges to the socket; its default holds about 250 packets.
 const SEND_BUFFER_BYTES: libc::c_int = 8 << 20;
+
+/// How long a blocking call polls. The worker's calls never block, but without a time the kernel does not poll at all.
+const BUSY_POLL_MICROSECONDS: u32 = 20;
 
 /// Slots of each ring; powers of two from 64 to 32768.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +98,7 @@ pub(super) struct Request {
     pub(super) try_zero_copy: bool,
     pub(super) need_wakeup: bool,
     pub(super) multi_buffer: bool,
+    pub(super) busy_poll_budget: Option<NonZeroU16>,
 }
 
 /// A bound socket. The fields drop in order: rings first.
@@ -202,6 +207,10 @@ impl Socket {
         let (flags, share) = bind_flags(mode, lender);
         sys::bind(socket, request.ifindex, request.queue, flags, share).map_err(failed("bind"))?;
         raise_limits(socket, sizes);
+        if let Some(budget) = request.busy_poll_budget {
+            let set = sys::prefer_busy_poll(socket, BUSY_POLL_MICROSECONDS, budget.get());
+            set.map_err(failed("busy polling"))?;
+        }
         let mode = Mode { zero_copy: is_zero_copy(socket).map_err(failed("read mode"))?, ..mode };
         let shared = lender.is_some();
         let descriptor = Arc::new(descriptor);

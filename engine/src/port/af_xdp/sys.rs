@@ -14,6 +14,11 @@ use std::ptr::NonNull;
 /// `XDP_MAX_TX_SKB_BUDGET` (include/uapi/linux/if_xdp.h, kernel 6.17): descriptors sent in one call in copy mode.
 pub(super) const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
+/// Options of busy polling (include/uapi/asm-generic/socket.h).
+const SO_BUSY_POLL: libc::c_int = 46;
+const SO_PREFER_BUSY_POLL: libc::c_int = 69;
+const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
+
 /// `BPF_LINK_CREATE` and `BPF_OBJ_GET_INFO_BY_FD` (enum bpf_cmd, include/uapi/linux/bpf.h).
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 /// `BPF_PROG_LOAD`.
@@ -101,6 +106,14 @@ pub(super) fn bind(socket: BorrowedFd<'_>, ifindex: u32, queue: u32, flags: u16,
     // SAFETY: the address is `length` readable bytes that live through the call.
     check(unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(&address).cast(), length) })?;
     Ok(())
+}
+
+/// Has the calls of the socket's owner run the driver's receive loop, for at most `budget` packets each, instead of an
+/// interrupt (Documentation/networking/napi.rst, "Busy polling"). More than 8 needs CAP_NET_ADMIN.
+pub(super) fn prefer_busy_poll(socket: BorrowedFd<'_>, microseconds: u32, budget: u16) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, SO_PREFER_BUSY_POLL, &1u32)?;
+    set_option(socket, libc::SOL_SOCKET, SO_BUSY_POLL, &microseconds)?;
+    set_option(socket, libc::SOL_SOCKET, SO_BUSY_POLL_BUDGET, &u32::from(budget))
 }
 
 /// Asks the kernel to send what stands in the transmit ring.
