@@ -2,6 +2,7 @@
 
 mod apply;
 mod compiled;
+pub(crate) mod new_ends;
 mod plain;
 mod quote;
 mod renumber;
@@ -13,6 +14,7 @@ mod translate_plain;
 
 pub use apply::{Subject, apply};
 pub use compiled::CompiledRewrite;
+pub use new_ends::NewEnds;
 pub use plain::apply_plain;
 pub use renumber::renumber;
 pub use rewrite::{Encapsulation, MacPair, Rewrite, Translation};

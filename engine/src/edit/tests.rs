@@ -343,7 +343,11 @@ fn check_plain(case: &Case, memory: &mut FrameMemory) -> bool {
     let plain = read.map(|(plain, _)| Plain { offset: inner_offset as u8, outer_traffic_class, ..plain });
     let compiled = CompiledRewrite::new(&case.rewrite());
     let short = plain.and_then(|plain| {
-        super::apply_plain(memory, &mut packet, &plain, case.flow_hash, &compiled, &case.translation())
+        let mut bytes = memory.head(&packet)[inner_offset..][if plain.is_ipv6 { 22..58 } else { 26..38 }].to_vec();
+        let sides = new_ends::write(&mut bytes, &case.translation());
+        let ends = NewEnds::new(&bytes, sides);
+        assert_eq!(ends.translation(), case.translation());
+        super::apply_plain(memory, &mut packet, &plain, || case.flow_hash, &compiled, ends)
     });
     if let Some(result) = short {
         let (expected, layout) = case.apply(memory);

@@ -47,7 +47,6 @@ impl<K: FlowKey> Lane<K> {
         self.cacheable[item] = cacheable;
         self.hashes[item] = 0;
         self.count = item + 1;
-        self.epoch = NOT_LOOKED_UP;
         item as u8
     }
 }
@@ -112,17 +111,20 @@ impl LookupBatch {
             Network::Ipv4 => {
                 let key = Ipv4Key::new(headers, macs, ingress);
                 *place = Place::Ipv4(self.ipv4.push(key, key::cacheable(headers)));
+                self.ipv4.epoch = NOT_LOOKED_UP;
             }
             Network::Ipv6 => {
                 let key = Ipv6Key::new(headers, macs, ingress);
                 *place = Place::Ipv6(self.ipv6.push(key, key::cacheable(headers)));
+                self.ipv6.epoch = NOT_LOOKED_UP;
             }
             Network::Arp | Network::Other => return false,
         }
         true
     }
 
-    /// Adds the plain packet with number `packet_number` (each at most once, below the vector's width).
+    /// Adds the plain packet with number `packet_number` (each at most once, below the vector's width, and before the
+    /// lookup).
     #[inline]
     pub(crate) fn push_plain(&mut self, packet_number: usize, front: Front<'_>, ingress: u32) {
         self.places[packet_number] = match front {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::bucket::NO_SLOT;
 use super::key::FlowKey;
-use crate::edit::Translation;
+use crate::edit::new_ends::{self, NewEnds};
 use crate::limits;
 use crate::packet::parse::protocol;
 use crate::packet::{Mac, PortIndex};
@@ -13,9 +13,7 @@ use crate::state::ConnectionReference;
 use crate::tables::SegmentIndex;
 
 const IN_USE: u8 = 1;
-const SOURCE_TRANSLATED: u8 = 1 << 1;
-const DESTINATION_TRANSLATED: u8 = 1 << 2;
-const BRIDGED: u8 = 1 << 3;
+const BRIDGED: u8 = 1 << 1;
 
 /// The hot half. `bytes` is kept as 16 high and 32 low bits: 48 bits are 256 TiB of one flow.
 #[derive(Clone, Copy, Debug)]
@@ -26,10 +24,9 @@ pub(super) struct Entry<K: FlowKey> {
     egress: u16,
     bytes_high: u16,
     flags: u8,
-    _spare: u8,
-    source: K::Address,
-    destination: K::Address,
-    ports: [u16; 2],
+    /// Which sides are translated, see [`NewEnds`].
+    translated: u8,
+    ends: K::Ends,
     pub(super) last_seen_ms: u32,
     /// Hits since the entry was written; stays at the highest number.
     pub(super) packets: u32,
@@ -47,10 +44,8 @@ impl<K: FlowKey> Entry<K> {
         egress: 0,
         bytes_high: 0,
         flags: 0,
-        _spare: 0,
-        source: K::ZERO_ADDRESS,
-        destination: K::ZERO_ADDRESS,
-        ports: [0; 2],
+        translated: 0,
+        ends: K::NO_ENDS,
         last_seen_ms: 0,
         packets: 0,
         bytes_low: 0,
@@ -65,18 +60,11 @@ impl<K: FlowKey> Entry<K> {
 
     /// Replaces what is done to the flow; what was counted stays. `bridged`: its packets keep a learned station alive.
     pub(super) fn set_action(&mut self, forward: &Forward, rewrite: u16, bridged: bool) {
-        let Translation { source, destination } = forward.translation;
         self.flags = IN_USE | if bridged { BRIDGED } else { 0 };
         self.egress = forward.egress.0;
         self.rewrite = rewrite;
-        if let Some((address, port)) = source {
-            self.flags |= SOURCE_TRANSLATED;
-            (self.source, self.ports[0]) = (K::narrow(&address), port);
-        }
-        if let Some((address, port)) = destination {
-            self.flags |= DESTINATION_TRANSLATED;
-            (self.destination, self.ports[1]) = (K::narrow(&address), port);
-        }
+        self.ends = self.key.ends();
+        self.translated = new_ends::write(self.ends.as_mut(), &forward.translation);
     }
 
     /// Marks the entry as no flow's; no tag leads to it any more.
@@ -125,15 +113,8 @@ impl<K: FlowKey> Entry<K> {
 
     /// New addresses and ports.
     #[inline]
-    pub(super) fn translation(&self) -> Translation {
-        if self.flags & (SOURCE_TRANSLATED | DESTINATION_TRANSLATED) == 0 {
-            return Translation::NONE;
-        }
-        let part = |bit, address, port| (self.flags & bit != 0).then_some((K::widen(address), port));
-        Translation {
-            source: part(SOURCE_TRANSLATED, self.source, self.ports[0]),
-            destination: part(DESTINATION_TRANSLATED, self.destination, self.ports[1]),
-        }
+    pub(super) fn ends(&self) -> NewEnds<'_> {
+        NewEnds::new(self.ends.as_ref(), self.translated)
     }
 
     /// Milliseconds since the last packet.

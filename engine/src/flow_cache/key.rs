@@ -13,6 +13,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::hash::HashWords;
+use crate::edit::new_ends;
 use crate::packet::parse::{flag, plain, protocol};
 use crate::packet::{Headers, Mac};
 
@@ -23,21 +24,19 @@ const VLAN_IDENTIFIER: u16 = 0x0fff;
 
 /// A flow's key as 64-bit words, in memory order of the picture above.
 pub(super) trait FlowKey: HashWords + Copy + PartialEq {
-    /// An address of this family.
-    type Address: Copy;
+    /// Both addresses and both ports, as they stand in a frame.
+    type Ends: Copy + AsRef<[u8]> + AsMut<[u8]>;
     /// A key no packet has: the filling of unused places.
     const EMPTY: Self;
-    /// An address that is all zero.
-    const ZERO_ADDRESS: Self::Address;
+    /// The filling of unused ends.
+    const NO_ENDS: Self::Ends;
 
     /// The key of the packet with these headers, whose frame starts with these MAC addresses.
     fn new(headers: &Headers, macs: &[u8; 12], ingress: u32) -> Self;
     /// The fields, for people.
     fn fields(&self) -> KeyFields;
-    /// The part of a 16-byte field that holds an address of this family.
-    fn narrow(address: &[u8; 16]) -> Self::Address;
-    /// The reverse of `narrow`.
-    fn widen(address: Self::Address) -> [u8; 16];
+    /// The flow's addresses and ports; an echo identifier stands twice for ports.
+    fn ends(&self) -> Self::Ends;
     /// The layer-4 protocol.
     fn protocol(&self) -> u8;
 }
@@ -119,6 +118,18 @@ fn link_words(macs: &[u8; 12], ingress: u32) -> [u64; 2] {
     [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from(last) | u64::from(ingress) << 32]
 }
 
+/// The first four bytes of an address field: an IPv4 address.
+#[inline]
+fn first(address: &[u8; 16]) -> [u8; 4] {
+    [address[0], address[1], address[2], address[3]]
+}
+
+/// The ports of a transport word, as they stand in a frame.
+fn ports_in_frame(transport: u64) -> [u8; 4] {
+    // The reverse of `plain_transport`.
+    (transport as u32).rotate_left(16).to_be_bytes()
+}
+
 #[inline]
 fn address_words(address: &[u8; 16]) -> [u64; 2] {
     let bits = u128::from_le_bytes(*address);
@@ -185,14 +196,14 @@ fn plain_transport(ports: [u8; 4], protocol: u8) -> u64 {
 }
 
 impl FlowKey for Ipv4Key {
-    type Address = [u8; 4];
+    type Ends = [u8; new_ends::IPV4_BYTES];
     const EMPTY: Self = Ipv4Key([0; 4]);
-    const ZERO_ADDRESS: [u8; 4] = [0; 4];
+    const NO_ENDS: Self::Ends = [0; new_ends::IPV4_BYTES];
 
     #[inline]
     fn new(headers: &Headers, macs: &[u8; 12], ingress: u32) -> Self {
-        let source = u32::from_le_bytes(Self::narrow(&headers.source));
-        let destination = u32::from_le_bytes(Self::narrow(&headers.destination));
+        let source = u32::from_le_bytes(first(&headers.source));
+        let destination = u32::from_le_bytes(first(&headers.destination));
         let link = link_words(macs, ingress);
         Ipv4Key([u64::from(source) | u64::from(destination) << 32, transport_word(headers), link[0], link[1]])
     }
@@ -203,15 +214,11 @@ impl FlowKey for Ipv4Key {
         fields([address(addresses), address(addresses >> 32)], transport, [link0, link1])
     }
 
-    #[inline]
-    fn narrow(address: &[u8; 16]) -> [u8; 4] {
-        [address[0], address[1], address[2], address[3]]
-    }
-
-    #[inline]
-    fn widen(address: [u8; 4]) -> [u8; 16] {
-        let [a, b, c, d] = address;
-        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    fn ends(&self) -> Self::Ends {
+        let mut ends = Self::NO_ENDS;
+        ends[..8].copy_from_slice(&self.0[0].to_le_bytes());
+        ends[8..].copy_from_slice(&ports_in_frame(self.0[1]));
+        ends
     }
 
     #[inline]
@@ -221,9 +228,9 @@ impl FlowKey for Ipv4Key {
 }
 
 impl FlowKey for Ipv6Key {
-    type Address = [u8; 16];
+    type Ends = [u8; new_ends::IPV6_BYTES];
     const EMPTY: Self = Ipv6Key([0; 8]);
-    const ZERO_ADDRESS: [u8; 16] = [0; 16];
+    const NO_ENDS: Self::Ends = [0; new_ends::IPV6_BYTES];
 
     #[inline]
     fn new(headers: &Headers, macs: &[u8; 12], ingress: u32) -> Self {
@@ -242,14 +249,13 @@ impl FlowKey for Ipv6Key {
         fields(addresses, words[4], [words[5], words[6]])
     }
 
-    #[inline]
-    fn narrow(address: &[u8; 16]) -> [u8; 16] {
-        *address
-    }
-
-    #[inline]
-    fn widen(address: [u8; 16]) -> [u8; 16] {
-        address
+    fn ends(&self) -> Self::Ends {
+        let mut ends = Self::NO_ENDS;
+        for (place, word) in ends.chunks_exact_mut(8).zip(&self.0[..4]) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        ends[32..].copy_from_slice(&ports_in_frame(self.0[4]));
+        ends
     }
 
     #[inline]
@@ -265,13 +271,26 @@ mod tests {
 
     const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
+    fn widened([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    }
+
+    /// As they stand in the frame that the key is of.
+    #[test]
+    fn ends_are_those_of_the_frame() {
+        let front: [u8; plain::SHORTEST_IPV4] = std::array::from_fn(|at| at as u8 ^ 0xa5);
+        assert_eq!(Ipv4Key::of_plain(&front, 1).ends()[..], front[26..38]);
+        let front: [u8; plain::SHORTEST_IPV6] = std::array::from_fn(|at| at as u8 ^ 0x5a);
+        assert_eq!(Ipv6Key::of_plain(&front, 1).ends()[..], front[22..58]);
+    }
+
     fn headers() -> Headers {
         Headers {
             network: Network::Ipv4,
             protocol: protocol::TCP,
             ports: [40_000, 80],
-            source: Ipv4Key::widen([192, 0, 2, 1]),
-            destination: Ipv4Key::widen([192, 0, 2, 2]),
+            source: widened([192, 0, 2, 1]),
+            destination: widened([192, 0, 2, 2]),
             ..Headers::EMPTY
         }
     }
@@ -285,8 +304,8 @@ mod tests {
             Headers { protocol: protocol::UDP, ..base },
             Headers { ports: [40_001, 80], ..base },
             Headers { ports: [40_000, 81], ..base },
-            Headers { source: Ipv4Key::widen([192, 0, 2, 3]), ..base },
-            Headers { destination: Ipv4Key::widen([192, 0, 2, 3]), ..base },
+            Headers { source: widened([192, 0, 2, 3]), ..base },
+            Headers { destination: widened([192, 0, 2, 3]), ..base },
             Headers { vlan_tags: 1, vlan: [0, 0], ..base },
             Headers { vlan_tags: 1, vlan: [7, 0], ..base },
             Headers { vlan_tags: 1, vlan: [7, 0], flags: flag::SERVICE_TAG, ..base },

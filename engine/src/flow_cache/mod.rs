@@ -42,7 +42,7 @@ pub use sweep::SweepPlan;
 pub use table::Inserted;
 pub use view::FlowView;
 
-use crate::edit::{CompiledRewrite, Translation};
+use crate::edit::{CompiledRewrite, NewEnds};
 use crate::limits;
 use crate::packet::parse::Network;
 use crate::packet::{Headers, PortIndex};
@@ -77,7 +77,7 @@ pub struct Action<'a> {
     /// What is done to it before.
     pub rewrite: &'a CompiledRewrite,
     /// New addresses, if any.
-    pub translation: Translation,
+    pub ends: NewEnds<'a>,
 }
 
 /// The flows one worker has decided. See the module.
@@ -142,7 +142,7 @@ impl FlowCache {
 
     /// Serves packet `packet_number` of a batch that was looked up in this cache: counts it and says what to do.
     /// `None` if its flow is not in the cache at this moment. What was inserted or removed since the lookup counts.
-    #[inline]
+    #[inline(always)]
     pub fn take_hit(
         &mut self,
         batch: &LookupBatch,
@@ -257,9 +257,9 @@ impl FlowCache {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn serve<'a, K: FlowKey>(
-    table: &mut Table<K>,
+    table: &'a mut Table<K>,
     rewrites: &'a Rewrites,
     slot: u32,
     bytes: usize,
@@ -271,5 +271,5 @@ fn serve<'a, K: FlowKey>(
     let entry = &mut table.entries[slot as usize];
     entry.count(bytes, now_ms);
     let rewrite = rewrites.get(entry.rewrite);
-    Some(Action { egress: entry.egress(), rewrite, translation: entry.translation() })
+    Some(Action { egress: entry.egress(), rewrite, ends: entry.ends() })
 }

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::edit::Translation;
 use crate::edit::{MacPair, Rewrite};
 use crate::packet::Mac;
 use crate::packet::parse::{Network, flag, protocol};
@@ -195,7 +196,10 @@ impl Pair {
                 let expected = forward(known.choice);
                 assert_eq!(action.egress, expected.egress);
                 assert_eq!(action.rewrite.rewrite, expected.rewrite);
-                assert_eq!(translation_of(*number, action.translation), translation_of(*number, expected.translation));
+                assert_eq!(
+                    translation_of(*number, action.ends.translation()),
+                    translation_of(*number, expected.translation)
+                );
                 known.packets += 1;
                 known.bytes += 1000 + at as u64;
                 known.seen_ms = self.now_ms;

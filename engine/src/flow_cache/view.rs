@@ -56,7 +56,7 @@ fn show<K: FlowKey>(
             key: entry.key.fields(),
             egress: entry.egress(),
             rewrite: rewrites.get(entry.rewrite).rewrite,
-            translation: entry.translation(),
+            translation: entry.ends().translation(),
             packets: entry.packets,
             bytes: entry.bytes(),
             idle_ms: entry.idle_ms(now_ms),

@@ -26,7 +26,6 @@ pub use frame_memory::{Frame, FrameMemory, FrameMemoryLayout, Region};
 pub use parse::{Headers, Network};
 
 use crate::limits;
-use crate::prefetch::prefetch;
 
 /// A port's number: an index into the port table, stable while the port lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -285,9 +284,7 @@ impl FrameMemory {
     /// Asks the processor for the first line of the packet's head.
     #[inline]
     pub fn prefetch(&self, packet: &Packet) {
-        if let Some(first) = self.head(packet).first() {
-            prefetch(first);
-        }
+        self.prefetch_head(&packet.head, packet.start);
     }
 
     /// The packet's parts in order: its head, then its chain.

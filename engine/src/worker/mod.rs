@@ -41,7 +41,7 @@ use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
 use crate::cycles::{Stopwatch, Work};
 use crate::edit;
-use crate::flow_cache::{Action, FlowCache, LookupBatch};
+use crate::flow_cache::{FlowCache, LookupBatch};
 use crate::limits::VECTOR_PACKETS;
 use crate::packet::parse::Plain;
 use crate::packet::{FrameMemory, Packet};
@@ -182,7 +182,7 @@ impl Worker {
 
     /// Edits one packet as its flow's entry says. It stays undecided if there is no entry, or if the slow path has to tell
     /// the sender why it cannot be sent on.
-    #[inline]
+    #[inline(always)]
     fn edit_hit(&mut self, number: usize, packet: &mut Packet) -> Fate {
         let (plain, frame) = (&self.plains[number], &mut self.readings[number]);
         let offset = match plain {
@@ -190,16 +190,14 @@ impl Worker {
             None if let Some(reason) = frame.refused => return Fate::Dropped(reason),
             None => frame.inner_offset.min(packet.length()),
         };
-        let Some(action) = self.cache.take_hit(&self.batch, number, packet.length() - offset, self.now_ms) else {
-            return Fate::Undecided;
-        };
-        let hash = self.batch.hash(number);
+        let (batch, bytes) = (&self.batch, packet.length() - offset);
+        let Some(action) = self.cache.take_hit(batch, number, bytes, self.now_ms) else { return Fate::Undecided };
         if let Some(plain) = plain {
             if !action.rewrite.fits(plain) {
                 return Fate::Undecided;
             }
-            let Action { rewrite, translation, .. } = &action;
-            if let Some(edited) = edit::apply_plain(&self.memory, packet, plain, hash, rewrite, translation) {
+            let hash = || batch.hash(number);
+            if let Some(edited) = edit::apply_plain(&self.memory, packet, plain, hash, action.rewrite, action.ends) {
                 self.hits += 1;
                 return edited.map_or_else(Fate::Dropped, |()| Fate::Leaves(action.egress));
             }
@@ -209,8 +207,8 @@ impl Worker {
             return Fate::Undecided;
         }
         self.hits += 1;
-        let (subject, layout) = (carry_out::subject(frame, hash), &mut self.layouts[number]);
-        Fate::of_edit(&self.memory, packet, &subject, action.rewrite, &action.translation, action.egress, layout)
+        let (subject, layout) = (carry_out::subject(frame, batch.hash(number)), &mut self.layouts[number]);
+        Fate::of_edit(&self.memory, packet, &subject, action.rewrite, &action.ends.translation(), action.egress, layout)
     }
 
     /// Hands the edited packets to their ports and drops what is refused; gathers the undecided.

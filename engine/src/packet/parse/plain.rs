@@ -176,14 +176,23 @@ impl Outer {
     }
 }
 
-/// Whether the IPv4 header sums up to all ones (RFC 1071), in words of the machine's byte order.
+/// Whether the IPv4 header sums up to all ones (RFC 1071), in words of the machine's byte order. A word plus itself with its
+/// halves changed has their sum in its upper half, with the carry where it belongs.
 #[inline]
 fn header_sum_is_right(front: &[u8; SHORTEST_IPV4]) -> bool {
-    let word = |offset| u64::from(u32::from_ne_bytes(at(front, NETWORK + offset)));
-    let sum = word(0) + word(4) + word(8) + word(12) + word(16);
-    let folded = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-    let folded = (folded & 0xffff) + (folded >> 16);
-    (folded & 0xffff) + (folded >> 16) == 0xffff
+    let word = |offset| u64::from_ne_bytes(at(front, NETWORK + offset));
+    let rest = u64::from(u32::from_ne_bytes(at(front, NETWORK + 16)));
+    let sum = with_carry(with_carry(word(0), word(8)), rest);
+    let half = (with_carry(sum, sum.rotate_left(32)) >> 32) as u32;
+    let (twice, carry) = half.overflowing_add(half.rotate_left(16));
+    twice.wrapping_add(u32::from(carry)) >> 16 == 0xffff
+}
+
+/// One's-complement sum.
+#[inline]
+fn with_carry(one: u64, other: u64) -> u64 {
+    let (sum, carry) = one.overflowing_add(other);
+    sum.wrapping_add(u64::from(carry))
 }
 
 /// The `M` bytes at `offset`; both are constants, and the checks are made by the compiler.
