@@ -159,10 +159,8 @@ impl Switch {
         for (number, slot) in self.workers.iter_mut().enumerate() {
             let Body::Parked(mut worker) = std::mem::replace(&mut slot.body, Body::Gone) else { continue };
             let core = self.options.cores.get(number).copied();
-            let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                pin(core);
-                worker.run();
-            })?;
+            let thread =
+                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run(core))?;
             slot.body = Body::Running(thread);
         }
         Ok(())
@@ -395,14 +393,4 @@ fn lanes(foundations: &[Foundation]) -> (Vec<Vec<Option<LaneSender>>>, Vec<Vec<L
         }
     }
     (senders, receivers)
-}
-
-/// Pins the calling thread; a core that does not exist leaves it unpinned.
-fn pin(core: Option<usize>) {
-    let Some(core) = core else { return };
-    let mut set = rustix::thread::CpuSet::new();
-    if core < rustix::thread::CpuSet::MAX_CPU {
-        set.set(core);
-        let _ = rustix::thread::sched_setaffinity(None, &set);
-    }
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 
 use super::Worker;
+use super::placement::{LONG_SLEEP, Placement};
 use crate::clock::Time;
 use crate::counters::Event;
 
@@ -71,6 +72,7 @@ pub struct Sleeper {
     policy: IdlePolicy,
     /// Since when nothing moves; `None` after a turn in which something did.
     idle_since: Option<Time>,
+    placement: Placement,
 }
 
 impl Sleeper {
@@ -82,7 +84,7 @@ impl Sleeper {
         let descriptor = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let bed = Arc::new(Bed { descriptor, sleeping: AtomicBool::new(false) });
         let waker = Waker(Arc::clone(&bed));
-        Ok((Self { bed, policy, idle_since: None }, waker))
+        Ok((Self { bed, policy, idle_since: None, placement: Placement::default() }, waker))
     }
 
     pub(super) fn descriptor(&self) -> std::os::fd::BorrowedFd<'_> {
@@ -91,11 +93,14 @@ impl Sleeper {
 }
 
 impl Worker {
-    /// Takes turns until told to stop, sleeping in between; the body of the worker's thread.
-    pub fn run(&mut self) {
+    /// Takes turns until told to stop, sleeping in between; the body of the worker's thread, which is pinned to `core`
+    /// while it works.
+    pub fn run(&mut self, core: Option<usize>) {
+        self.sleeper.placement = Placement::pin(core);
         while !self.stopping {
             if self.turn() {
                 self.sleeper.idle_since = None;
+                self.sleeper.placement.at_work(self.now);
             } else {
                 self.idle();
             }
@@ -121,11 +126,22 @@ impl Worker {
     }
 
     fn block(&mut self) {
-        let longest = if self.transmit.is_idle() { LONGEST_SLEEP } else { UNFINISHED_SLEEP };
+        let may_leave = self.sleeper.placement.may_leave();
+        let longest = match self.transmit.is_idle() {
+            true if may_leave => LONG_SLEEP,
+            true => LONGEST_SLEEP,
+            false => UNFINISHED_SLEEP,
+        };
         let timeout = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: i64::from(longest.subsec_nanos()) };
-        self.counters.slept.begin(self.clock.now());
+        let before = self.clock.now();
+        self.counters.slept.begin(before);
         let called = self.ports.wait(Some(timeout));
-        self.counters.slept.end(self.clock.now());
+        let now = self.clock.now();
+        self.counters.slept.end(now);
+        self.sleeper.placement.awake(now);
+        if may_leave && now.since(before) >= LONG_SLEEP {
+            self.sleeper.placement.leave();
+        }
         self.counters.event(Event::Sleeps).add(1);
         if called {
             // Nobody else reads it; if this failed, the next sleep would end at once.

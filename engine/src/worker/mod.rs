@@ -27,6 +27,7 @@ mod late_fragments;
 mod mirror;
 mod originate;
 mod parts;
+mod placement;
 mod ports;
 
 use std::sync::Arc;
