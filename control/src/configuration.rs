@@ -28,6 +28,7 @@ pub const DEFAULT_FILE: &str = "/etc/millrace/agent.toml";
 
 /// Where kube-proxy answers probes by default (`--healthz-bind-address`).
 const DEFAULT_HEALTH_ADDRESS: &str = "0.0.0.0:10256";
+const DEFAULT_METRICS_ADDRESS: &str = "127.0.0.1:10249";
 
 /// Longest silence that may be allowed to a connection: the table's times are milliseconds modulo 2^32.
 const LONGEST_SILENCE_SECONDS: u32 = 7 * 86_400;
@@ -108,6 +109,7 @@ table! {
         timeouts: Timeouts;
         masquerade: Masquerade;
         policies: Policies;
+        metrics: Metrics;
     }
 }
 
@@ -178,6 +180,15 @@ table! {
         /// Where load balancers and probes ask whether this node serves Services (`/healthz`) and its agent lives
         /// (`/livez`), as they ask kube-proxy. Empty: nowhere.
         health_address: String = DEFAULT_HEALTH_ADDRESS.into();
+    }
+    sections {}
+}
+
+table! {
+    /// Metrics.
+    Metrics {
+        /// Where a monitoring system reads `/metrics`; anybody who reaches it may. Empty: nowhere.
+        address: String = DEFAULT_METRICS_ADDRESS.into();
     }
     sections {}
 }
@@ -264,6 +275,7 @@ pub struct Configuration {
     vni: Vni,
     services: ServiceOptions,
     health_address: Option<SocketAddr>,
+    metrics_address: Option<SocketAddr>,
     masquerade_ports: PortRange,
     outside_ports: PortRange,
     exempt: Vec<IpNet>,
@@ -352,6 +364,12 @@ impl Configuration {
                 wrong("services.health_address", text.to_owned(), "is not an address and port such as 0.0.0.0:10256")
             })?),
         };
+        let metrics_address = match parsed.metrics.address.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                wrong("metrics.address", text.to_owned(), "is not an address and port such as 127.0.0.1:10249")
+            })?),
+        };
         for (field, seconds) in parsed.timeouts.fields() {
             if !(1..=LONGEST_SILENCE_SECONDS).contains(&seconds) {
                 return Err(wrong(field, seconds.to_string(), "is not from 1 to 604800 seconds"));
@@ -375,6 +393,7 @@ impl Configuration {
             vni,
             services,
             health_address,
+            metrics_address,
             masquerade_ports,
             outside_ports,
             exempt,
@@ -397,6 +416,12 @@ impl Configuration {
     #[must_use]
     pub fn health_address(&self) -> Option<SocketAddr> {
         self.health_address
+    }
+
+    /// Where metrics are read, if anywhere.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// How long connections may be silent.

@@ -1,5 +1,5 @@
 //! What load balancers ask of a node: has this Service an endpoint here (`healthCheckNodePort`), and does this node serve
-//! Services at all (`/healthz` and `/livez` of kube-proxy, port 10256).
+//! Services at all (`/healthz` and `/livez` of kube-proxy, port 10256, and `/readyz`).
 //!
 //! HTTP on the node's addresses, answered as kube-proxy's `pkg/proxy/healthcheck/service_health.go` does: 200 while a
 //! ready endpoint is on this node and the tables follow the objects, else 503. `/healthz` and `/livez` as its
@@ -15,19 +15,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle as Task;
 
+use crate::plain_http::{self, NOT_FOUND};
 use crate::plan::{Owner, ServicesPlan};
 
 /// Clients served at once, all ports together; further ones wait in the kernel's queue.
 const CLIENTS: usize = 64;
 /// Longest time a client may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest head of a request.
-const REQUEST_BYTES: usize = 8 * 1024;
 /// Time after which a port that could not be had is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -187,25 +185,16 @@ async fn listen(
     }
 }
 
-/// Reads the head of one request, answers it and closes.
+/// Reads one request, answers it and closes.
 async fn talk(mut client: TcpStream, checks: &Checks, address: SocketAddr) -> std::io::Result<()> {
-    let (mut head, mut part) = (Vec::new(), [0u8; 1024]);
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") && head.len() < REQUEST_BYTES {
-        match client.read(&mut part).await? {
-            0 => return Ok(()),
-            read => head.extend_from_slice(&part[..read]),
-        }
-    }
-    let answer = if checks.proxy == Some(address) {
-        answer_for_node(&checks.condition, path_of(&head), now())
+    let Some(path) = plain_http::asked_for(&mut client).await? else { return Ok(()) };
+    let text = if checks.proxy == Some(address) {
+        answer_for_node(&checks.condition, &path, now())
     } else {
         answer(checks, address)
     };
-    client.write_all(answer.as_bytes()).await?;
-    client.shutdown().await
+    plain_http::answer(client, &text).await
 }
-
-const NOT_FOUND: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// The wall clock's time; it is shown only.
 #[must_use]
@@ -214,18 +203,12 @@ pub fn now() -> Timestamp {
     Timestamp::new(since.as_secs() as i64, since.subsec_nanos() as i32).unwrap_or_default()
 }
 
-/// The path that the first line of a request names.
-fn path_of(head: &[u8]) -> &str {
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let target = std::str::from_utf8(line).ok().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
-    target.split('?').next().unwrap_or_default()
-}
-
 fn answer_for_node(condition: &Condition, path: &str, now: Timestamp) -> String {
     let eligible = !condition.leaving;
     let (serves, more) = match path {
         "/healthz" => (condition.healthy && eligible, format!(", \"nodeEligible\": {eligible}")),
-        "/livez" => (condition.healthy, String::new()),
+        // kube-proxy has no such path; who rolls a node out asks whether its agent serves what the objects say.
+        "/livez" | "/readyz" => (condition.healthy, String::new()),
         _ => return NOT_FOUND.to_owned(),
     };
     // Of a healthy node it is now, whenever anything changed, as kube-proxy has it.
@@ -339,6 +322,7 @@ mod tests {
             server.follow(&ServicesPlan::default(), condition);
             until(port, is("/healthz", healthz));
             until(port, is("/livez?verbose", livez));
+            until(port, is("/readyz", livez));
         }
         until(port, is("/", "404"));
         let now = Timestamp::from_second(100).expect("a time");

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{self, Receiver};
 use millrace_engine::packet::PortIndex;
@@ -58,6 +58,8 @@ pub struct Settled {
     pub plan: Option<Arc<NodePlan>>,
     /// Everything that is wrong at present, sorted.
     pub problems: Arc<Vec<Problem>>,
+    /// Time since the first input of the batch was taken in; zero where nobody waited for one.
+    pub took: Duration,
 }
 
 /// The state of the loop.
@@ -125,7 +127,7 @@ impl Reconciler {
             Err(error) => (None, Some(error)),
         };
         let plan = self.publish.plan().cloned();
-        Settled { changes, error, plan, problems: Arc::clone(&self.problems) }
+        Settled { changes, error, plan, problems: Arc::clone(&self.problems), took: Duration::ZERO }
     }
 
     /// Runs until [`Input::Stop`] or until no sender of inputs is left. `settled` is called after each batch.
@@ -150,12 +152,13 @@ impl Reconciler {
                     Err(_) => return,
                 },
             }
+            let begin = Instant::now();
             events.try_iter().take(BATCH).for_each(|event| self.observed.take(event));
             for input in inputs.try_iter().take(BATCH) {
                 goes_on &= self.take(input);
             }
             let outcome = self.settle(Instant::now());
-            settled(self, &outcome);
+            settled(self, &Settled { took: begin.elapsed(), ..outcome });
         }
     }
 

@@ -40,12 +40,14 @@ use millrace_engine::packet::FrameMemoryLayout;
 use millrace_engine::switch::{Switch, SwitchOptions};
 use millrace_engine::worker::IdlePolicy;
 
+use crate::api::Inspect;
 use crate::api::server::{Limits, serve};
 use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::{Configuration, ObjectSource};
 use crate::health_check::{self, Condition, HealthChecks};
+use crate::metrics::{MetricsServer, Timings};
 use crate::observe;
 use crate::plan::LocalView;
 use crate::reconcile::{self, Input, Reconciler};
@@ -87,7 +89,15 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let record = configuration.state_directory().join("reserved-ports");
     let way_out = WayOut::new(Arc::clone(&shared), configuration.outside_ports(), record);
     let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods), way_out)?;
-    let reconciling = start_reconciling(configuration, &shared, store.as_ref(), taken, underlay.signal.clone())?;
+    let timings = Arc::new(Timings::default());
+    let reconciling = start_reconciling(
+        configuration,
+        &shared,
+        store.as_ref(),
+        taken,
+        underlay.signal.clone(),
+        Arc::clone(&timings),
+    )?;
     let cni = Arc::new(
         CniServer::new(Arc::clone(&pods) as Arc<dyn PodNetwork>, Arc::clone(&attachments))
             .with_state_directory(configuration.state_directory().to_owned()),
@@ -101,8 +111,15 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let maintenance =
         AddressMaintenance::start(Arc::clone(&shared), pods, Arc::clone(&cni)).context("could not start a thread")?;
     let denial_log = DenialLog::start(Arc::clone(&shared)).context("could not start a thread")?;
+    let reporter = Arc::clone(&shared);
+    let metrics = configuration.metrics_address().map(|address| {
+        let inspect = Arc::clone(&inspector) as Arc<dyn Inspect>;
+        MetricsServer::start(address, inspect, timings, move |message| reporter.report(message))
+    });
+    let metrics = metrics.transpose().context("no thread for metrics")?;
     let served = serve_until_told(socket, cni, inspector);
 
+    drop(metrics);
     maintenance.stop();
     denial_log.stop();
     // The order in which packets stop: no new tables, then no steering, then no workers.
@@ -154,6 +171,7 @@ fn start_reconciling(
     store: &dyn ObjectStore,
     taken: crossbeam::channel::Receiver<Input>,
     underlay: crossbeam::channel::Sender<underlay::Signal>,
+    timings: Arc<Timings>,
 ) -> anyhow::Result<std::thread::JoinHandle<()>> {
     let watch = store.watch(&observe::KINDS).context("could not watch the objects")?;
     let local = LocalView {
@@ -177,6 +195,9 @@ fn start_reconciling(
         let mut reconciler = Reconciler::publishing_to(local, Box::new(shared.switch.clone()));
         reconciler.run(&watch.events, &taken, |reconciler, settled| {
             shared.settled(reconciler, settled);
+            if settled.changes.is_some() {
+                timings.settled(settled.took);
+            }
             if let Some(plan) = &settled.plan {
                 let own = reconciler.cluster().nodes.get(reconciler.node());
                 let leaving = own.is_some_and(|node| node.leaving);

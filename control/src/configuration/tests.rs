@@ -16,7 +16,7 @@ fn the_default_file_says_the_defaults_and_explains_each_field() {
     assert_eq!(printed, File::default());
     assert_eq!(parse(&text), parse(""));
     let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(fields, 31, "{text}");
+    assert_eq!(fields, 32, "{text}");
     let mut before = "";
     for line in text.lines() {
         assert!(!line.contains(" = ") || line.starts_with('#') || before.starts_with("# "), "no comment over {line}");
@@ -35,6 +35,7 @@ fn errors_name_file_and_field() {
         ("workers = 2\nworker_cpus = [1]", "worker_cpus"),
         ("worker_cpus = [1, 1]", "worker_cpus"),
         ("socket = 'agent.sock'", "socket"),
+        ("[metrics]\naddress = 'everywhere'", "metrics.address"),
         ("state_directory = ''", "state_directory"),
         ("[frame_memory]\nhead_frames = 3", "frame_memory.head_frames"),
         ("[frame_memory]\nheads = 3", "heads"),

@@ -17,7 +17,7 @@ const NODE_HEALTH: u16 = 10_256;
 const SERVICE_HEALTH: u16 = 32_001;
 
 /// Status and body of an answer; `None` where nobody answers.
-fn get(from: &NamespaceHandle, to: SocketAddr, path: &str) -> Option<(u16, String)> {
+pub(crate) fn get(from: &NamespaceHandle, to: SocketAddr, path: &str) -> Option<(u16, String)> {
     let mut socket = from.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(1))).expect("entered").ok()?;
     socket.set_read_timeout(Some(Duration::from_secs(2))).expect("timeout");
     write!(socket, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").ok()?;
@@ -80,7 +80,7 @@ pub(crate) fn load_balancers_are_told_of_local_endpoints_and_of_the_node() {
     wait_for(&far, at(false), "/", |status, _| status == 200);
     // The node as a whole: a node that will go is left by balancers, and lives on.
     let health = SocketAddr::new(address(0, true), NODE_HEALTH);
-    for path in ["/healthz", "/livez"] {
+    for path in ["/healthz", "/livez", "/readyz"] {
         wait_for(&far, health, path, |status, _| status == 200);
     }
     let leaving = "spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}\nstatus:";

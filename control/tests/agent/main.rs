@@ -23,6 +23,7 @@ mod idle;
 mod kernel_peer;
 mod late_fragments;
 mod losses;
+mod metrics;
 mod networks;
 mod objects;
 mod ping;
@@ -77,6 +78,7 @@ const TESTS: &[Test] = &[
     ("the_hosts_own_traffic_goes_on_beside_pods", boundary::the_hosts_own_traffic_goes_on_beside_pods),
     ("pods_reach_the_outside", egress::pods_reach_the_outside),
     ("an_exempt_network_sees_pods_by_their_own_addresses", egress::an_exempt_network_sees_pods_by_their_own_addresses),
+    ("metrics_say_what_show_says", metrics::metrics_say_what_show_says),
     (
         "load_balancers_are_told_of_local_endpoints_and_of_the_node",
         health::load_balancers_are_told_of_local_endpoints_and_of_the_node,
