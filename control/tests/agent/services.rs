@@ -27,7 +27,7 @@ use crate::traffic::Endpoint;
 pub(crate) const PORT: u16 = 8080;
 pub(crate) const HOST_PORT: u16 = 8090;
 /// Of the node's loopback address.
-const LOOPBACK_PORT: u16 = 8091;
+pub(crate) const LOOPBACK_PORT: u16 = 8091;
 /// Connections a row and protocol: that one of two endpoints gets none happens once in 2^15.
 const CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(1);
