@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::clock::Time;
+use crate::clock::{Clock, Time};
 use crate::cycles::CycleCounts;
 use crate::drop_reason::DropReason;
 use crate::limits;
@@ -43,29 +43,36 @@ impl Count {
 /// One word, so that a reader never sees half of a change. Awake it holds the sum of all sleeps; asleep that sum less the
 /// time at which the sleep began, modulo 2^63. The lowest bit tells which.
 #[derive(Debug, Default)]
-pub struct Slept(AtomicU64);
+pub struct Slept {
+    word: AtomicU64,
+    /// The most that a reader was told.
+    told: AtomicU64,
+}
 
 impl Slept {
     const NOW: u64 = 1;
 
     /// The worker lies down at `now`. Only the owning worker calls this.
     pub fn begin(&self, now: Time) {
-        let sum = self.0.load(Ordering::Relaxed) >> 1;
-        self.0.store((sum.wrapping_sub(now.nanoseconds()) << 1) | Self::NOW, Ordering::Relaxed);
+        let sum = self.word.load(Ordering::Relaxed) >> 1;
+        self.word.store((sum.wrapping_sub(now.nanoseconds()) << 1) | Self::NOW, Ordering::SeqCst);
     }
 
     /// It is up again at `now`, of the same clock. Only the owning worker calls this.
     pub fn end(&self, now: Time) {
-        let sum = (self.0.load(Ordering::Relaxed) >> 1).wrapping_add(now.nanoseconds());
-        self.0.store(sum << 1, Ordering::Relaxed);
+        let sum = (self.word.load(Ordering::Relaxed) >> 1).wrapping_add(now.nanoseconds());
+        self.word.store(sum << 1, Ordering::SeqCst);
     }
 
-    /// The sum at `now`, of the worker's clock.
+    /// The sum at present, by the worker's clock; never less than was told before, though a reader may look between the moment
+    /// that ends a sleep and its being written.
     #[must_use]
-    pub fn nanoseconds(&self, now: Time) -> u64 {
-        let word = self.0.load(Ordering::Relaxed);
-        let sum = word >> 1;
-        if word & Self::NOW == 0 { sum } else { sum.wrapping_add(now.nanoseconds()) & (u64::MAX >> 1) }
+    pub fn nanoseconds(&self, clock: &Clock) -> u64 {
+        let word = self.word.load(Ordering::SeqCst);
+        // Asked behind the word, so that no sleep begins later than this.
+        let now = if word & Self::NOW == 0 { 0 } else { clock.now().nanoseconds() };
+        let sum = (word >> 1).wrapping_add(now) & (u64::MAX >> 1);
+        self.told.fetch_max(sum, Ordering::Relaxed).max(sum)
     }
 }
 
@@ -237,20 +244,49 @@ impl WorkerCounters {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
+    use crate::clock::ManualClock;
 
     #[test]
     fn a_sleep_counts_while_it_lasts() {
         let slept = Slept::default();
-        let at = Time::from_nanoseconds;
-        assert_eq!(slept.nanoseconds(at(500)), 0);
-        slept.begin(at(1_000));
-        assert_eq!([1_000, 1_700].map(|now| slept.nanoseconds(at(now))), [0, 700]);
-        slept.end(at(2_000));
-        assert_eq!(slept.nanoseconds(at(9_000)), 1_000);
-        slept.begin(at(9_000));
-        assert_eq!(slept.nanoseconds(at(9_001)), 1_001);
-        slept.end(at(9_010));
-        assert_eq!(slept.nanoseconds(at(10_000)), 1_010);
+        let hands = ManualClock::new();
+        let clock = Clock::Manual(hands.clone());
+        let at = |nanoseconds| {
+            hands.set(Time::from_nanoseconds(nanoseconds));
+            slept.nanoseconds(&clock)
+        };
+        assert_eq!(at(500), 0);
+        slept.begin(Time::from_nanoseconds(1_000));
+        assert_eq!([1_000, 1_700].map(at), [0, 700]);
+        slept.end(Time::from_nanoseconds(2_000));
+        assert_eq!(at(9_000), 1_000);
+        slept.begin(Time::from_nanoseconds(9_000));
+        assert_eq!(at(9_001), 1_001);
+        slept.end(Time::from_nanoseconds(9_010));
+        assert_eq!(at(10_000), 1_010);
+    }
+
+    /// Readers may look at any moment: what they are told never falls, or a monitoring system would take it for a restart.
+    #[test]
+    fn readers_never_see_less_than_before() {
+        let (slept, clock, done) = (Slept::default(), Clock::Monotonic, AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut before = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let now = slept.nanoseconds(&clock);
+                    assert!(now >= before && now < 1 << 60, "{now} after {before}");
+                    before = now;
+                }
+            });
+            for _ in 0..200_000 {
+                slept.begin(clock.now());
+                slept.end(clock.now());
+            }
+            done.store(true, Ordering::Relaxed);
+        });
     }
 }

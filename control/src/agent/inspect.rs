@@ -116,14 +116,13 @@ impl Inspect for Inspector {
     fn workers(&self) -> Result<Vec<WorkerReport>, InspectFailure> {
         let cores = self.shared.switch.with(|switch| switch.options().cores.clone());
         let uptime = self.shared.started.elapsed().as_nanos() as u64;
-        // The workers of an agent sleep by this clock.
-        let now = Clock::Monotonic.now();
         let tables = self.tables();
         let report = |(number, counters): (usize, Arc<WorkerCounters>)| WorkerReport {
             worker: number as u32,
             cpu: cores.get(number).map(|core| *core as u32),
             generation: counters.generation.get(),
-            slept_nanoseconds: counters.slept.nanoseconds(now),
+            // The workers of an agent sleep by this clock.
+            slept_nanoseconds: counters.slept.nanoseconds(&Clock::Monotonic),
             uptime_nanoseconds: uptime,
             flow_cache_hits: counters.event(Event::FlowCacheHit).get(),
             flow_cache_misses: counters.event(Event::FlowCacheMiss).get(),
