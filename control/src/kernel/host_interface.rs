@@ -158,7 +158,9 @@ fn set_own_ports(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>)
     };
     let routes = own_ports::own_routes(wanted.own_addresses, gateway, link.index);
     let served = |ports: &&OwnPorts| {
-        routes.keys().any(|address| (address.is_ipv4(), address.is_loopback()) == (ports.ipv4, ports.loopback))
+        routes
+            .keys()
+            .any(|address| address.is_ipv4() == ports.ipv4 && address.is_loopback() == ports.loopback.is_some())
     };
     netlink.set_own_ports(&routes, &wanted.own_ports.iter().filter(served).copied().collect())
 }

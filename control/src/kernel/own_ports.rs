@@ -9,12 +9,12 @@
 //! [`OWN_PORT_RULES`] do not suffice the nearest ranges become one. A port in between then goes by the switch too, and comes
 //! back to the host as it would have by `lo`.
 //!
-//! Ports at loopback addresses (`hostIP: 127.0.0.1`) have rules for 127.0.0.0/8 and a table of their own, so that nothing else
-//! that the host sends there leaves `lo`; they are never joined over a gap. IPv6 has no such way: the kernel takes nothing to
+//! Ports at loopback addresses (`hostIP: 127.0.0.1`) have rules for their very address and a table of their own, so that nothing
+//! else that the host sends there leaves `lo`; they are never joined over a gap. IPv6 has no such way: the kernel takes nothing to
 //! or from ::1 that does not come by `lo`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use millrace_engine::limits::OWN_PORT_RULES;
@@ -32,8 +32,6 @@ pub const OWN_PORTS_TABLE: u8 = 77;
 pub const LOOPBACK_PORTS_TABLE: u8 = 78;
 /// The kernel's table of own addresses (rtnetlink(7), `RT_TABLE_LOCAL`).
 const LOCAL_TABLE: u8 = 255;
-/// Loopback addresses (RFC 1122 section 3.2.1.3 g), and how many bits of them.
-const LOOPBACK: (IpAddr, u8) = (IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 0)), 8);
 /// Priority of our rules; smaller ones are asked earlier.
 const RULE_PRIORITY: u32 = 77;
 /// Priority of the rule for the table `local` while there are rules of ours.
@@ -46,8 +44,8 @@ const LOCAL_FIRST: u32 = 0;
 pub struct OwnPorts {
     /// Of which family.
     pub ipv4: bool,
-    /// At loopback addresses, instead of all others; only of IPv4.
-    pub loopback: bool,
+    /// At this loopback address, instead of all that are none.
+    pub loopback: Option<Ipv4Addr>,
     /// IP protocol number.
     pub protocol: u8,
     /// The first port.
@@ -58,12 +56,13 @@ pub struct OwnPorts {
 
 impl OwnPorts {
     /// As few ranges as hold all of these ports, given as family, protocol and port, and [`OWN_PORT_RULES`] at most of ports
-    /// at loopback addresses (`loopback`, as protocol and port), the lowest.
+    /// at loopback addresses (`loopback`, as address, protocol and port), the lowest.
     #[must_use]
-    pub fn covering(ports: &BTreeSet<(bool, u8, u16)>, loopback: &BTreeSet<(u8, u16)>) -> BTreeSet<OwnPorts> {
-        let mut ranges = neighbours(ports.iter().map(|(ipv4, protocol, port)| (*ipv4, false, *protocol, *port)));
+    pub fn covering(ports: &BTreeSet<(bool, u8, u16)>, loopback: &BTreeSet<(Ipv4Addr, u8, u16)>) -> BTreeSet<OwnPorts> {
+        let mut ranges = neighbours(ports.iter().map(|(ipv4, protocol, port)| (*ipv4, None, *protocol, *port)));
         join_nearest(&mut ranges);
-        let apart = neighbours(loopback.iter().map(|(protocol, port)| (true, true, *protocol, *port)));
+        let apart =
+            neighbours(loopback.iter().map(|(address, protocol, port)| (true, Some(*address), *protocol, *port)));
         ranges.extend(apart.into_iter().take(OWN_PORT_RULES));
         ranges.into_iter().collect()
     }
@@ -73,11 +72,11 @@ impl OwnPorts {
     }
 
     fn rule(&self) -> RuleMessage {
-        let table = if self.loopback { LOOPBACK_PORTS_TABLE } else { OWN_PORTS_TABLE };
+        let table = if self.loopback.is_some() { LOOPBACK_PORTS_TABLE } else { OWN_PORTS_TABLE };
         let mut message = rule(self.ipv4, table, RULE_PRIORITY);
-        if self.loopback {
-            message.header.dst_len = LOOPBACK.1;
-            message.attributes.push(RuleAttribute::Destination(LOOPBACK.0));
+        if let Some(address) = self.loopback {
+            message.header.dst_len = Ipv4Addr::BITS as u8;
+            message.attributes.push(RuleAttribute::Destination(address.into()));
         }
         message.attributes.extend([
             RuleAttribute::Iifname("lo".to_owned()),
@@ -89,8 +88,12 @@ impl OwnPorts {
     }
 
     fn read(message: &RuleMessage) -> Option<OwnPorts> {
-        let loopback = message.header.table == LOOPBACK_PORTS_TABLE;
-        let ours = (loopback || message.header.table == OWN_PORTS_TABLE) && priority(message) == RULE_PRIORITY;
+        let loopback = message.attributes.iter().find_map(|attribute| match attribute {
+            RuleAttribute::Destination(IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        });
+        let ours = (message.header.table == LOOPBACK_PORTS_TABLE || message.header.table == OWN_PORTS_TABLE)
+            && priority(message) == RULE_PRIORITY;
         let protocol = message.attributes.iter().find_map(|attribute| match attribute {
             RuleAttribute::IpProtocol(protocol) => u8::try_from(i32::from(*protocol)).ok(),
             _ => None,
@@ -105,8 +108,8 @@ impl OwnPorts {
     }
 }
 
-/// Ranges of ports that follow one another; given as family, loopback, protocol and port, in order.
-fn neighbours(ports: impl Iterator<Item = (bool, bool, u8, u16)>) -> Vec<OwnPorts> {
+/// Ranges of ports that follow one another; given as family, loopback address, protocol and port, in order.
+fn neighbours(ports: impl Iterator<Item = (bool, Option<Ipv4Addr>, u8, u16)>) -> Vec<OwnPorts> {
     let mut ranges: Vec<OwnPorts> = Vec::new();
     for (ipv4, loopback, protocol, port) in ports {
         let single = OwnPorts { ipv4, loopback, protocol, first: port, last: port };
@@ -288,13 +291,21 @@ mod tests {
     }
     #[test]
     fn ports_at_loopback_addresses_are_never_joined_over_a_gap() {
-        let ports: BTreeSet<(u8, u16)> = (0..100).map(|number| (6, 1_000 + 2 * number)).chain([(6, 1_001)]).collect();
+        let (one, other) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 9));
+        let scattered = (0..100).map(|number| (one, 6, 1_000 + 2 * number));
+        let ports: BTreeSet<(Ipv4Addr, u8, u16)> = scattered.chain([(one, 6, 1_001)]).collect();
         let ranges: Vec<OwnPorts> =
             OwnPorts::covering(&BTreeSet::from([(true, 6, 1_003)]), &ports).into_iter().collect();
-        let (apart, plain): (Vec<OwnPorts>, Vec<OwnPorts>) = ranges.into_iter().partition(|range| range.loopback);
-        assert_eq!(plain, [OwnPorts { ipv4: true, loopback: false, protocol: 6, first: 1_003, last: 1_003 }]);
+        let (apart, plain): (Vec<OwnPorts>, Vec<OwnPorts>) =
+            ranges.into_iter().partition(|range| range.loopback.is_some());
+        assert_eq!(plain, [OwnPorts { ipv4: true, loopback: None, protocol: 6, first: 1_003, last: 1_003 }]);
         assert_eq!(apart.len(), OWN_PORT_RULES);
         assert_eq!((apart[0].first, apart[0].last), (1_000, 1_002));
         assert!(apart[1..].iter().all(|range| range.first == range.last));
+        let two = OwnPorts::covering(&BTreeSet::new(), &BTreeSet::from([(one, 6, 80), (other, 6, 81)]));
+        assert_eq!(two.len(), 2, "of different addresses none is the other's neighbour");
+        for ports in two {
+            assert_eq!(OwnPorts::read(&ports.rule()), Some(ports));
+        }
     }
 }

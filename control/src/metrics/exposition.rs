@@ -57,11 +57,7 @@ impl Families<'_> {
         help: &str,
         values: impl Iterator<Item = (Labels<N>, f64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (labels, value) in values {
-            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
-        }
-        Ok(())
+        self.family(name, help, MetricType::Counter, values.map(|(labels, value)| (labels, ConstCounter::new(value))))
     }
 
     fn gauges<const N: usize>(
@@ -70,9 +66,19 @@ impl Families<'_> {
         help: &str,
         values: impl Iterator<Item = (Labels<N>, f64)>,
     ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        self.family(name, help, MetricType::Gauge, values.map(|(labels, value)| (labels, ConstGauge::new(value))))
+    }
+
+    fn family<const N: usize, Metric: EncodeMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        metrics: impl Iterator<Item = (Labels<N>, Metric)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, metric) in metrics {
+            metric.encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! told apart. An address of a node is never routed so, or the way to that node would lead into the switch.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use millrace_engine::limits;
@@ -21,8 +21,8 @@ pub struct HostServices {
     pub addresses: BTreeSet<IpAddr>,
     /// Ports there: family, protocol, port.
     pub ports: BTreeSet<(bool, u8, u16)>,
-    /// Ports at the loopback addresses among them: protocol, port.
-    pub loopback_ports: BTreeSet<(u8, u16)>,
+    /// Ports at the loopback addresses among them: address, protocol, port.
+    pub loopback_ports: BTreeSet<(Ipv4Addr, u8, u16)>,
     /// Addresses that found no room among the routes.
     pub left_out: usize,
 }
@@ -45,9 +45,9 @@ impl ServicesPlan {
                         host.ports.insert((ipv4, protocol, port));
                     }
                 }
-                FrontendKey::Address { address, protocol, port } if address.is_loopback() => {
-                    host.addresses.insert(address);
-                    host.loopback_ports.insert((protocol, port));
+                FrontendKey::Address { address: IpAddr::V4(address), protocol, port } if address.is_loopback() => {
+                    host.addresses.insert(address.into());
+                    host.loopback_ports.insert((address, protocol, port));
                 }
                 FrontendKey::Address { address, protocol, port } if own.contains(&address) => {
                     host.addresses.insert(address);
