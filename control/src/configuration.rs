@@ -86,6 +86,9 @@ table! {
         objects_directory: PathBuf = "/etc/millrace/objects".into();
         /// Directory for what the agent must remember over a restart: attachments, claimed address blocks.
         state_directory: PathBuf = "/var/lib/millrace".into();
+        /// Directory on a tmpfs for what the next agent goes on with, however this one ends: connections, and endpoints that
+        /// clients of Services stay with. Empty: the directory of `socket`. Where that is on no tmpfs they end with the agent.
+        kept_directory: PathBuf = PathBuf::new();
         /// Unix socket of the local API, for `millrace` and `millrace-cni`. Only root may open it.
         socket: PathBuf = millrace_cni::configuration::DEFAULT_SOCKET.into();
         /// Worker threads, at most 16. 0: as many as `worker_cpus` names, or else one for every two CPUs, at most 4.
@@ -494,6 +497,16 @@ impl Configuration {
     pub fn within_cluster(mut self) -> Self {
         self.file.api_server = ApiServer { kubeconfig: PathBuf::new(), in_cluster: true };
         self
+    }
+
+    /// Directory for what the next agent goes on with, and whether the file names it.
+    #[must_use]
+    pub fn kept_directory(&self) -> (&Path, bool) {
+        let named = &self.file.kept_directory;
+        match named.as_os_str().is_empty() {
+            true => (self.file.socket.parent().unwrap_or(Path::new("/run")), false),
+            false => (named, true),
+        }
     }
 
     /// Directory for what outlives a restart.

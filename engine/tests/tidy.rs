@@ -14,7 +14,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("engine/src/packet/copy_and_checksum.rs", "vector kernels"),
     ("engine/src/packet/crc32c.rs", "the CRC32 instruction"),
     ("engine/src/packet/frame_memory.rs", "hands out slices of one mapping"),
-    ("engine/src/state/connections/memory.rs", "maps the entries of the connection table"),
+    ("engine/src/state/kept_memory.rs", "maps connections and affinities"),
     ("engine/src/port/af_xdp/rings.rs", "rings shared with the kernel"),
     ("engine/src/port/af_xdp/sys.rs", "kernel calls"),
     ("engine/src/port/namespace.rs", "setns"),

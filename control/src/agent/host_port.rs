@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use millrace_engine::limits;
+use millrace_engine::packet::parse::protocol;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::tap::{TapDevice, TapQueue};
@@ -18,7 +19,7 @@ use millrace_engine::tables::PortRole;
 use super::pods::Pods;
 use super::shared::{Shared, Standing};
 use crate::cluster::{InterfaceName, NodeName};
-use crate::kernel::{HostInterface, KernelError, Netlink, OwnPorts, configure_host_interface};
+use crate::kernel::{GuardedPorts, HostInterface, KernelError, Netlink, OwnPorts, configure_host_interface};
 use crate::plan::{GATEWAY_MAC, HostPlan, HostServices, LocalHost, NodePlan};
 use crate::stable_hash::hash_64;
 
@@ -61,7 +62,7 @@ impl HostPort {
             Some(plan) => {
                 self.claim(standing, &plan.host);
                 let services = self.services(standing);
-                self.configure(netlink, plan, &services)
+                self.configure(netlink, standing, plan, &services)
             }
             None => Ok(()),
         };
@@ -98,7 +99,13 @@ impl HostPort {
         services
     }
 
-    fn configure(&self, netlink: &mut Netlink, plan: &NodePlan, services: &HostServices) -> Result<(), KernelError> {
+    fn configure(
+        &self,
+        netlink: &mut Netlink,
+        standing: &Standing,
+        plan: &NodePlan,
+        services: &HostServices,
+    ) -> Result<(), KernelError> {
         // Without an uplink in the plan the MTU of pods is a guess, and right after a start a wrong one.
         let bounded = plan.ports.values().any(|port| matches!(port.role, PortRole::Uplink(_)));
         let wanted = HostInterface {
@@ -110,6 +117,7 @@ impl HostPort {
             prefixes: &plan.host.prefixes.union(&services.prefixes).copied().collect(),
             own_addresses: &services.addresses,
             own_ports: &OwnPorts::covering(&services.ports, &services.loopback_ports),
+            guarded_ports: &guarded_ports(standing, plan, services),
         };
         configure_host_interface(netlink, &wanted)
     }
@@ -166,6 +174,17 @@ impl HostPort {
     }
 }
 
+/// Ports that outsiders reach the switch by at the host's own addresses: those of masqueraded connections and of Services.
+fn guarded_ports(standing: &Standing, plan: &NodePlan, services: &HostServices) -> BTreeSet<GuardedPorts> {
+    let uplinks = standing.local.iter().flat_map(|local| local.uplinks.values());
+    let interfaces = uplinks.map(|uplink| uplink.interface.as_str().to_owned()).collect();
+    let (first, last) = (plan.outside.ports.first(), plan.outside.ports.last());
+    let masqueraded = plan.outside.sources.iter().flat_map(|address| {
+        [protocol::TCP, protocol::UDP, protocol::SCTP].map(|protocol| (*address, protocol, first, last))
+    });
+    GuardedPorts::covering(&interfaces, masqueraded, &services.served)
+}
+
 /// A locally administered MAC address that is the same each time for one node.
 fn mac(node: &NodeName) -> Mac {
     let [a, b, c, d, e, ..] = hash_64(&format!("{} {HOST_INTERFACE}", node.as_str())).to_be_bytes();
@@ -185,6 +204,6 @@ pub fn remove() -> anyhow::Result<bool> {
             link.kind.unwrap_or_default()
         );
     }
-    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new())?;
+    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new(), &BTreeSet::new())?;
     Ok(netlink.delete_link(HOST_INTERFACE)?)
 }

@@ -255,6 +255,7 @@ impl Inspect for Inspector {
         let count = |role: fn(&PortRole) -> bool| tables.ports.iter().filter(|port| role(&port.role)).count() as u32;
         let counters = self.counters();
         let plugged = standing.local.iter().flat_map(|local| &local.pods);
+        let kept = self.shared.switch.with(|switch| switch.kept().clone());
         let of_networks = plugged.filter(|(port, pod)| pod.network.is_some() && tables.ports.get(**port).is_some());
         Ok(StatusReport {
             node: self.shared.node.as_str().to_owned(),
@@ -269,6 +270,9 @@ impl Inspect for Inspector {
             pods: count(|role| matches!(role, PortRole::Pod(_))) + of_networks.count() as u32,
             uplinks: count(|role| matches!(role, PortRole::Uplink(_))),
             unaccounted_frames: settled_unaccounted(&counters),
+            connections_taken_over: kept.connections.taken as u64,
+            connections_not_taken_over: kept.connections.refused as u64,
+            connections_end: kept.problem,
             problems: self.shared.problems(),
         })
     }

@@ -75,7 +75,10 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
     let store = open_store(configuration.objects())?;
+    let (kept_directory, is_named) = configuration.kept_directory();
+    std::fs::create_dir_all(kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
+    let not_kept = switch.kept().problem.clone().filter(|_| is_named);
     switch.start().context("could not start the workers")?;
     let switch = SharedSwitch::new(switch);
     let (attachments, problem) = Attachments::load(&configuration.state_directory().join("attachments.json"))
@@ -83,6 +86,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let attachments = Arc::new(attachments);
     let (inputs, taken) = reconcile::inputs();
     let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
+    not_kept.into_iter().for_each(|problem| shared.report(problem));
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
@@ -159,6 +163,7 @@ fn switch_options(configuration: &Configuration) -> SwitchOptions {
         flows: FlowCacheLayout { ipv4: configuration.flows_ipv4(), ipv6: configuration.flows_ipv6() },
         connections: configuration.connections(),
         timeouts: configuration.timeouts(),
+        kept_in: Some(configuration.kept_directory().0.to_owned()),
         idle: if configuration.busy_poll() { IdlePolicy::BusyPoll } else { IdlePolicy::default() },
         ..SwitchOptions::default()
     }

@@ -83,6 +83,15 @@ pub struct StatusReport {
     pub uplinks: u32,
     /// Frames that are neither sent, dropped, consumed, merged nor held; other than 0 is a defect.
     pub unaccounted_frames: i64,
+    /// Connections that the agent before left to this one.
+    #[serde(default)]
+    pub connections_taken_over: u64,
+    /// Those that it left and that this one has no room for.
+    #[serde(default)]
+    pub connections_not_taken_over: u64,
+    /// Why connections will end with this agent; `None` if the next one goes on with them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub connections_end: Option<String>,
     /// What is wrong.
     pub problems: Vec<Problem>,
 }

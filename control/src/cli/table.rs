@@ -271,6 +271,10 @@ pub(super) fn status(report: &StatusReport) -> String {
             duration(report.tables_age_seconds.saturating_mul(1000))
         ),
     };
+    let connections = match &report.connections_end {
+        None => format!("{} of the agent before, kept for the next", report.connections_taken_over),
+        Some(_) => format!("{} of the agent before, not kept", report.connections_taken_over),
+    };
     let mut text = String::new();
     for (name, value) in [
         ("Node", report.node.clone()),
@@ -281,6 +285,7 @@ pub(super) fn status(report: &StatusReport) -> String {
         ("Ports", report.ports.to_string()),
         ("Pods", report.pods.to_string()),
         ("Uplinks", report.uplinks.to_string()),
+        ("Connections", connections),
         ("Frames unaccounted for", report.unaccounted_frames.to_string()),
         ("Problems", if report.problems.is_empty() { "none".into() } else { report.problems.len().to_string() }),
     ] {
