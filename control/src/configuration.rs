@@ -87,7 +87,7 @@ table! {
         /// Directory for what the agent must remember over a restart: attachments, claimed address blocks.
         state_directory: PathBuf = "/var/lib/millrace".into();
         /// Directory on a tmpfs for what the next agent goes on with, however this one ends: connections, and endpoints that
-        /// clients of Services stay with. Empty: the directory of `socket`. Where that is on no tmpfs they end with the agent.
+        /// clients of Services stay with. Empty: beside `socket`, `agent.kept`. On no tmpfs they end with the agent.
         kept_directory: PathBuf = PathBuf::new();
         /// Unix socket of the local API, for `millrace` and `millrace-cni`. Only root may open it.
         socket: PathBuf = millrace_cni::configuration::DEFAULT_SOCKET.into();
@@ -501,11 +501,11 @@ impl Configuration {
 
     /// Directory for what the next agent goes on with, and whether the file names it.
     #[must_use]
-    pub fn kept_directory(&self) -> (&Path, bool) {
+    pub fn kept_directory(&self) -> (PathBuf, bool) {
         let named = &self.file.kept_directory;
         match named.as_os_str().is_empty() {
-            true => (self.file.socket.parent().unwrap_or(Path::new("/run")), false),
-            false => (named, true),
+            true => (self.file.socket.with_extension("kept"), false),
+            false => (named.clone(), true),
         }
     }
 

@@ -76,7 +76,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
     let store = open_store(configuration.objects())?;
     let (kept_directory, is_named) = configuration.kept_directory();
-    std::fs::create_dir_all(kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
+    std::fs::create_dir_all(&kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
     let not_kept = switch.kept().problem.clone().filter(|_| is_named);
     switch.start().context("could not start the workers")?;
@@ -163,7 +163,7 @@ fn switch_options(configuration: &Configuration) -> SwitchOptions {
         flows: FlowCacheLayout { ipv4: configuration.flows_ipv4(), ipv6: configuration.flows_ipv6() },
         connections: configuration.connections(),
         timeouts: configuration.timeouts(),
-        kept_in: Some(configuration.kept_directory().0.to_owned()),
+        kept_in: Some(configuration.kept_directory().0),
         idle: if configuration.busy_poll() { IdlePolicy::BusyPoll } else { IdlePolicy::default() },
         ..SwitchOptions::default()
     }

@@ -7,7 +7,7 @@
 //! comes by the host's own port and passes. A peer then sends once more, as after any loss.
 //!
 //! Ranges are never joined over a gap, since a port in between is the host's. [`GUARD_RULES`] at most; a port beyond them is
-//! refused while there is no agent.
+//! refused while there is no agent, and so is 65535, which no range of the kernel's rules may hold.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,6 +20,8 @@ use netlink_packet_route::{AddressFamily, IpProtocol};
 use super::own_ports;
 use super::routes::ROUTE_PROTOCOL;
 
+/// The last port that a rule may name (net/core/fib_rules.c, `fib_rule_port_range_valid`).
+const LAST_PORT: u16 = u16::MAX - 1;
 /// Priority of these rules: before all others of ours, and before the kernel's table of own addresses.
 const GUARD_PRIORITY: u32 = 76;
 
@@ -59,7 +61,8 @@ impl GuardedPorts {
                 _ => all.push((*address, *protocol, *port, *port)),
             }
         }
-        let each = all.into_iter().flat_map(|(address, protocol, first, last)| {
+        let named = all.into_iter().map(|(address, of, first, last)| (address, of, first, last.min(LAST_PORT)));
+        let each = named.filter(|(_, _, first, last)| first <= last).flat_map(|(address, protocol, first, last)| {
             let guarded = move |interface: &String| {
                 let interface = interface.clone();
                 GuardedPorts { interface, address, protocol, first, last }
@@ -109,7 +112,14 @@ mod tests {
     #[test]
     fn neighbours_share_a_rule_and_gaps_are_the_hosts() {
         let (one, other) = (IpAddr::from([192, 0, 2, 1]), "2001:db8::1".parse().expect("address"));
-        let ports = [(one, 6, 30_000), (one, 6, 30_001), (one, 6, 30_003), (one, 17, 30_002), (other, 6, 65_535)];
+        let ports = [
+            (one, 6, 30_000),
+            (one, 6, 30_001),
+            (one, 6, 30_003),
+            (one, 17, 30_002),
+            (other, 6, 65_534),
+            (other, 6, 65_535),
+        ];
         let interfaces = BTreeSet::from(["eth1".to_owned()]);
         let ranges = [(one, 6, 50_000, 59_999)];
         let guarded = GuardedPorts::covering(&interfaces, ranges, &ports.into_iter().collect());
@@ -119,7 +129,7 @@ mod tests {
             (one, 6, 30_003, 30_003),
             (one, 6, 50_000, 59_999),
             (one, 17, 30_002, 30_002),
-            (other, 6, 65_535, 65_535),
+            (other, 6, 65_534, 65_534),
         ];
         assert_eq!(guarded.iter().map(short).collect::<Vec<_>>(), expected);
         for ports in guarded {

@@ -20,6 +20,7 @@ mod flannel;
 mod health;
 mod host;
 mod idle;
+mod kept;
 mod kernel_peer;
 mod late_fragments;
 mod losses;
@@ -51,6 +52,7 @@ use root_tests::RootTest;
 type Test = (&'static str, fn());
 
 const TESTS: &[Test] = &[
+    ("connections_outlive_the_agent", kept::connections_outlive_the_agent),
     ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),
     ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),
     ("status_says_whether_a_pod_could_be_plugged_in", verbs::status_says_whether_a_pod_could_be_plugged_in),
