@@ -25,6 +25,7 @@ pub mod plan;
 pub mod policy_preview;
 pub mod problem;
 pub mod publish;
+pub mod receipts;
 pub mod reconcile;
 pub mod replay;
 pub mod stable_hash;

@@ -6,6 +6,7 @@
 mod addresses;
 mod connections;
 mod policy_preview;
+mod receipts;
 mod stations;
 
 use std::collections::BTreeMap;
@@ -29,8 +30,8 @@ use super::{policies, trace};
 use crate::api::model::{
     ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
     IpamReport, NeighbourReport, PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
-    PolicyReachReport, PortCyclesReport, PortReport, QueueReport, RouteReport, RouteTargetReport, ServiceReport,
-    StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    PolicyReachReport, PortCyclesReport, PortReport, QueueReport, ReceiptReport, RouteReport, RouteTargetReport,
+    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -275,6 +276,10 @@ impl Inspect for Inspector {
             connections_end: kept.problem,
             problems: self.shared.problems(),
         })
+    }
+
+    fn receipts(&self) -> Result<Vec<ReceiptReport>, InspectFailure> {
+        Ok(receipts::tell(self.shared.receipts.all()))
     }
 
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {

@@ -50,6 +50,7 @@ use crate::health_check::{self, Condition, HealthChecks};
 use crate::metrics::{MetricsServer, Timings};
 use crate::observe;
 use crate::plan::LocalView;
+use crate::receipts::ReceiptWriter;
 use crate::reconcile::{self, Input, Reconciler};
 use crate::store::api_server::Connection;
 use crate::store::{ApiServerStore, DirectoryStore, ObjectStore};
@@ -193,6 +194,7 @@ fn start_reconciling(
     let reporter = Arc::clone(&shared);
     let checks = HealthChecks::start(configuration.health_address(), move |message| reporter.report(message));
     let checks = checks.context("no thread for health checks")?;
+    let receipts = receipt_writer(&shared, &timings).context("no thread for receipts")?;
     let thread = std::thread::Builder::new().name("reconcile".into());
     Ok(thread.spawn(move || {
         // The whole watch moves here: dropping a part of it would end it.
@@ -203,6 +205,8 @@ fn start_reconciling(
             if settled.changes.is_some() {
                 timings.settled(settled.took);
             }
+            let tables = reconciler.publish_state().tables().generation;
+            receipts.published(settled.arrived.clone(), tables, &settled.problems);
             if let Some(plan) = &settled.plan {
                 let own = reconciler.cluster().nodes.get(reconciler.node());
                 let leaving = own.is_some_and(|node| node.leaving);
@@ -213,6 +217,14 @@ fn start_reconciling(
             let _ = underlay.try_send(underlay::Signal::Objects);
         });
     })?)
+}
+
+/// Waits for workers behind the reconcile thread, and goes with it.
+fn receipt_writer(shared: &Shared, timings: &Arc<Timings>) -> std::io::Result<ReceiptWriter> {
+    let (switch, timings) = (shared.switch.clone(), Arc::clone(timings));
+    let in_use = move || switch.with(|switch| switch.generation_in_use());
+    let told = move |kind: &str, took, happened| timings.realised(kind, took, happened);
+    ReceiptWriter::start(Arc::clone(&shared.receipts), in_use, Box::new(told))
 }
 
 fn serve_until_told(socket: Socket, cni: Arc<CniServer>, inspector: Arc<Inspector>) -> anyhow::Result<()> {

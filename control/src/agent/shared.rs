@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, NodeName};
 use crate::plan::{LocalView, NodePlan};
 use crate::problem::Problem;
 use crate::publish::Tables;
+use crate::receipts::Receipts;
 use crate::reconcile::{Input, Reconciler, Settled};
 
 /// The switch, one caller at a time. Calls are short: a publish, an attachment, a step of a list.
@@ -80,6 +81,8 @@ pub(super) struct Shared {
     pub(super) switch: SharedSwitch,
     pub(super) inputs: Sender<Input>,
     pub(super) started: Instant,
+    /// Which versions of objects are in force.
+    pub(super) receipts: Arc<Receipts>,
     standing: Mutex<Standing>,
     changed: Condvar,
     /// Problems that are not of objects: an unusable record, a lost attachment.
@@ -102,6 +105,7 @@ impl Shared {
             switch,
             inputs,
             started: Instant::now(),
+            receipts: Arc::default(),
             standing: Mutex::default(),
             changed: Condvar::new(),
             reports: Mutex::new(problem.into_iter().collect()),

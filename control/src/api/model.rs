@@ -6,6 +6,7 @@
 mod fdb;
 mod ipam;
 mod policy;
+mod receipt;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ pub use policy::{
     FlowChangeReport, FlowEndReport, FlowVerdictReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
     PolicyReachReport, ReachReport, UnusedRuleReport,
 };
+pub use receipt::ReceiptReport;
 pub use trace::{TraceDrop, TraceProtocol, TraceReport, TraceRequest, TraceSource, TraceStep};
 
 /// Something wrong that an operator should mend; the agent runs on without it.

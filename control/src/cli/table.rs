@@ -2,6 +2,7 @@
 
 mod addresses;
 mod policies;
+mod receipts;
 mod stations;
 mod top;
 
@@ -19,6 +20,7 @@ use crate::api::model::{
 
 pub(super) use addresses::{ipam, ipam_check};
 pub(super) use policies::{policies, policy_diff, policy_reach};
+pub(super) use receipts::receipts;
 pub(super) use stations::stations;
 pub(super) use top::top;
 

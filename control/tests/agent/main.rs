@@ -32,6 +32,7 @@ mod plugging;
 mod pod;
 mod policies;
 mod reachability;
+mod receipts;
 mod restart;
 #[path = "../../../engine/tests/support/root_tests.rs"]
 mod root_tests;
@@ -52,6 +53,7 @@ use root_tests::RootTest;
 type Test = (&'static str, fn());
 
 const TESTS: &[Test] = &[
+    ("receipts_say_what_is_in_force_since_when", receipts::receipts_say_what_is_in_force_since_when),
     ("connections_outlive_the_agent", kept::connections_outlive_the_agent),
     ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),
     ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),

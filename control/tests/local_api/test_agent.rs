@@ -175,6 +175,17 @@ impl Inspect for TestNetwork {
         Ok(IpamCheckReport { node: "a".into(), findings, ..Default::default() })
     }
 
+    fn receipts(&self) -> Result<Vec<ReceiptReport>, InspectFailure> {
+        let receipt = |name: &str| ReceiptReport {
+            kind: "Service".into(),
+            name: name.into(),
+            resource_version: "77".into(),
+            took_milliseconds: Some(1.5),
+            ..Default::default()
+        };
+        Ok(["default/web", "default/db"].map(receipt).to_vec())
+    }
+
     fn status(&self) -> Result<StatusReport, InspectFailure> {
         Ok(StatusReport { node: "a".into(), ..Default::default() })
     }
