@@ -50,7 +50,8 @@ impl HostPort {
     }
 
     /// Brings the port and its interface into step with the plan; what of it is there afterwards.
-    pub(super) fn follow(&mut self, netlink: &mut Netlink, standing: &Standing) -> Option<LocalHost> {
+    /// `leads_here`: whether the host's routes may lead to it already.
+    pub(super) fn follow(&mut self, netlink: &mut Netlink, standing: &Standing, leads_here: bool) -> Option<LocalHost> {
         self.problems.clear();
         if let Err(problem) = self.attach(netlink) {
             self.problems.push(problem);
@@ -58,7 +59,7 @@ impl HostPort {
         }
         // Before a plan knows the port, what an earlier agent left is right.
         let told = standing.local.as_deref().is_some_and(|local| local.host.is_some());
-        let configured = match standing.plan.as_deref().filter(|_| told) {
+        let configured = match standing.plan.as_deref().filter(|_| told && leads_here) {
             Some(plan) => {
                 self.claim(standing, &plan.host);
                 let services = self.services(standing);

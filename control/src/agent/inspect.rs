@@ -12,6 +12,7 @@ mod stations;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use millrace_engine::clock::Clock;
@@ -273,6 +274,7 @@ impl Inspect for Inspector {
             unaccounted_frames: settled_unaccounted(&counters),
             connections_taken_over: kept.connections.taken as u64,
             connections_not_taken_over: kept.connections.refused as u64,
+            connections_adopted: self.shared.adopted.load(Ordering::Relaxed),
             connections_end: kept.problem,
             problems: self.shared.problems(),
         })

@@ -12,6 +12,7 @@
 //! the host's own port.
 
 mod addresses;
+mod adoption;
 mod announcements;
 mod attachment_check;
 mod bridge_ports;

@@ -1,6 +1,7 @@
 //! What the agent's threads share: the switch, and how the configuration stands.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,8 @@ pub(super) struct Shared {
     pub(super) started: Instant,
     /// Which versions of objects are in force.
     pub(super) receipts: Arc<Receipts>,
+    /// Connections of the kernel that go on in the switch.
+    pub(super) adopted: AtomicU64,
     standing: Mutex<Standing>,
     changed: Condvar,
     /// Problems that are not of objects: an unusable record, a lost attachment.
@@ -106,6 +109,7 @@ impl Shared {
             inputs,
             started: Instant::now(),
             receipts: Arc::default(),
+            adopted: AtomicU64::new(0),
             standing: Mutex::default(),
             changed: Condvar::new(),
             reports: Mutex::new(problem.into_iter().collect()),

@@ -91,6 +91,9 @@ pub struct StatusReport {
     /// Those that it left and that this one has no room for.
     #[serde(default)]
     pub connections_not_taken_over: u64,
+    /// Connections to Services that the kernel had begun, by kube-proxy's rules, and that go on here.
+    #[serde(default)]
+    pub connections_adopted: u64,
     /// Why connections will end with this agent; `None` if the next one goes on with them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub connections_end: Option<String>,

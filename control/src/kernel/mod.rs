@@ -23,6 +23,7 @@ pub mod pod_interface;
 pub mod reserved_ports;
 pub mod routes;
 pub mod sysctl;
+pub mod translated_flows;
 pub mod virtual_links;
 
 use std::io;

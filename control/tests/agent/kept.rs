@@ -35,7 +35,7 @@ fn balancer(ipv4: bool) -> IpAddr {
 }
 
 /// Answers every byte of every connection with the same, until told to stop.
-fn answer(listener: &TcpListener, stop: &AtomicBool) {
+pub(crate) fn answer(listener: &TcpListener, stop: &AtomicBool) {
     listener.set_nonblocking(true).expect("set");
     std::thread::scope(|scope| {
         while !stop.load(Ordering::Relaxed) {
@@ -62,13 +62,13 @@ fn answer(listener: &TcpListener, stop: &AtomicBool) {
 }
 
 /// One connection that is used.
-struct Conversation {
+pub(crate) struct Conversation {
     what: &'static str,
     socket: TcpStream,
 }
 
 impl Conversation {
-    fn open(what: &'static str, from: &Endpoint, to: SocketAddr) -> Self {
+    pub(crate) fn open(what: &'static str, from: &Endpoint, to: SocketAddr) -> Self {
         let end = Instant::now() + OPENING;
         loop {
             let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(1));
@@ -100,7 +100,7 @@ impl Conversation {
 }
 
 /// Whatever happens, each conversation is held meanwhile; what became of each.
-fn while_held<T>(
+pub(crate) fn while_held<T>(
     conversations: &mut [Conversation],
     event: impl FnOnce() -> T,
 ) -> (T, Vec<(&'static str, Result<Duration, String>)>) {

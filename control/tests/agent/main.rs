@@ -22,6 +22,7 @@ mod host;
 mod idle;
 mod kept;
 mod kernel_peer;
+mod kube_proxy;
 mod late_fragments;
 mod losses;
 mod metrics;
@@ -53,6 +54,7 @@ use root_tests::RootTest;
 type Test = (&'static str, fn());
 
 const TESTS: &[Test] = &[
+    ("connections_of_kube_proxy_live_on", kube_proxy::connections_of_kube_proxy_live_on),
     ("receipts_say_what_is_in_force_since_when", receipts::receipts_say_what_is_in_force_since_when),
     ("connections_outlive_the_agent", kept::connections_outlive_the_agent),
     ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),

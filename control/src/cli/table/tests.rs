@@ -216,6 +216,7 @@ fn status_lists_problems_with_their_place() {
         unaccounted_frames: 0,
         connections_taken_over: 7,
         connections_not_taken_over: 0,
+        connections_adopted: 0,
         connections_end: None,
         problems: vec![
             Problem {
