@@ -20,11 +20,13 @@ mod flannel;
 mod health;
 mod host;
 mod idle;
+mod installation;
 mod kernel_peer;
 mod late_fragments;
 mod losses;
 mod metrics;
 mod networks;
+mod node_state;
 mod objects;
 mod ping;
 mod plugging;
@@ -106,6 +108,13 @@ const TESTS: &[Test] = &[
     ("a_node_with_another_address_is_followed", uplinks::a_node_with_another_address_is_followed),
     ("an_uplinks_mtu_is_followed", uplinks::an_uplinks_mtu_is_followed),
     ("a_missing_right_is_named", uplinks::a_missing_right_is_named),
+    ("the_runtime_is_told_when_pods_can_be_plugged_in", installation::the_runtime_is_told_when_pods_can_be_plugged_in),
+    ("a_full_or_read_only_directory_keeps_what_it_has", installation::a_full_or_read_only_directory_keeps_what_it_has),
+    ("an_uninstalled_node_is_as_before", installation::an_uninstalled_node_is_as_before),
+    (
+        "pods_end_after_an_uninstall_that_kept_the_plugin",
+        installation::pods_end_after_an_uninstall_that_kept_the_plugin,
+    ),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("what_streams_lose_while_agents_come_and_go", losses::what_streams_lose_while_agents_come_and_go),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
