@@ -13,6 +13,7 @@ mod boundary_table;
 mod capabilities;
 mod chain;
 mod cluster;
+mod container;
 mod directory;
 mod egress;
 mod faults;
@@ -115,6 +116,8 @@ const TESTS: &[Test] = &[
         "pods_end_after_an_uninstall_that_kept_the_plugin",
         installation::pods_end_after_an_uninstall_that_kept_the_plugin,
     ),
+    ("an_agent_needs_the_rights_of_its_container", container::an_agent_needs_the_rights_of_its_container),
+    ("each_right_of_the_container_is_needed", container::each_right_of_the_container_is_needed),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("what_streams_lose_while_agents_come_and_go", losses::what_streams_lose_while_agents_come_and_go),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
