@@ -96,6 +96,19 @@ fn the_chart_gives_the_rendered_files() {
     }
 }
 
+/// What `helm lint` prints as JSON, by the library.
+const LINT: &str = "import json, sys, helm_python; print(json.dumps(helm_python.lint(sys.argv[1])))";
+
+fn helm_finds_nothing_wrong() {
+    let output =
+        Command::new(python()).args(["-c", LINT]).arg(format!("{DEPLOY}/helm/millrace")).output().expect("python");
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    // 1 is advice, such as to have an icon.
+    let wrong = |message: &&Value| message["severity"].as_u64() != Some(1);
+    let messages: Vec<&Value> = found["messages"].as_array().expect("messages").iter().filter(wrong).collect();
+    assert!(messages.is_empty() && found["total_charts_linted"] == 1, "{found}");
+}
+
 fn values_are_checked_and_used() {
     for wrong in [r#"{"healthPort": "high"}"#, r#"{"capabilites": []}"#, r#"{"image": {"pullPolicy": "Sometimes"}}"#] {
         let output = render(wrong, &[]);
@@ -363,8 +376,9 @@ fn main() -> ExitCode {
     );
     let kubectl =
         (!succeeds("kubectl", &["version", "--client"])).then_some("needs the program kubectl (tried with 1.32)");
-    let tests: [Test; 7] = [
+    let tests: [Test; 8] = [
         ("the_chart_gives_the_rendered_files", the_chart_gives_the_rendered_files, helm),
+        ("helm_finds_nothing_wrong", helm_finds_nothing_wrong, helm),
         ("values_are_checked_and_used", values_are_checked_and_used, helm),
         ("every_object_is_of_its_type", every_object_is_of_its_type, None),
         ("rights_and_definitions_have_one_source", rights_and_definitions_have_one_source, None),
