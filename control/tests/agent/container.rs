@@ -6,12 +6,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use millrace_control::api::model::StatusReport;
+use millrace_control::kernel::{Netlink, sysctl};
 use serde_json::{Value, json};
 
 use crate::agent_process::AgentOptions;
-use crate::cluster::{AF_XDP, Cluster, NODES, POOLS, Underlay, node_object, uplink_object};
+use crate::cluster::{AF_XDP, Cluster, NODES, POOLS, UPLINK, Underlay, node_object, uplink_object};
 use crate::directory::Directory;
 use crate::host::{host, pings};
 use crate::pod::Pod;
@@ -94,17 +96,22 @@ mount -o remount,ro .
 exec chroot . "$@"
 "#;
 
-/// What the DaemonSet lists, in lower case.
-fn listed() -> Vec<String> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/millrace.yaml");
-    let documents: Vec<Value> =
-        serde_saphyr::from_multiple(&fs::read_to_string(path).expect("millrace.yaml")).expect("YAML");
+/// What a container of a DaemonSet lists, in lower case: of the first container, or of the first that runs before it.
+fn listed(file: &str, containers: &str) -> Vec<String> {
+    let path = format!("{}/../deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+    let documents: Vec<Value> = serde_saphyr::from_multiple(&fs::read_to_string(path).expect(file)).expect("YAML");
     let set = documents.iter().find(|document| document["kind"] == "DaemonSet").expect("a DaemonSet");
-    let added = &set["spec"]["template"]["spec"]["containers"][0]["securityContext"]["capabilities"]["add"];
-    let names = added.as_array().expect("a list").iter().map(|name| name.as_str().expect("text").to_lowercase());
-    let names: Vec<String> = names.collect();
-    assert!(!names.is_empty() && names.iter().all(|name| ALL.contains(&name.as_str())), "{names:?}");
+    let capabilities = &set["spec"]["template"]["spec"][containers][0]["securityContext"]["capabilities"];
+    assert_eq!(capabilities["drop"], json!(["ALL"]), "{file}, {containers}");
+    let added = capabilities["add"].as_array().into_iter().flatten();
+    let names: Vec<String> = added.map(|name| name.as_str().expect("text").to_lowercase()).collect();
+    assert!(names.iter().all(|name| ALL.contains(&name.as_str())), "{names:?}");
     names
+}
+
+/// What the agent's container lists.
+fn listed_for_agent() -> Vec<String> {
+    listed("millrace.yaml", "containers")
 }
 
 /// The words that run a program in a container with these capabilities. As little memory may be locked as systemd lets
@@ -143,7 +150,7 @@ fn needs_programs() {
 pub(crate) fn an_agent_needs_the_rights_of_its_container() {
     needs_programs();
     let underlay = Underlay::create(1);
-    let under = container(&underlay.directory, &listed());
+    let under = container(&underlay.directory, &listed_for_agent());
     let options = AgentOptions { under, ..AgentOptions::default() };
     let Cluster { agents: [first, second], underlay } = Cluster::with_uplinks(underlay, [AF_XDP; 2], options);
     let directory = &underlay.directory;
@@ -157,7 +164,7 @@ pub(crate) fn an_agent_needs_the_rights_of_its_container() {
             line("NoNewPrivs:"),
         )
     };
-    let wanted = listed()
+    let wanted = listed_for_agent()
         .iter()
         .filter_map(|name| ALL.iter().position(|known| known == name))
         .fold(0, |set, bit| set | 1 << bit);
@@ -193,9 +200,35 @@ pub(crate) fn an_agent_needs_the_rights_of_its_container() {
     traffic::check(&a2_end, &b1_end);
     assert_eq!(first.status().pods, 2);
     [&first, &second].iter().for_each(|agent| agent.assert_sound());
-    [&a1, &a2, &b1].iter().for_each(|pod| pod.delete(directory));
-    assert!([&a1, &a2, &b1].iter().all(|pod| pod.interface().is_none()));
+    b1.delete(directory);
+    assert!(b1.interface().is_none());
     [&first, &second].iter().for_each(|agent| agent.assert_sound());
+
+    // The other containers: one puts the plugin into place with no right at all, one restores the node.
+    let plugins = directory.file("a.bin");
+    fs::create_dir(&plugins).expect("directory");
+    let run = |capabilities: &[String], words: &[&str]| {
+        let under = container(directory, capabilities);
+        let mut command = Command::new(under[0]);
+        command.args(&under[1..]).arg(env!("CARGO_BIN_EXE_millrace")).args(words);
+        command.arg("--plugin-directory").arg(&plugins).arg("--configuration-directory").arg(&plugins);
+        command.arg("--state-directory").arg(directory.file("a.state")).arg("--socket").arg(directory.file("a.sock"));
+        let output = underlay.nodes[0].handle().enter(|| command.output()).expect("entered").expect("program");
+        assert!(output.status.success(), "{words:?}: {output:?}");
+    };
+    let none = listed("millrace.yaml", "initContainers");
+    assert!(none.is_empty(), "{none:?}");
+    run(&none, &["install", "--plugin-only"]);
+    assert!(plugins.join("millrace-cni").is_file());
+    drop(first);
+    run(&listed("uninstall.yaml", "initContainers"), &["uninstall"]);
+    assert!(!plugins.join("millrace-cni").exists());
+    assert!([&a1, &a2].iter().all(|pod| pod.interface().is_none()), "pods lost their interfaces");
+    let mut netlink = Netlink::open_in(underlay.nodes[0].handle()).expect("netlink");
+    let names: Vec<String> = netlink.links().expect("links").into_iter().map(|link| link.name).collect();
+    assert_eq!(names, ["lo", UPLINK]);
+    let reserved = sysctl::read(underlay.nodes[0].handle(), "ipv4/ip_local_reserved_ports").expect("setting");
+    assert_eq!(reserved, "", "ports of the host are its own again");
 }
 
 /// What an agent says that lacks one, or the plugin where the agent does not notice before a pod comes.
@@ -212,7 +245,7 @@ pub(crate) fn each_right_of_the_container_is_needed() {
     let underlay = Underlay::create(1);
     let objects = [POOLS.to_owned(), node_object(0), node_object(1), uplink_object(0)];
     underlay.directory.write_objects("cluster.yaml", &objects.concat());
-    let all = listed();
+    let all = listed_for_agent();
     let mut known: Vec<&str> = WITHOUT.iter().map(|(name, _)| *name).collect();
     let mut sorted: Vec<&str> = all.iter().map(String::as_str).collect();
     known.sort_unstable();
