@@ -198,6 +198,8 @@ fn mac(node: &NodeName) -> Mac {
 /// If the interface is no TAP, or what the kernel said.
 pub fn remove() -> anyhow::Result<bool> {
     let mut netlink = Netlink::open()?;
+    // Rules do not go with the interface, and may outlive one that somebody deleted.
+    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new(), &BTreeSet::new())?;
     let Some(link) = netlink.link(HOST_INTERFACE)? else { return Ok(false) };
     if link.kind.as_deref() != Some("tun") {
         anyhow::bail!(
@@ -205,6 +207,5 @@ pub fn remove() -> anyhow::Result<bool> {
             link.kind.unwrap_or_default()
         );
     }
-    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new(), &BTreeSet::new())?;
     Ok(netlink.delete_link(HOST_INTERFACE)?)
 }

@@ -9,7 +9,7 @@
 //! The agent owns one [`Switch`] and lets three parties at it, one at a time: the reconcile thread publishes, the
 //! underlay thread attaches uplinks and the host's port, CNI calls attach pods. Nothing of this runs on a packet thread. Pods outlive the
 //! agent: their TAPs are persistent, their attachments recorded, and [`pods::Pods::restore`] takes them up again; so does
-//! the host's own port.
+//! the host's own port. [`remove_from_kernel`] takes away what is left when no agent shall come again.
 
 mod addresses;
 mod adoption;
@@ -20,12 +20,14 @@ mod denial_log;
 mod host_port;
 mod host_ports;
 mod inspect;
+mod network_configuration;
 mod networks;
 mod outside;
 mod place;
 mod pod_device;
 mod pods;
 mod policies;
+mod removal;
 mod services;
 mod shared;
 mod trace;
@@ -48,6 +50,7 @@ use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::{Configuration, ObjectSource};
 use crate::health_check::{self, Condition, HealthChecks};
+use crate::installation;
 use crate::metrics::{MetricsServer, Timings};
 use crate::observe;
 use crate::plan::LocalView;
@@ -59,11 +62,16 @@ use addresses::AddressMaintenance;
 use denial_log::DenialLog;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
+use network_configuration::NetworkConfiguration;
 use outside::WayOut;
 use pods::Pods;
 pub(crate) use pods::{FIRST_BRIDGE_PORT, FIRST_POD_PORT};
+pub use removal::{Step, remove_from_kernel};
 use shared::Shared;
 pub(crate) use shared::SharedSwitch;
+
+/// The file of the state directory with the record of attachments.
+pub(crate) const ATTACHMENTS_FILE: &str = "attachments.json";
 
 /// How long ADD and the start wait for tables to be in force.
 const IN_FORCE: Duration = Duration::from_secs(5);
@@ -83,7 +91,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let not_kept = switch.kept().problem.clone().filter(|_| is_named);
     switch.start().context("could not start the workers")?;
     let switch = SharedSwitch::new(switch);
-    let (attachments, problem) = Attachments::load(&configuration.state_directory().join("attachments.json"))
+    let (attachments, problem) = Attachments::load(&configuration.state_directory().join(ATTACHMENTS_FILE))
         .context("could not read the record of attachments")?;
     let attachments = Arc::new(attachments);
     let (inputs, taken) = reconcile::inputs();
@@ -92,7 +100,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
-    let record = configuration.state_directory().join("reserved-ports");
+    let record = configuration.state_directory().join(outside::RECORD);
     let way_out = WayOut::new(Arc::clone(&shared), configuration.outside_ports(), record);
     let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods), way_out)?;
     let timings = Arc::new(Timings::default());
@@ -114,6 +122,13 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     }
     let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
     let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
+    // The socket stands: whoever calls the plugin from now on is answered.
+    let network_configuration = configuration.cni_configuration_directory().map(|directory| {
+        let text = installation::network_configuration::text(configuration.socket(), configuration.state_directory());
+        let ready = Arc::clone(&pods);
+        NetworkConfiguration::start(Arc::clone(&shared), (directory.to_owned(), text), move || ready.status().is_ok())
+    });
+    let network_configuration = network_configuration.transpose().context("could not start a thread")?;
     let maintenance =
         AddressMaintenance::start(Arc::clone(&shared), pods, Arc::clone(&cni)).context("could not start a thread")?;
     let denial_log = DenialLog::start(Arc::clone(&shared)).context("could not start a thread")?;
@@ -126,6 +141,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let served = serve_until_told(socket, cni, inspector);
 
     drop(metrics);
+    drop(network_configuration);
     maintenance.stop();
     denial_log.stop();
     // The order in which packets stop: no new tables, then no steering, then no workers.

@@ -19,7 +19,7 @@ use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 use super::pods::holder;
 use super::shared::SharedSwitch;
 use crate::cni_server::{AttachmentKey, CniFailure, NetworkNamespace, PodDevice};
-use crate::kernel::{KernelError, LinkChange, Netlink, sysctl};
+use crate::kernel::{KernelError, Link, LinkChange, Netlink, sysctl};
 use crate::stable_hash::hash_64;
 
 type Queues = Vec<Option<Box<dyn PortQueue>>>;
@@ -151,10 +151,20 @@ impl PodDevices {
     }
 }
 
+/// How names of the switch's ends begin.
+const FAR_END: &str = "mrp";
+
 /// The switch's end of a pod's veth pair.
 pub(super) fn far_end(key: &AttachmentKey) -> String {
     // As long as the name of an interface may be.
-    format!("mrp{:012x}", hash_64(&holder(key)) & 0xffff_ffff_ffff)
+    format!("{FAR_END}{:012x}", hash_64(&holder(key)) & 0xffff_ffff_ffff)
+}
+
+/// Whether a link has a name as only [`far_end`] gives it, and is of a veth pair.
+pub(super) fn is_far_end(link: &Link) -> bool {
+    let digits = link.name.strip_prefix(FAR_END).filter(|digits| digits.len() == 12);
+    let ours = digits.is_some_and(|digits| digits.chars().all(|digit| digit.is_ascii_hexdigit()));
+    ours && link.kind.as_deref() == Some(PodDevice::Veth.kernel_kind())
 }
 
 /// A pair whose near end is the host's but has nothing to say.

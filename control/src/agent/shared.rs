@@ -175,6 +175,12 @@ impl Shared {
         }
     }
 
+    /// Takes back what [`report`](Self::report) said and is true no more.
+    pub(super) fn retract(&self, message: &str) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.retain(|problem| problem.message != message);
+    }
+
     /// All problems, as the API tells them.
     pub(super) fn problems(&self) -> Vec<model::Problem> {
         let standing = self.standing();

@@ -13,6 +13,7 @@ mod boundary_table;
 mod capabilities;
 mod chain;
 mod cluster;
+mod container;
 mod directory;
 mod egress;
 mod faults;
@@ -20,6 +21,7 @@ mod flannel;
 mod health;
 mod host;
 mod idle;
+mod installation;
 mod kept;
 mod kernel_peer;
 mod kube_proxy;
@@ -27,6 +29,7 @@ mod late_fragments;
 mod losses;
 mod metrics;
 mod networks;
+mod node_state;
 mod objects;
 mod ping;
 mod plugging;
@@ -112,6 +115,15 @@ const TESTS: &[Test] = &[
     ("a_node_with_another_address_is_followed", uplinks::a_node_with_another_address_is_followed),
     ("an_uplinks_mtu_is_followed", uplinks::an_uplinks_mtu_is_followed),
     ("a_missing_right_is_named", uplinks::a_missing_right_is_named),
+    ("the_runtime_is_told_when_pods_can_be_plugged_in", installation::the_runtime_is_told_when_pods_can_be_plugged_in),
+    ("a_full_or_read_only_directory_keeps_what_it_has", installation::a_full_or_read_only_directory_keeps_what_it_has),
+    ("an_uninstalled_node_is_as_before", installation::an_uninstalled_node_is_as_before),
+    (
+        "pods_end_after_an_uninstall_that_kept_the_plugin",
+        installation::pods_end_after_an_uninstall_that_kept_the_plugin,
+    ),
+    ("an_agent_needs_the_rights_of_its_container", container::an_agent_needs_the_rights_of_its_container),
+    ("each_right_of_the_container_is_needed", container::each_right_of_the_container_is_needed),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("what_streams_lose_while_agents_come_and_go", losses::what_streams_lose_while_agents_come_and_go),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),

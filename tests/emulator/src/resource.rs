@@ -31,11 +31,15 @@ const BUILT_IN: &[Row] = &[
     ("", "v1", "Service", "services", "svc", true, true),
     ("", "v1", "ConfigMap", "configmaps", "cm", true, false),
     ("", "v1", "Event", "events", "ev", true, false),
+    ("", "v1", "ServiceAccount", "serviceaccounts", "sa", true, false),
+    ("apps", "v1", "DaemonSet", "daemonsets", "ds", true, true),
     ("apps", "v1", "StatefulSet", "statefulsets", "sts", true, true),
     ("coordination.k8s.io", "v1", "Lease", "leases", "", true, false),
     ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", "", true, false),
     ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", "netpol", true, false),
     ("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", "", false, true),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", "", false, false),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", "", false, false),
     (DEFINITION_GROUP, "v1", "CustomResourceDefinition", "customresourcedefinitions", "crd", false, true),
 ];
 
