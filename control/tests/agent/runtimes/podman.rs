@@ -17,7 +17,7 @@ use crate::traffic::Endpoint;
 const PATIENCE: &str = "30";
 
 /// What a container asks for.
-const ADDRESS: &str = "10.1.77.7";
+const ADDRESSES: [&str; 2] = ["10.1.77.7", "fd00:1::77:7"];
 const MAC: &str = "02:00:00:00:77:07";
 
 /// podman on node a.
@@ -114,9 +114,11 @@ pub(super) fn known_as(container: &Container) -> String {
 
 /// What is asked for on podman's command line reaches the agent.
 fn gets_what_it_asks_for(world: &World, podman: &Podman) {
-    let options = ["--ip", ADDRESS, "--mac-address", MAC, "--publish", "8090:8080/udp"];
+    let [ipv4, ipv6] = ADDRESSES;
+    let options = ["--ip", ipv4, "--ip6", ipv6, "--mac-address", MAC, "--publish", "8090:8080/udp"];
     let container = podman.start_with("named", &options).expect("started");
-    assert_eq!(container.endpoint.address(true).to_string(), ADDRESS);
+    let addresses: Vec<String> = container.endpoint.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ADDRESSES);
     let link = Netlink::open_in(&container.endpoint.namespace).expect("netlink").link("eth0").expect("asked");
     assert_eq!(link.map(|link| link.mac.to_string()), Some(MAC.to_owned()));
     let services: Vec<ServiceReport> = world.agent().client().show("services").expect("report");
