@@ -40,6 +40,7 @@ mod receipts;
 mod restart;
 #[path = "../../../engine/tests/support/root_tests.rs"]
 mod root_tests;
+mod runtimes;
 mod services;
 mod standalone;
 mod subnets;
@@ -139,13 +140,18 @@ const TESTS: &[Test] = &[
         "the_five_minutes_of_the_standalone_switch_are_as_written",
         standalone::the_five_minutes_of_the_standalone_switch_are_as_written,
     ),
+    ("podman_connects_its_containers", runtimes::podman_connects_its_containers),
+    ("containerd_connects_its_pods", runtimes::containerd_connects_its_pods),
+    ("podman_and_containerd_share_a_node", runtimes::podman_and_containerd_share_a_node),
+    ("runtimes_outlive_the_agent", runtimes::runtimes_outlive_the_agent),
+    ("nothing_of_a_runtime_outlives_a_failed_test", runtimes::nothing_of_a_runtime_outlives_a_failed_test),
     ("the_api_server_may_be_away", api_server::the_api_server_may_be_away),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
 ];
 
 fn main() -> ExitCode {
-    if let Some(code) = standalone::as_ping() {
+    if let Some(code) = standalone::as_ping().or_else(runtimes::as_isolated) {
         return code;
     }
     let listed = |(name, run): Test| RootTest { name, run, on_demand: false };
