@@ -270,6 +270,7 @@ impl Inspect for Inspector {
             uplinks: count(|role| matches!(role, PortRole::Uplink(_))),
             unaccounted_frames: settled_unaccounted(&counters),
             problems: self.shared.problems(),
+            events: *self.shared.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         })
     }
 

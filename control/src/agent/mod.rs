@@ -16,6 +16,7 @@ mod announcements;
 mod attachment_check;
 mod bridge_ports;
 mod denial_log;
+mod event_writer;
 mod host_port;
 mod host_ports;
 mod inspect;
@@ -46,6 +47,7 @@ use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::{Configuration, ObjectSource};
+use crate::events::EventSink;
 use crate::health_check::{self, Condition, HealthChecks};
 use crate::metrics::{MetricsServer, Timings};
 use crate::observe;
@@ -55,6 +57,7 @@ use crate::store::api_server::Connection;
 use crate::store::{ApiServerStore, DirectoryStore, ObjectStore};
 use addresses::AddressMaintenance;
 use denial_log::DenialLog;
+use event_writer::EventWriter;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
 use outside::WayOut;
@@ -74,7 +77,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let node = node_name(configuration)?;
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
-    let store = open_store(configuration.objects())?;
+    let (store, events) = open_store(configuration.objects())?;
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
     switch.start().context("could not start the workers")?;
     let switch = SharedSwitch::new(switch);
@@ -111,6 +114,8 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let maintenance =
         AddressMaintenance::start(Arc::clone(&shared), pods, Arc::clone(&cni)).context("could not start a thread")?;
     let denial_log = DenialLog::start(Arc::clone(&shared)).context("could not start a thread")?;
+    let events = events.map(|sink| EventWriter::start(Arc::clone(&shared), sink)).transpose();
+    let events = events.context("could not start a thread")?;
     let reporter = Arc::clone(&shared);
     let metrics = configuration.metrics_address().map(|address| {
         let inspect = Arc::clone(&inspector) as Arc<dyn Inspect>;
@@ -120,6 +125,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let served = serve_until_told(socket, cni, inspector);
 
     drop(metrics);
+    events.into_iter().for_each(EventWriter::stop);
     maintenance.stop();
     denial_log.stop();
     // The order in which packets stop: no new tables, then no steering, then no workers.
@@ -130,16 +136,20 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     served
 }
 
-fn open_store(source: ObjectSource<'_>) -> anyhow::Result<Arc<dyn ObjectStore>> {
+/// The store, and where Events are written, if there is such a place.
+type Opened = (Arc<dyn ObjectStore>, Option<Arc<dyn EventSink>>);
+
+fn open_store(source: ObjectSource<'_>) -> anyhow::Result<Opened> {
     let connection = match source {
         ObjectSource::Directory(path) => {
             let store = DirectoryStore::open(path).with_context(|| format!("could not open {}", path.display()))?;
-            return Ok(Arc::new(store));
+            return Ok((Arc::new(store), None));
         }
         ObjectSource::Kubeconfig(file) => Connection::from_kubeconfig(file)?,
         ObjectSource::Cluster => Connection::in_cluster()?,
     };
-    Ok(Arc::new(ApiServerStore::open(connection)?))
+    let store = Arc::new(ApiServerStore::open(connection)?);
+    Ok((Arc::clone(&store) as Arc<dyn ObjectStore>, Some(store)))
 }
 
 fn node_name(configuration: &Configuration) -> anyhow::Result<NodeName> {

@@ -306,6 +306,11 @@ impl Pods {
             pools: &wishes.pools,
         };
         let allocated = self.allocator(|addresses| addresses.allocate(self.store.as_ref(), cluster, &wanted));
+        match &allocated {
+            Ok(given) => self.shared.gave(given, cluster),
+            Err(error @ IpamError::Exhausted { pools, .. }) => self.shared.exhausted(pools, &error.to_string()),
+            Err(_) => {}
+        }
         allocated.map_err(|error| match error {
             error if error.is_of_the_request() => CniFailure::Refused(error.to_string()),
             IpamError::NoPool | IpamError::Exhausted { .. } | IpamError::InUse { .. } | IpamError::NotLent { .. } => {

@@ -123,6 +123,7 @@ const TESTS: &[Test] = &[
         "the_five_minutes_of_the_standalone_switch_are_as_written",
         standalone::the_five_minutes_of_the_standalone_switch_are_as_written,
     ),
+    ("events_tell_what_an_operator_must_see", api_server::events_tell_what_an_operator_must_see),
     ("the_api_server_may_be_away", api_server::the_api_server_may_be_away),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
