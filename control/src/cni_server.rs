@@ -71,7 +71,9 @@ impl CniServer {
             self.delete_in_turn(request.key.clone(), String::new(), None)?;
         }
         if let Some(former) = self.attachments.get(&request.key) {
-            if former.port.is_some() && former.namespace.inode == request.namespace.inode {
+            // The kernel gives a new namespace the number of one that is gone, so its place counts too.
+            let is_same = former.namespace.inode == request.namespace.inode && former.namespace.is_there();
+            if former.port.is_some() && is_same {
                 return Err(CniFailure::AlreadyAttached(request.key));
             }
             self.remove_former(former)?;

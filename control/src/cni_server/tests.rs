@@ -191,6 +191,12 @@ fn a_missed_delete_and_a_broken_add_are_made_good() {
     server.add(add(&place.namespace("n1"))).expect("attached anew");
     assert_eq!(notes.taken(), ["add c1 web-0", "delete c1 whole record no namespace", "add c1 web-0"]);
 
+    // The same, and the kernel gave the new one the number of the old one.
+    fs::rename(place.directory.join("n1"), place.directory.join("n2")).expect("renamed");
+    let renamed = place.directory.join("n2").to_str().expect("text").to_owned();
+    server.add(add(&renamed)).expect("attached anew");
+    assert_eq!(notes.taken(), ["delete c1 whole record no namespace", "add c1 web-0"]);
+
     // The agent died in ADD: the record is there without a port.
     let mut broken = server.attachments.all().remove(0);
     broken.port = None;
