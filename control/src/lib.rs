@@ -15,6 +15,7 @@ pub mod cni_server;
 pub mod compile;
 pub mod configuration;
 pub mod demo;
+pub mod events;
 pub mod health_check;
 pub mod installation;
 pub mod ipam;

@@ -277,6 +277,7 @@ impl Inspect for Inspector {
             connections_adopted: self.shared.adopted.load(Ordering::Relaxed),
             connections_end: kept.problem,
             problems: self.shared.problems(),
+            events: *self.shared.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         })
     }
 

@@ -17,6 +17,7 @@ mod announcements;
 mod attachment_check;
 mod bridge_ports;
 mod denial_log;
+mod event_writer;
 mod host_port;
 mod host_ports;
 mod inspect;
@@ -49,6 +50,7 @@ use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::{Configuration, ObjectSource};
+use crate::events::EventSink;
 use crate::health_check::{self, Condition, HealthChecks};
 use crate::installation;
 use crate::metrics::{MetricsServer, Timings};
@@ -60,6 +62,7 @@ use crate::store::api_server::Connection;
 use crate::store::{ApiServerStore, DirectoryStore, ObjectStore};
 use addresses::AddressMaintenance;
 use denial_log::DenialLog;
+use event_writer::EventWriter;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
 use network_configuration::NetworkConfiguration;
@@ -84,7 +87,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let node = node_name(configuration)?;
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
-    let store = open_store(configuration.objects())?;
+    let (store, events) = open_store(configuration.objects())?;
     let (kept_directory, is_named) = configuration.kept_directory();
     std::fs::create_dir_all(&kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
@@ -132,6 +135,8 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let maintenance =
         AddressMaintenance::start(Arc::clone(&shared), pods, Arc::clone(&cni)).context("could not start a thread")?;
     let denial_log = DenialLog::start(Arc::clone(&shared)).context("could not start a thread")?;
+    let events = events.map(|sink| EventWriter::start(Arc::clone(&shared), sink)).transpose();
+    let events = events.context("could not start a thread")?;
     let reporter = Arc::clone(&shared);
     let metrics = configuration.metrics_address().map(|address| {
         let inspect = Arc::clone(&inspector) as Arc<dyn Inspect>;
@@ -142,6 +147,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
 
     drop(metrics);
     drop(network_configuration);
+    events.into_iter().for_each(EventWriter::stop);
     maintenance.stop();
     denial_log.stop();
     // The order in which packets stop: no new tables, then no steering, then no workers.
@@ -152,16 +158,20 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     served
 }
 
-fn open_store(source: ObjectSource<'_>) -> anyhow::Result<Arc<dyn ObjectStore>> {
+/// The store, and where Events are written, if there is such a place.
+type Opened = (Arc<dyn ObjectStore>, Option<Arc<dyn EventSink>>);
+
+fn open_store(source: ObjectSource<'_>) -> anyhow::Result<Opened> {
     let connection = match source {
         ObjectSource::Directory(path) => {
             let store = DirectoryStore::open(path).with_context(|| format!("could not open {}", path.display()))?;
-            return Ok(Arc::new(store));
+            return Ok((Arc::new(store), None));
         }
         ObjectSource::Kubeconfig(file) => Connection::from_kubeconfig(file)?,
         ObjectSource::Cluster => Connection::in_cluster()?,
     };
-    Ok(Arc::new(ApiServerStore::open(connection)?))
+    let store = Arc::new(ApiServerStore::open(connection)?);
+    Ok((Arc::clone(&store) as Arc<dyn ObjectStore>, Some(store)))
 }
 
 fn node_name(configuration: &Configuration) -> anyhow::Result<NodeName> {

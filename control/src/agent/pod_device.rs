@@ -36,7 +36,7 @@ struct KeptOut {
 }
 
 impl PodDevices {
-    /// Makes the interface in the pod's namespace and gives its queues to the workers.
+    /// Makes the interface in the pod's namespace and gives its queues to the workers. After an error nothing is left.
     pub(super) fn make(
         &self,
         switch: &SharedSwitch,
@@ -61,10 +61,15 @@ impl PodDevices {
                     true => exists(),
                     false => system("make the pod's veth pair", error),
                 })?;
-                self.take_end(switch, key, port).inspect_err(|_| drop(remove_pair(key)))?
+                self.take_end(switch, key, port).inspect_err(|_| self.undo(device, (key, namespace), port))?
             }
         };
-        attach(switch, queues, port)
+        attach(switch, queues, port).inspect_err(|_| self.undo(device, (key, namespace), port))
+    }
+
+    /// Takes back what was just made. If that fails too, the error that led here says more.
+    fn undo(&self, device: PodDevice, (key, namespace): (&AttachmentKey, &NetworkNamespace), port: PortIndex) {
+        let _ = self.remove(Some(device), (key, Some(namespace)), Some(port));
     }
 
     /// Takes up the interface that an earlier agent made.
@@ -106,11 +111,13 @@ impl PodDevices {
         if device == Some(PodDevice::Veth) {
             return pair;
         }
-        let tap = namespace.map_or(Ok(()), |namespace| {
-            TapDevice::remove_in_namespace(&handle(namespace), &key.interface)
-                .map(drop)
-                .map_err(|error| system("remove the pod's interface", error))
-        });
+        let removed = namespace.map(|namespace| TapDevice::remove_in_namespace(&handle(namespace), &key.interface));
+        let tap = match removed {
+            // It went with its namespace, a moment ago.
+            Some(Err(TapError::Namespace { source, .. })) if source.is_gone() => Ok(()),
+            Some(Err(error)) => Err(system("remove the pod's interface", error)),
+            Some(Ok(_)) | None => Ok(()),
+        };
         pair.and(tap)
     }
 

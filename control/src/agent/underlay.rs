@@ -145,6 +145,12 @@ fn missing_right() -> Option<Problem> {
     (!missing.is_empty()).then(|| Problem { kind, ..Problem::from(message.to_owned()) })
 }
 
+/// An uplink is used as soon as it is up, so nothing but the link is to be mended.
+fn uplink_down(uplink: &LocalUplink) -> Problem {
+    let message = format!("uplink {} is down: it is not set up, or has no carrier", uplink.interface);
+    Problem { kind: Some("uplink_down".to_owned()), ..Problem::from(message) }
+}
+
 struct Follower {
     shared: Arc<Shared>,
     netlink: Netlink,
@@ -196,6 +202,7 @@ impl Follower {
         let uplinks = self.uplinks.follow(&cluster, vxlan_port, &mut self.netlink);
         let bridge_ports = self.bridge_ports.follow(&cluster);
         let mut problems = self.uplinks.problems();
+        problems.extend(uplinks.values().filter(|uplink| !uplink.link_up).map(uplink_down));
         if let Some(local) = standing.local.as_deref() {
             let (node, ports) = (&self.shared.node, &mut self.bridge_ports);
             let networks = networks::follow(&cluster, node, local, ports, &mut self.netlink);

@@ -56,7 +56,7 @@ impl From<&problem::Problem> for Problem {
             line: problem.line.map(u64::from),
             object: problem.object.as_ref().map(ToString::to_string),
             message: format!("{field}{}", problem.message),
-            kind: None,
+            kind: problem.kind.map(str::to_owned),
         }
     }
 }
@@ -99,6 +99,22 @@ pub struct StatusReport {
     pub connections_end: Option<String>,
     /// What is wrong.
     pub problems: Vec<Problem>,
+    /// What became of Kubernetes Events; absent with a directory of files.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub events: Option<EventsReport>,
+}
+
+/// What became of Kubernetes Events since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsReport {
+    /// Written, or found written by another node.
+    pub written: u64,
+    /// Refused by the server.
+    pub refused: u64,
+    /// Never written: no room, or gone before the turn came.
+    pub dropped: u64,
+    /// Whose turn has not come.
+    pub waiting: u64,
 }
 
 /// `show ports`: one port.

@@ -14,8 +14,8 @@ use comfy_table::{Cell, CellAlignment};
 use millrace_engine::cycles::Work;
 
 use crate::api::model::{
-    ConnectionsReport, DropReport, FlowsReport, FrontendReport, NeighbourReport, PortReport, Problem, QueueReport,
-    RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
+    ConnectionsReport, DropReport, EventsReport, FlowsReport, FrontendReport, NeighbourReport, PortReport, Problem,
+    QueueReport, RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
 };
 
 pub(super) use addresses::{ipam, ipam_check};
@@ -277,6 +277,10 @@ pub(super) fn status(report: &StatusReport) -> String {
         None => format!("{} of the agent before, kept for the next", report.connections_taken_over),
         Some(_) => format!("{} of the agent before, not kept", report.connections_taken_over),
     };
+    let events = report.events.map(|events| {
+        let EventsReport { written, refused, dropped, waiting } = events;
+        ("Events", format!("{written} written, {refused} refused, {dropped} dropped, {waiting} waiting"))
+    });
     let mut text = String::new();
     for (name, value) in [
         ("Node", report.node.clone()),
@@ -290,7 +294,10 @@ pub(super) fn status(report: &StatusReport) -> String {
         ("Connections", connections),
         ("Frames unaccounted for", report.unaccounted_frames.to_string()),
         ("Problems", if report.problems.is_empty() { "none".into() } else { report.problems.len().to_string() }),
-    ] {
+    ]
+    .into_iter()
+    .chain(events)
+    {
         let _ = writeln!(text, "{:<24}{value}", format!("{name}:"));
     }
     for problem in &report.problems {

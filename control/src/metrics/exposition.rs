@@ -120,7 +120,15 @@ impl Node {
         ] {
             families.gauge(name, help, value)?;
         }
-        Ok(())
+        let outcomes = status
+            .events
+            .map(|events| [("written", events.written), ("refused", events.refused), ("dropped", events.dropped)]);
+        let outcomes = outcomes.into_iter().flatten();
+        families.counters(
+            "millrace_kubernetes_events",
+            "Events for operators, by what became of them.",
+            outcomes.map(|(outcome, count)| ([("outcome", outcome.to_owned())], count as f64)),
+        )
     }
 
     fn encode_timings(&self, families: &mut Families<'_>) -> fmt::Result {

@@ -212,7 +212,7 @@ fn unenforced_policies(local: &LocalView, policy: &PolicyTable, problems: &mut V
         if !names.is_empty() {
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
             let message = format!("is on the network {network}, where no policy holds, and is selected by {names}");
-            problems.push(Problem::new(message).of(&pod_key(&pod.pod)));
+            problems.push(Problem::new(message).of(&pod_key(&pod.pod)).kind("policy_not_enforced"));
         }
     }
 }
@@ -239,7 +239,8 @@ fn overlapping_pools(cluster: &Cluster, problems: &mut Vec<Problem>) {
     for (at, pool) in pools.iter().enumerate() {
         for first in pools[..at].iter().filter(|first| first.cidr().overlaps(pool.cidr())) {
             let message = format!("{} overlaps {} of pool {}", pool.cidr(), first.cidr(), first.name());
-            problems.push(Problem::new(message).of(&ObjectKey::cluster_scoped(IP_POOL, pool.name().as_str())));
+            let key = ObjectKey::cluster_scoped(IP_POOL, pool.name().as_str());
+            problems.push(Problem::new(message).of(&key).kind("address_contested"));
         }
     }
 }

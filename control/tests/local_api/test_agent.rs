@@ -72,7 +72,11 @@ impl PodNetwork for TestNetwork {
         }
     }
 
-    fn release_unrecorded(&self, _recorded: &[AttachmentKey]) {}
+    fn release(&self, _key: &AttachmentKey, _port: Option<PortIndex>) {}
+
+    fn holders(&self) -> Vec<AttachmentKey> {
+        Vec::new()
+    }
 }
 
 impl Inspect for TestNetwork {

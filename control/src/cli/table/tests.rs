@@ -229,6 +229,7 @@ fn status_lists_problems_with_their_place() {
             Problem { file: "state.json".into(), message: "unusable".into(), ..Default::default() },
             Problem { message: "the uplink is down".into(), ..Default::default() },
         ],
+        events: None,
     };
     check(
         &status(&report),
