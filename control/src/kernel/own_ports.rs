@@ -185,7 +185,8 @@ impl Netlink {
                 unless_absent(self.request(RouteNetlinkMessage::DelRule(gone.rule()), 0, attempt).map(|_| ()))?;
             }
             // Only what this program moved is moved back.
-            if !wanted && !(present.is_empty() && present_guarded.is_empty()) {
+            let has_rules = !present.is_empty() || !present_guarded.is_empty();
+            if !wanted && has_rules {
                 self.move_local_table(ipv4, known(), LOCAL_PRIORITY, LOCAL_FIRST)?;
             }
         }

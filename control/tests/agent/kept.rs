@@ -61,6 +61,9 @@ pub(crate) fn answer(listener: &TcpListener, stop: &AtomicBool) {
     });
 }
 
+/// What a connection is, and the longest wait for an answer or how it ended.
+pub(crate) type Outcome = (&'static str, Result<Duration, String>);
+
 /// One connection that is used.
 pub(crate) struct Conversation {
     what: &'static str,
@@ -100,10 +103,7 @@ impl Conversation {
 }
 
 /// Whatever happens, each conversation is held meanwhile; what became of each.
-pub(crate) fn while_held<T>(
-    conversations: &mut [Conversation],
-    event: impl FnOnce() -> T,
-) -> (T, Vec<(&'static str, Result<Duration, String>)>) {
+pub(crate) fn while_held<T>(conversations: &mut [Conversation], event: impl FnOnce() -> T) -> (T, Vec<Outcome>) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let stop = &stop;
@@ -118,7 +118,7 @@ pub(crate) fn while_held<T>(
 }
 
 /// The longest wait of each sort.
-fn table(event: &str, outcomes: &[(&'static str, Result<Duration, String>)]) {
+fn table(event: &str, outcomes: &[Outcome]) {
     let mut sorts: Vec<&str> = outcomes.iter().map(|(what, _)| *what).collect();
     sorts.dedup();
     for sort in sorts {

@@ -25,7 +25,7 @@ const PAGE_BYTES: usize = 4096;
 const WORD_BYTES: usize = size_of::<AtomicU64>();
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// What statfs says of a tmpfs (include/uapi/linux/magic.h, `TMPFS_MAGIC`).
-const TMPFS: i64 = 0x0102_1994;
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
 /// What memory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ impl KeptMemory {
     }
 
     fn fill(file: OwnedFd, content: Content, items: usize) -> io::Result<Self> {
-        if i64::from(rustix::fs::fstatfs(&file)?.f_type) != TMPFS {
+        if rustix::fs::fstatfs(&file)?.f_type != TMPFS {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "it is on no tmpfs"));
         }
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;

@@ -87,8 +87,8 @@ impl State {
             kept.affinities = affinities.restore(&former, now);
         }
         if kept.problem.is_none() {
-            let contents = [connections::CONTENT, affinity::CONTENT].into_iter();
-            let taken: io::Result<()> = contents.map(|content| KeptMemory::take_place(directory, content)).collect();
+            let mut contents = [connections::CONTENT, affinity::CONTENT].into_iter();
+            let taken = contents.try_for_each(|content| KeptMemory::take_place(directory, content));
             kept.problem = taken.err().map(|error| says(directory, &error));
         }
         let state = State { endpoint_loads: loads, ..State::around(connections, affinities, options.hash_key)? };
