@@ -240,7 +240,7 @@ fn pod_segment(around: &Surroundings<'_>, problems: &mut Vec<Problem>) -> Segmen
         router_addresses: around.router_addresses.to_vec(),
         masquerade_ports: local.masquerade_ports,
         known_outside: true,
-        connected: around.prefixes(&connected),
+        connected: around.prefixes(PODS, &connected, problems),
     }
 }
 

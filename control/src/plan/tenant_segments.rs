@@ -66,7 +66,7 @@ impl Surroundings<'_> {
             router_addresses: router_addresses(self.cluster, &self.local.node, network),
             masquerade_ports: self.local.masquerade_ports,
             known_outside: false,
-            connected: self.prefixes(&connected),
+            connected: self.prefixes(network.as_str(), &connected, problems),
             tunnel_mac: tunnels::own_mac(self.cluster.nodes.get(&self.local.node), &self.local.node),
             routes,
         };
@@ -91,7 +91,12 @@ impl Surroundings<'_> {
 
     /// The prefixes of connected networks, with their segments. Of the pods' segment they are its pods': its node's other
     /// addresses are told by their routes alone.
-    pub(super) fn prefixes(&self, connected: &[Option<NetworkName>]) -> BTreeMap<IpNet, SegmentIndex> {
+    pub(super) fn prefixes(
+        &self,
+        segment: &str,
+        connected: &[Option<NetworkName>],
+        problems: &mut Vec<Problem>,
+    ) -> BTreeMap<IpNet, SegmentIndex> {
         let of = |network: &Option<NetworkName>| {
             let segment = self.tenants.segment(network.as_ref());
             let mut ranges = ranges_of(self.cluster, network.as_ref());
@@ -103,7 +108,14 @@ impl Surroundings<'_> {
             }
             segment.into_iter().flat_map(move |segment| ranges.clone().into_iter().map(move |range| (range, segment)))
         };
-        connected.iter().flat_map(of).take(limits::CONNECTED_PREFIXES).collect()
+        let all: BTreeMap<IpNet, SegmentIndex> = connected.iter().flat_map(of).collect();
+        let most = limits::CONNECTED_PREFIXES;
+        if all.len() > most {
+            let message =
+                format!("segment {segment} is connected with {} prefixes, of which {most} are known", all.len());
+            problems.push(Problem::new(message));
+        }
+        all.into_iter().take(most).collect()
     }
 
     /// Addresses of the cluster's that are not the tenant's are not outside either: pods', and those of nodes.

@@ -175,6 +175,11 @@ pub(crate) fn a_pod_has_interfaces_in_several_networks() {
         assert_eq!(one.addresses.len(), 2, "{interface}: {:?}", one.addresses);
         traffic::check(&one, &two);
     }
+    // A trace begins at the interface that is named.
+    let to = format!("{}/icmp", addresses_of(&answers[1], "net1")[0]);
+    let traced = first.program(&["trace", "--from", "default/many-a net1", "--to", &to]).stdout;
+    let traced = String::from_utf8_lossy(&traced);
+    assert!(traced.contains("in segment blue") && traced.contains("vni 5001"), "{traced}");
     // The default route is the first interface's.
     let routes = Netlink::open_in(pods[0].namespace.handle()).expect("netlink").own_routes().expect("routes");
     let eth0 = pods[0].interface().expect("eth0").index;
