@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 use millrace_control::cluster::NodeName;
 use millrace_control::plan::{GATEWAY_MAC, LocalView, OutsidePath, OutsideView};
@@ -14,6 +15,8 @@ use millrace_engine::counters::Event;
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::memory::{MemoryWire, WireFrame};
+use millrace_engine::switch::SwitchOptions;
+use millrace_engine::testing::node::Node;
 use millrace_engine::testing::{ACK, SYN, checksums_valid, describe, frame};
 use serde_json::{Value, json};
 
@@ -72,6 +75,8 @@ pub struct ServiceWorld {
     pub store: MemoryStore,
     nodes: Vec<ClusterNode>,
     pods: BTreeMap<String, Pod>,
+    /// What the first node's switch is built of.
+    options: SwitchOptions,
 }
 
 impl Default for ServiceWorld {
@@ -127,6 +132,44 @@ fn ways_out(node: usize) -> OutsideView {
     view
 }
 
+fn addresses(node: usize) -> [IpAddr; 2] {
+    [node_address(node, true), node_address(node, false)]
+}
+
+/// Both nodes, their blocks and the range of the Services.
+fn write_cluster(store: &MemoryStore) {
+    let mut all = vec![objects::pool("four", "10.0.0.0/8", 24), objects::pool("six", "fd00::/16", 112)];
+    for (number, name) in [(0, "a"), (1, "b")] {
+        let mut node = objects::node(name, &addresses(number));
+        node["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": if number == 0 { "east" } else { "west" }});
+        all.push(node);
+        all.push(objects::block(&format!("10.{}.0.0/24", number + 1), "four", name));
+        all.push(objects::block(&format!("fd00:{}::/112", number + 1), "six", name));
+    }
+    all.push(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]},
+    }));
+    all.iter().for_each(|object| drop(store.create(object).expect("object")));
+}
+
+/// Node `a` or `b`, with nothing plugged in.
+fn made(
+    number: usize,
+    configure: &dyn Fn(&mut LocalView),
+    options: &SwitchOptions,
+    store: &MemoryStore,
+) -> ClusterNode {
+    let mut local = LocalView::new(NodeName::new(["a", "b"][number]).expect("node name"));
+    local.outside = ways_out(number);
+    configure(&mut local);
+    ClusterNode::of_size(number as u8 + 1, local, &addresses(number), options.clone(), store)
+}
+
+fn without_kept(options: &SwitchOptions) -> SwitchOptions {
+    SwitchOptions { kept_in: None, ..options.clone() }
+}
+
 fn at(address: IpAddr, port: u16) -> String {
     std::net::SocketAddr::new(address, port).to_string()
 }
@@ -170,47 +213,57 @@ impl ServiceWorld {
         (world, wires)
     }
 
+    /// The same; connections of the first node outlive its switch in `directory`.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn kept_in(directory: &Path) -> Self {
+        let options = SwitchOptions { kept_in: Some(directory.to_owned()), ..Node::options(1) };
+        Self::with_switch(&|_| {}, true, options)
+    }
+
     fn built(configure: &dyn Fn(&mut LocalView), with_hosts: bool, workers: usize) -> Self {
+        Self::with_switch(configure, with_hosts, Node::options(workers))
+    }
+
+    fn with_switch(configure: &dyn Fn(&mut LocalView), with_hosts: bool, options: SwitchOptions) -> Self {
         let store = MemoryStore::default();
-        let mut all = vec![objects::pool("four", "10.0.0.0/8", 24), objects::pool("six", "fd00::/16", 112)];
-        for (number, name) in [(0, "a"), (1, "b")] {
-            let mut node = objects::node(name, &[node_address(number, true), node_address(number, false)]);
-            node["metadata"]["labels"] =
-                json!({"topology.kubernetes.io/zone": if number == 0 { "east" } else { "west" }});
-            all.push(node);
-            all.push(objects::block(&format!("10.{}.0.0/24", number + 1), "four", name));
-            all.push(objects::block(&format!("fd00:{}::/112", number + 1), "six", name));
-        }
-        all.push(json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-            "spec": {"cidrs": ["10.96.0.0/16", "fd00:96::/112"]},
-        }));
-        all.iter().for_each(|object| drop(store.create(object).expect("object")));
-        let addresses = |node| [node_address(node, true), node_address(node, false)];
-        let node = |number: usize, name: &str| {
-            let mut local = LocalView::new(NodeName::new(name).expect("node name"));
-            local.outside = ways_out(number);
-            configure(&mut local);
-            ClusterNode::configured(number as u8 + 1, local, &addresses(number), workers, &store)
-        };
-        let mut nodes = vec![node(0, "a"), node(1, "b")];
-        for (number, node) in nodes.iter_mut().enumerate() {
-            let other = 1 - number;
-            node.tell_underlay(addresses(other).map(|address| (address, uplink_mac(other as u8 + 1))));
-        }
-        let mut world = Self { store, nodes, pods: BTreeMap::new() };
-        for (node, name) in HOSTS.iter().enumerate().filter(|_| with_hosts) {
-            let (port, mac) = world.nodes[node].plug_host(&addresses(node));
-            world.pods.insert((*name).to_owned(), Pod { node, port, mac });
-        }
-        world.pods.insert(OUTSIDE.to_owned(), Pod { node: 0, port: UPLINK, mac: ROUTER_MAC });
-        for (name, node, _) in PODS {
-            let own = [pod_address(name, true), pod_address(name, false)];
-            let (port, mac) = world.nodes[node].plug_in(name, &own);
-            world.pods.insert(name.to_owned(), Pod { node, port, mac });
-        }
+        write_cluster(&store);
+        let nodes = vec![made(0, configure, &options, &store), made(1, configure, &without_kept(&options), &store)];
+        let mut world = Self { store, nodes, pods: BTreeMap::new(), options };
+        (0..HOSTS.len()).for_each(|node| world.populate(node, with_hosts));
         world.follow();
         world
+    }
+
+    /// Tells a new node what its kernel and its CNI server would.
+    fn populate(&mut self, number: usize, with_host: bool) {
+        let other = 1 - number;
+        let next_hops = addresses(other).map(|address| (address, uplink_mac(other as u8 + 1)));
+        self.nodes[number].tell_underlay(next_hops);
+        if with_host {
+            let (port, mac) = self.nodes[number].plug_host(&addresses(number));
+            self.pods.insert(HOSTS[number].to_owned(), Pod { node: number, port, mac });
+        }
+        self.pods.insert(OUTSIDE.to_owned(), Pod { node: 0, port: UPLINK, mac: ROUTER_MAC });
+        for (name, node, _) in PODS.into_iter().filter(|(_, node, _)| *node == number) {
+            let own = [pod_address(name, true), pod_address(name, false)];
+            let (port, mac) = self.nodes[node].plug_in(name, &own);
+            self.pods.insert(name.to_owned(), Pod { node, port, mac });
+        }
+    }
+
+    /// Ends the first node's switch and control plane and builds them anew, with another key for what is chosen by chance.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    pub fn restart(&mut self) {
+        self.options.hash_seed = self.options.hash_seed.map(|seed| seed + 1);
+        drop(self.nodes.remove(0));
+        self.nodes.insert(0, made(0, &|_| {}, &self.options, &self.store));
+        self.populate(0, true);
+        self.follow();
     }
 
     /// Writes an object, in place of any of its name, and lets the nodes take it up.

@@ -107,13 +107,17 @@ fn delete(environment: &Environment, input: &[u8], log: &mut dyn Write) -> Versi
     match exchange::<_, IgnoredAny>(&configuration, DELETE_PATH, &request) {
         Ok(_) => Ok(()),
         // A pod must be removable while the agent is down, or dies while it works: the agent takes the request up when
-        // it is there again. Without the file it still finds what is lost by the namespaces that are gone.
+        // it is there again.
         Err(ExchangeError::Client(error @ (ClientError::Absent(..) | ClientError::Connection(_)))) => {
             let _ = writeln!(log, "millrace-cni: {error}; the agent cleans up when it starts");
-            if let Err(error) = pending::leave(&configuration.state_directory, &request) {
-                let _ = writeln!(log, "millrace-cni: the request could not be left for it: {error}");
+            let Err(reason) = pending::leave(&configuration.state_directory, &request) else { return Ok(()) };
+            let message = "no agent answers, and the request could not be left for it";
+            let _ = writeln!(log, "millrace-cni: {message}: {reason}");
+            if !pending::may_be_left_later(&reason) {
+                return Ok(());
             }
-            Ok(())
+            let failure = Failure::new(code::TRY_AGAIN_LATER, message);
+            Err((configuration.version, failure.with_details(reason.to_string())))
         }
         Err(error) => Err((configuration.version, error.into_failure(&configuration))),
     }

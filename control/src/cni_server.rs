@@ -67,10 +67,14 @@ impl CniServer {
     /// See [`CniFailure`]; after an error nothing of the attachment is left, or a record that the next call cleans up.
     pub fn add(&self, request: protocol::AddRequest) -> Result<protocol::AddAnswer, CniFailure> {
         let request = decode_add(request)?;
-        self.take_up_pending_of(&request.key)?;
         let _turn = self.order.enter(&request.key.container_id);
+        if self.waits(&request.key) {
+            self.delete_in_turn(request.key.clone(), String::new(), None)?;
+        }
         if let Some(former) = self.attachments.get(&request.key) {
-            if former.port.is_some() && former.namespace.inode == request.namespace.inode {
+            // The kernel gives a new namespace the number of one that is gone, so its place counts too.
+            let is_same = former.namespace.inode == request.namespace.inode && former.namespace.is_there();
+            if former.port.is_some() && is_same {
                 return Err(CniFailure::AlreadyAttached(request.key));
             }
             self.remove_former(former)?;
@@ -148,16 +152,34 @@ impl CniServer {
     pub fn delete(&self, request: protocol::DeleteRequest) -> Result<(), CniFailure> {
         let key = decode_key(request.container_id, request.interface)?;
         let _turn = self.order.enter(&key.container_id);
+        self.delete_in_turn(key, request.network, request.network_namespace)
+    }
+
+    /// A DEL that waits for the same attachment is done with it.
+    fn delete_in_turn(
+        &self,
+        key: AttachmentKey,
+        network: String,
+        network_namespace: Option<String>,
+    ) -> Result<(), CniFailure> {
         let record = self.attachments.get(&key);
         let namespace = match &record {
             Some(record) => Some(record.namespace.clone()).filter(NetworkNamespace::is_there),
-            None => request.network_namespace.and_then(|path| open_namespace(&path).ok()),
+            None => network_namespace.and_then(|path| open_namespace(&path).ok()),
         };
-        self.detach(DeleteRequest { key, network: request.network, namespace, record })
+        let waiting = self.pending_file(&key);
+        self.detach(DeleteRequest { key, network, namespace, record })?;
+        match waiting.map(std::fs::remove_file) {
+            Some(Err(source)) if source.kind() != io::ErrorKind::NotFound => {
+                Err(CniFailure::system("forget a DEL that was left", source))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Interfaces beside the first go before it. The record loses its port first: if the agent dies in the middle, the next start finds an attachment that is
-    /// not whole and takes the rest of it away. If something stays, the record is whole again.
+    /// not whole and takes the rest of it away. If something stays, the record is whole again. Addresses are given to
+    /// others only when no record has them any more: the next start takes them from the record.
     fn detach(&self, request: DeleteRequest) -> Result<(), CniFailure> {
         self.remove_further(&request.key)?;
         if let Some(whole) = request.record.as_ref().filter(|record| record.port.is_some()) {
@@ -168,7 +190,11 @@ impl CniServer {
             // If this fails too, the record stays without a port, which the next DEL or start cleans up.
             let _ = request.record.clone().map(|whole| self.attachments.put(whole));
         })?;
-        self.attachments.remove(&request.key).map_err(|source| CniFailure::system("record the detached pod", source))
+        self.attachments
+            .remove(&request.key)
+            .map_err(|source| CniFailure::system("record the detached pod", source))?;
+        self.network.release(&request.key, request.record.and_then(|record| record.port).map(|port| port.index));
+        Ok(())
     }
 
     /// Says whether an attachment is as ADD left it.
@@ -231,8 +257,13 @@ impl CniServer {
                 failures.push(format!("{} {}: {failure}", key.container_id, key.interface));
             }
         }
-        let recorded: Vec<AttachmentKey> = self.attachments.all().into_iter().map(|record| record.key).collect();
-        self.network.release_unrecorded(&recorded);
+        for key in self.network.holders() {
+            // An ADD at work is recorded before it has addresses.
+            let _turn = self.order.enter(&key.container_id);
+            if self.attachments.get(&key).is_none() {
+                self.network.release(&key, None);
+            }
+        }
         if failures.is_empty() {
             return Ok(());
         }
@@ -254,26 +285,31 @@ impl CniServer {
             Ok(waiting) => waiting,
             Err(error) => return vec![format!("{} cannot be read: {error}", pending::directory(directory).display())],
         };
-        let failed = |(file, request): (PathBuf, Result<protocol::DeleteRequest, String>)| {
-            let outcome = request.and_then(|request| self.delete(request).map_err(|failure| failure.to_string()));
-            let outcome = outcome.and_then(|()| std::fs::remove_file(&file).map_err(|error| error.to_string()));
-            outcome.err().map(|reason| format!("{}: {reason}", file.display()))
-        };
-        waiting.into_iter().filter_map(failed).collect()
+        let mut failed: Vec<String> = Vec::new();
+        for (file, request) in waiting {
+            let outcome = request.and_then(|request| self.take_up(request).map_err(|failure| failure.to_string()));
+            failed.extend(outcome.err().map(|reason| format!("{}: {reason}", file.display())));
+        }
+        if let Err(error) = pending::sweep(directory) {
+            failed.push(format!("{} cannot be tidied up: {error}", pending::directory(directory).display()));
+        }
+        failed
     }
 
-    /// The same for one attachment that is about to be made anew.
-    fn take_up_pending_of(&self, key: &AttachmentKey) -> Result<(), CniFailure> {
-        let directory = self.state_directory.as_deref();
-        let file = directory.and_then(|directory| pending::file(directory, &key.container_id, &key.interface));
-        let Some(file) = file.filter(|file| file.exists()) else { return Ok(()) };
-        self.delete(protocol::DeleteRequest {
-            network: String::new(),
-            container_id: key.container_id.clone(),
-            interface: key.interface.clone(),
-            network_namespace: None,
-        })?;
-        std::fs::remove_file(&file).map_err(|source| CniFailure::system("forget a DEL that was left", source))
+    /// Does what a file asks for, if it is there still: an ADD may have done it since, and have made the attachment anew.
+    fn take_up(&self, request: protocol::DeleteRequest) -> Result<(), CniFailure> {
+        let key = decode_key(request.container_id, request.interface)?;
+        let _turn = self.order.enter(&key.container_id);
+        if self.waits(&key) { self.delete_in_turn(key, request.network, request.network_namespace) } else { Ok(()) }
+    }
+
+    /// Where a DEL of this attachment would have left its request.
+    fn pending_file(&self, key: &AttachmentKey) -> Option<PathBuf> {
+        pending::file(self.state_directory.as_deref()?, &key.container_id, &key.interface)
+    }
+
+    fn waits(&self, key: &AttachmentKey) -> bool {
+        self.pending_file(key).is_some_and(|file| file.exists())
     }
 
     /// Takes away what no DEL will come for: attachments whose namespace went while the agent was down, and those

@@ -6,6 +6,7 @@
 //! concerns the cluster (nodes, pools, networks) is not here: those are objects.
 
 mod check;
+mod error;
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use millrace_engine::tables::{PortRange, Vni};
 use serde::{Deserialize, Serialize};
 
 use self::check::{Wrong, check};
+pub use self::error::ConfigurationError;
 use crate::ipam::AddressSource;
 use crate::plan::ServiceOptions;
 
@@ -86,6 +88,9 @@ table! {
         objects_directory: PathBuf = "/etc/millrace/objects".into();
         /// Directory for what the agent must remember over a restart: attachments, claimed address blocks.
         state_directory: PathBuf = "/var/lib/millrace".into();
+        /// Directory on a tmpfs for what the next agent goes on with, however this one ends: connections, and endpoints that
+        /// clients of Services stay with. Empty: beside `socket`, `agent.kept`. On no tmpfs they end with the agent.
+        kept_directory: PathBuf = PathBuf::new();
         /// Unix socket of the local API, for `millrace` and `millrace-cni`. Only root may open it.
         socket: PathBuf = millrace_cni::configuration::DEFAULT_SOCKET.into();
         /// Worker threads, at most 16. 0: as many as `worker_cpus` names, or else one for every two CPUs, at most 4.
@@ -101,6 +106,7 @@ table! {
     }
     sections {
         api_server: ApiServer;
+        cni: Cni;
         addresses: Addresses;
         frame_memory: FrameMemory;
         flow_cache: FlowCache;
@@ -120,6 +126,16 @@ table! {
         kubeconfig: PathBuf = PathBuf::new();
         /// Whether the agent runs in a pod of the cluster and is to use the pod's service account.
         in_cluster: bool = false;
+    }
+    sections {}
+}
+
+table! {
+    /// The container runtime.
+    Cni {
+        /// Directory in which the runtime looks for network configurations, /etc/cni/net.d mostly: the agent puts
+        /// 10-millrace.conflist there once pods can be plugged in. Empty: somebody else does.
+        configuration_directory: PathBuf = PathBuf::new();
     }
     sections {}
 }
@@ -279,39 +295,6 @@ pub struct Configuration {
     masquerade_ports: PortRange,
     outside_ports: PortRange,
     exempt: Vec<IpNet>,
-}
-
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigurationError {
-    /// The file cannot be read.
-    #[error("could not read the configuration {}", file.display())]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-    /// The file is not TOML, or has a field that does not exist or of another type; the source names the line.
-    #[error("the configuration {} cannot be understood", file.display())]
-    Syntax {
-        /// The file.
-        file: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// A field has a value it may not have.
-    #[error("the configuration {} has a wrong value: {field} = {value}: {reason}", file.display())]
-    Value {
-        /// The file.
-        file: PathBuf,
-        /// The field, with its section.
-        field: &'static str,
-        /// What it says.
-        value: String,
-        /// Why that is wrong.
-        reason: &'static str,
-    },
 }
 
 impl Configuration {
@@ -494,6 +477,26 @@ impl Configuration {
     pub fn within_cluster(mut self) -> Self {
         self.file.api_server = ApiServer { kubeconfig: PathBuf::new(), in_cluster: true };
         self
+    }
+
+    /// Directory for what the next agent goes on with, and whether the file names it.
+    #[must_use]
+    pub fn kept_directory(&self) -> (PathBuf, bool) {
+        let named = Some(&self.file.kept_directory).filter(|named| !named.as_os_str().is_empty());
+        (named.cloned().unwrap_or_else(|| self.file.socket.with_extension("kept")), named.is_some())
+    }
+
+    /// The same for the node of this name, whatever the file says; the name is checked when the agent starts.
+    #[must_use]
+    pub fn for_node(mut self, name: String) -> Self {
+        self.file.node = name;
+        self
+    }
+
+    /// Where the agent tells the container runtime of the plugin, if it does.
+    #[must_use]
+    pub fn cni_configuration_directory(&self) -> Option<&Path> {
+        Some(self.file.cni.configuration_directory.as_path()).filter(|path| !path.as_os_str().is_empty())
     }
 
     /// Directory for what outlives a restart.

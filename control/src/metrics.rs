@@ -21,6 +21,10 @@ pub use server::MetricsServer;
 pub struct Timings {
     /// Seconds from the first input of a batch until the tables made of it are published.
     settling: Histogram,
+    /// Seconds from the arrival of an object until every worker decides by it.
+    realising: [(&'static str, Histogram); 4],
+    /// Seconds from a pod's change until every worker decides by the endpoints that tell it.
+    programming: Histogram,
     /// Microseconds since 1970 of the last publish; 0 before the first.
     last: AtomicU64,
 }
@@ -28,7 +32,14 @@ pub struct Timings {
 impl Default for Timings {
     /// Buckets as kube-proxy's: 1 ms, doubling 15 times.
     fn default() -> Self {
-        Self { settling: Histogram::new(exponential_buckets(0.001, 2.0, 15)), last: AtomicU64::new(0) }
+        let histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
+        let kinds = ["Service", "EndpointSlice", "NetworkPolicy", "ClusterNetworkPolicy"];
+        Self {
+            settling: histogram(),
+            realising: kinds.map(|kind| (kind, histogram())),
+            programming: histogram(),
+            last: AtomicU64::new(0),
+        }
     }
 }
 
@@ -38,6 +49,13 @@ impl Timings {
         self.settling.observe(took.as_secs_f64());
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.last.store(u64::try_from(since_1970.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// An object of this kind that came `took` ago is in force; it tells what `happened` so long ago, where it says so.
+    pub fn realised(&self, kind: &str, took: Duration, happened: Option<Duration>) {
+        let of_kind = self.realising.iter().find(|(known, _)| *known == kind);
+        of_kind.into_iter().for_each(|(_, histogram)| histogram.observe(took.as_secs_f64()));
+        happened.into_iter().for_each(|ago| self.programming.observe(ago.as_secs_f64()));
     }
 
     /// Seconds since 1970 of the last publish.

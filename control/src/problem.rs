@@ -25,6 +25,9 @@ pub struct Problem {
     pub field: Option<String>,
     /// What is wrong with it.
     pub message: String,
+    /// What kind of problem it is, for programs, where there is a name for it: `address_contested`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
 }
 
 fn as_text<T: fmt::Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -35,7 +38,7 @@ impl Problem {
     /// A problem of the configuration as a whole.
     #[must_use]
     pub fn new(message: impl Into<String>) -> Self {
-        Self { file: None, line: None, object: None, field: None, message: message.into() }
+        Self { file: None, line: None, object: None, field: None, message: message.into(), kind: None }
     }
 
     /// The same, with the file and line it lies in.
@@ -43,6 +46,13 @@ impl Problem {
     pub fn in_file(mut self, file: &Arc<str>, line: Option<u32>) -> Self {
         self.file = Some(Arc::clone(file));
         self.line = line;
+        self
+    }
+
+    /// The same, of a kind that has a name: words in lower case, joined by underscores.
+    #[must_use]
+    pub fn kind(mut self, kind: &'static str) -> Self {
+        self.kind = Some(kind);
         self
     }
 

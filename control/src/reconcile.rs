@@ -21,6 +21,7 @@ use crate::plan::{
 };
 use crate::problem::Problem;
 use crate::publish::PublishState;
+use crate::receipts::{Arrival, Arrivals};
 use crate::store::Event;
 
 /// Inputs taken in before tables are computed, at most: bounds how long a change waits behind a stream of others.
@@ -58,6 +59,8 @@ pub struct Settled {
     pub plan: Option<Arc<NodePlan>>,
     /// Everything that is wrong at present, sorted.
     pub problems: Arc<Vec<Problem>>,
+    /// What came of objects with a receipt and is in the tables in force now, or refused.
+    pub arrived: Vec<Arrival>,
     /// Time since the first input of the batch was taken in; zero where nobody waited for one.
     pub took: Duration,
 }
@@ -70,6 +73,7 @@ pub struct Reconciler {
     planner: Planner,
     publish: PublishState,
     problems: Arc<Vec<Problem>>,
+    arrivals: Arrivals,
 }
 
 impl Reconciler {
@@ -82,6 +86,7 @@ impl Reconciler {
             planner: Planner::default(),
             publish: PublishState::default(),
             problems: Arc::default(),
+            arrivals: Arrivals::default(),
         }
     }
 
@@ -94,7 +99,7 @@ impl Reconciler {
     /// Takes an input in; false if it says to stop.
     pub fn take(&mut self, input: Input) -> bool {
         match input {
-            Input::Store(event) => self.observed.take(event),
+            Input::Store(event) => self.observe(event),
             Input::Pods(pods) => self.local.pods = pods,
             Input::Host(host) => self.local.host = host,
             Input::Uplinks(uplinks) => self.local.uplinks = uplinks,
@@ -104,6 +109,11 @@ impl Reconciler {
             Input::Stop => return false,
         }
         true
+    }
+
+    fn observe(&mut self, event: Event) {
+        self.arrivals.note(&event);
+        self.observed.take(event);
     }
 
     /// Brings the tables into step with everything taken in.
@@ -126,8 +136,9 @@ impl Reconciler {
             Ok(changes) => (changes, None),
             Err(error) => (None, Some(error)),
         };
+        let arrived = if synced && error.is_none() { self.arrivals.take() } else { Vec::new() };
         let plan = self.publish.plan().cloned();
-        Settled { changes, error, plan, problems: Arc::clone(&self.problems), took: Duration::ZERO }
+        Settled { changes, error, plan, problems: Arc::clone(&self.problems), arrived, took: Duration::ZERO }
     }
 
     /// Runs until [`Input::Stop`] or until no sender of inputs is left. `settled` is called after each batch.
@@ -144,7 +155,7 @@ impl Reconciler {
         while goes_on {
             channel::select! {
                 recv(events) -> event => match event {
-                    Ok(event) => self.observed.take(event),
+                    Ok(event) => self.observe(event),
                     Err(_) => events = &ended,
                 },
                 recv(inputs) -> input => match input {
@@ -153,7 +164,7 @@ impl Reconciler {
                 },
             }
             let begin = Instant::now();
-            events.try_iter().take(BATCH).for_each(|event| self.observed.take(event));
+            events.try_iter().take(BATCH).for_each(|event| self.observe(event));
             for input in inputs.try_iter().take(BATCH) {
                 goes_on &= self.take(input);
             }

@@ -133,6 +133,11 @@ fn removing_takes_the_device_at_once_or_with_its_last_queue() {
     drop(device);
     assert!(!exists());
     assert!(!TapDevice::remove_in_namespace(pod.handle(), "eth0").expect("nothing to remove"));
+    // Somebody else's interface of the name stays.
+    let mut netlink = Netlink::open_in(pod.handle()).expect("netlink");
+    netlink.create_veth(("eth0", None), ("eth9", None)).expect("veth");
+    assert!(!TapDevice::remove_in_namespace(pod.handle(), "eth0").expect("not ours"));
+    assert!(exists() && netlink.delete_link("eth0").expect("deleted"));
 
     let again = TapDevice::open_in_namespace(pod.handle(), "eth0", 1).expect("made again");
     again.remove().expect("removed");

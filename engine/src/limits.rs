@@ -186,6 +186,9 @@ pub const CONNECTED_PREFIXES: usize = 256;
 /// Rules of the host's routing for ports at its own addresses; each is asked for every route that the kernel looks up.
 pub const OWN_PORT_RULES: usize = 64;
 
+/// Rules of the host's routing that keep the kernel from answering for ports of the switch while there is no agent.
+pub const GUARD_RULES: usize = 128;
+
 /// Addresses of Services outside of the ranges of ClusterIPs that the host routes to the switch; about 300 B of the kernel's
 /// memory each.
 pub const HOST_SERVICE_ROUTES: usize = 4_096;
@@ -250,7 +253,7 @@ pub const CAPTURE_BYTES: usize = 1 << 30;
 /// Endpoints of one port of a Service, in one family; 48 B each and their names, and 200 B more where Maglev picks.
 pub const ENDPOINTS_PER_SERVICE: usize = 65_535;
 
-/// Clients remembered for session affinity, over all Services; some 110 B each, 7 MiB, taken at start.
+/// Clients remembered for session affinity, over all Services; some 140 B each, 9 MiB, taken at start.
 pub const AFFINITIES: usize = 65_536;
 
 /// Shards of the affinity table: the chance that two workers on the slow path meet at one lock.

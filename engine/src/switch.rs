@@ -5,6 +5,7 @@
 //! by the caller's clock, which makes tests, replay and simulation deterministic.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -17,7 +18,7 @@ use crate::limits::{CONNECTIONS, WORKER_COMMANDS};
 use crate::packet::{FrameMemory, FrameMemoryLayout, PortIndex};
 use crate::port::af_xdp::Umem;
 use crate::port::{Capabilities, PortQueue};
-use crate::state::{ConnectionTimeouts, Connections, State};
+use crate::state::{ConnectionTimeouts, Kept, State, StateOptions};
 use crate::tables::{ChangeSet, Publisher, Snapshot};
 use crate::transmit::{LaneReceiver, LaneSender, lane};
 use crate::worker::{AttachError, Command, FlowReport, IdlePolicy, QueueReport, Sleeper, Waker, Worker};
@@ -41,6 +42,9 @@ pub struct SwitchOptions {
     pub idle: IdlePolicy,
     /// Where they get the time.
     pub clock: Clock,
+    /// Directory on a tmpfs where connections and affinities outlive the process, however it ends, for the next one with the
+    /// same clock; `None` if they end with the switch.
+    pub kept_in: Option<PathBuf>,
     /// Seed of the flow hash's key, for tests and replay; without one the key is random, so that nobody can forge
     /// flows that collide.
     pub hash_seed: Option<u64>,
@@ -57,6 +61,7 @@ impl Default for SwitchOptions {
             timeouts: ConnectionTimeouts::default(),
             idle: IdlePolicy::default(),
             clock: Clock::Monotonic,
+            kept_in: None,
             hash_seed: None,
         }
     }
@@ -84,6 +89,7 @@ pub struct Switch {
     workers: Vec<WorkerSlot>,
     publisher: Publisher,
     state: Arc<State>,
+    kept: Kept,
     options: SwitchOptions,
 }
 
@@ -101,6 +107,21 @@ struct Foundation {
     commands: (Sender<Command>, Receiver<Command>),
 }
 
+/// What the workers of a switch share: what a former process left, or nothing yet.
+fn learned(options: &SwitchOptions, hash_key: HashKey) -> io::Result<(Arc<State>, Kept)> {
+    let size = StateOptions {
+        connections: options.connections,
+        timeouts: options.timeouts,
+        workers: options.workers,
+        hash_key,
+    };
+    let (state, kept) = match &options.kept_in {
+        Some(directory) => State::kept_in(directory, &size, options.clock.now())?,
+        None => (State::with(&size)?, Kept::default()),
+    };
+    Ok((Arc::new(state), kept))
+}
+
 impl Switch {
     /// Builds the workers and all they need; nothing grows afterwards.
     ///
@@ -116,8 +137,7 @@ impl Switch {
         }
         let hash_key = options.hash_seed.map_or_else(HashKey::random, |seed| Ok(HashKey::from_seed(seed)))?;
         let mut publisher = Publisher::new();
-        let connections = Connections::new(options.connections, options.workers, hash_key)?;
-        let state = Arc::new(State::around(connections.with_timeouts(options.timeouts), hash_key)?);
+        let (state, kept) = learned(&options, hash_key)?;
         let foundations: Vec<Foundation> =
             (0..options.workers).map(|_| Foundation::new(&options)).collect::<io::Result<_>>()?;
         let (mut senders, mut receivers) = lanes(&foundations);
@@ -148,7 +168,13 @@ impl Switch {
             let body = Body::Parked(Box::new(worker));
             workers.push(WorkerSlot { body, umem, commands: foundation.commands.0, waker: foundation.waker, counters });
         }
-        Ok(Self { workers, publisher, state, options })
+        Ok(Self { workers, publisher, state, kept, options })
+    }
+
+    /// What a former process left to this switch, and whether the next one will find something.
+    #[must_use]
+    pub fn kept(&self) -> &Kept {
+        &self.kept
     }
 
     /// Moves every worker to a thread of its own.

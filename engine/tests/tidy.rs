@@ -14,7 +14,7 @@ const UNSAFE_FILES: &[(&str, &str)] = &[
     ("engine/src/packet/copy_and_checksum.rs", "vector kernels"),
     ("engine/src/packet/crc32c.rs", "the CRC32 instruction"),
     ("engine/src/packet/frame_memory.rs", "hands out slices of one mapping"),
-    ("engine/src/state/connections/memory.rs", "maps the entries of the connection table"),
+    ("engine/src/state/kept_memory.rs", "maps connections and affinities"),
     ("engine/src/port/af_xdp/rings.rs", "rings shared with the kernel"),
     ("engine/src/port/af_xdp/sys.rs", "kernel calls"),
     ("engine/src/port/namespace.rs", "setns"),
@@ -154,6 +154,8 @@ fn reachable(package: &str) -> BTreeSet<String> {
 const TWICE: &[(&str, &str)] = &[
     ("base64", "k8s-openapi and tower-http; kube-client, pem and serde-saphyr"),
     ("bitflags", "smoltcp, of tests; rustix and others"),
+    ("convert_case", "derive_more, in both versions"),
+    ("derive_more", "netlink-packet-netfilter; kube"),
     ("getrandom", "ring; tempfile and others"),
     ("syn", "macros of derive_more, tracing and zerocopy; those of serde and others"),
     ("windows-sys", "for another system: not built"),

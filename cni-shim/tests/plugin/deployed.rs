@@ -1,6 +1,7 @@
 //! The network configuration that `deploy/` installs, as a runtime hands it to the plugin.
 
 use millrace_cni::configuration::{DEFAULT_SOCKET, for_add};
+use millrace_cni::spec::Version;
 use serde_json::{Value, json};
 
 #[test]
@@ -28,4 +29,12 @@ fn the_installed_network_configuration_is_one_the_plugin_takes() {
     assert!(!configuration.dns.fields.is_empty());
     assert_eq!(configuration.port_mappings.len(), 1);
     assert!(!configuration.bandwidth.is_unlimited());
+}
+
+/// podman and containerd of Debian 12 speak up to 1.0.0 and read no list; who reads the list takes the newest that it speaks.
+#[test]
+fn the_installed_network_configuration_is_for_older_runtimes_too() {
+    let list: Value = serde_json::from_str(include_str!("../../../deploy/10-millrace.conflist")).expect("JSON");
+    assert_eq!(list["cniVersion"], "1.0.0");
+    assert_eq!(list["cniVersions"], json!(["1.0.0", Version::NEWEST.text()]));
 }

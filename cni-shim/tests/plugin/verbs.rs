@@ -135,7 +135,16 @@ fn a_delete_without_an_agent_leaves_its_request_once() {
     let [(file, Ok(request))] = waiting.as_slice() else { panic!("{waiting:?}") };
     assert_eq!((request.container_id.as_str(), request.interface.as_str()), ("c1", "eth0"));
     assert_eq!(file, &pending::file(&directory, "c1", "eth0").expect("short enough"));
-    // Where it cannot be written DEL succeeds all the same and says so.
+    // Where there is no room, now, the runtime has to ask again; here since too many wait.
+    for number in 1..pending::FILES {
+        fs::write(pending::directory(&directory).join(number.to_string()), "").expect("written");
+    }
+    let other: Vec<_> = pod("DEL").into_iter().filter(|(name, _)| *name != "CNI_CONTAINERID").collect();
+    let other = [other, vec![("CNI_CONTAINERID", "c2")]].concat();
+    let outcome = call(&other, &document.to_string());
+    assert_eq!((outcome.exit_code, outcome.code()), (Some(1), Some(11)), "{outcome:?}");
+    assert_eq!(call(&pod("DEL"), &document.to_string()).exit_code, Some(0), "its file is there");
+    // Where it can never be written DEL succeeds all the same and says so.
     document["stateDirectory"] = json!(Path::new("/proc/nonexistent"));
     let outcome = call(&pod("DEL"), &document.to_string());
     assert_eq!(outcome.exit_code, Some(0));

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use millrace_engine::limits;
+use millrace_engine::packet::parse::protocol;
 use millrace_engine::packet::{Mac, PortIndex};
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::tap::{TapDevice, TapQueue};
@@ -18,7 +19,7 @@ use millrace_engine::tables::PortRole;
 use super::pods::Pods;
 use super::shared::{Shared, Standing};
 use crate::cluster::{InterfaceName, NodeName};
-use crate::kernel::{HostInterface, KernelError, Netlink, OwnPorts, configure_host_interface};
+use crate::kernel::{GuardedPorts, HostInterface, KernelError, Netlink, OwnPorts, configure_host_interface};
 use crate::plan::{GATEWAY_MAC, HostPlan, HostServices, LocalHost, NodePlan};
 use crate::stable_hash::hash_64;
 
@@ -49,7 +50,8 @@ impl HostPort {
     }
 
     /// Brings the port and its interface into step with the plan; what of it is there afterwards.
-    pub(super) fn follow(&mut self, netlink: &mut Netlink, standing: &Standing) -> Option<LocalHost> {
+    /// `leads_here`: whether the host's routes may lead to it already.
+    pub(super) fn follow(&mut self, netlink: &mut Netlink, standing: &Standing, leads_here: bool) -> Option<LocalHost> {
         self.problems.clear();
         if let Err(problem) = self.attach(netlink) {
             self.problems.push(problem);
@@ -57,11 +59,11 @@ impl HostPort {
         }
         // Before a plan knows the port, what an earlier agent left is right.
         let told = standing.local.as_deref().is_some_and(|local| local.host.is_some());
-        let configured = match standing.plan.as_deref().filter(|_| told) {
+        let configured = match standing.plan.as_deref().filter(|_| told && leads_here) {
             Some(plan) => {
                 self.claim(standing, &plan.host);
                 let services = self.services(standing);
-                self.configure(netlink, plan, &services)
+                self.configure(netlink, standing, plan, &services)
             }
             None => Ok(()),
         };
@@ -98,7 +100,13 @@ impl HostPort {
         services
     }
 
-    fn configure(&self, netlink: &mut Netlink, plan: &NodePlan, services: &HostServices) -> Result<(), KernelError> {
+    fn configure(
+        &self,
+        netlink: &mut Netlink,
+        standing: &Standing,
+        plan: &NodePlan,
+        services: &HostServices,
+    ) -> Result<(), KernelError> {
         // Without an uplink in the plan the MTU of pods is a guess, and right after a start a wrong one.
         let bounded = plan.ports.values().any(|port| matches!(port.role, PortRole::Uplink(_)));
         let wanted = HostInterface {
@@ -110,6 +118,7 @@ impl HostPort {
             prefixes: &plan.host.prefixes.union(&services.prefixes).copied().collect(),
             own_addresses: &services.addresses,
             own_ports: &OwnPorts::covering(&services.ports, &services.loopback_ports),
+            guarded_ports: &guarded_ports(standing, plan, services),
         };
         configure_host_interface(netlink, &wanted)
     }
@@ -166,6 +175,17 @@ impl HostPort {
     }
 }
 
+/// Ports that outsiders reach the switch by at the host's own addresses: those of masqueraded connections and of Services.
+fn guarded_ports(standing: &Standing, plan: &NodePlan, services: &HostServices) -> BTreeSet<GuardedPorts> {
+    let uplinks = standing.local.iter().flat_map(|local| local.uplinks.values());
+    let interfaces = uplinks.map(|uplink| uplink.interface.as_str().to_owned()).collect();
+    let (first, last) = (plan.outside.ports.first(), plan.outside.ports.last());
+    let masqueraded = plan.outside.sources.iter().flat_map(|address| {
+        [protocol::TCP, protocol::UDP, protocol::SCTP].map(|protocol| (*address, protocol, first, last))
+    });
+    GuardedPorts::covering(&interfaces, masqueraded, &services.served)
+}
+
 /// A locally administered MAC address that is the same each time for one node.
 fn mac(node: &NodeName) -> Mac {
     let [a, b, c, d, e, ..] = hash_64(&format!("{} {HOST_INTERFACE}", node.as_str())).to_be_bytes();
@@ -178,6 +198,8 @@ fn mac(node: &NodeName) -> Mac {
 /// If the interface is no TAP, or what the kernel said.
 pub fn remove() -> anyhow::Result<bool> {
     let mut netlink = Netlink::open()?;
+    // Rules do not go with the interface, and may outlive one that somebody deleted.
+    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new(), &BTreeSet::new())?;
     let Some(link) = netlink.link(HOST_INTERFACE)? else { return Ok(false) };
     if link.kind.as_deref() != Some("tun") {
         anyhow::bail!(
@@ -185,6 +207,5 @@ pub fn remove() -> anyhow::Result<bool> {
             link.kind.unwrap_or_default()
         );
     }
-    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new())?;
     Ok(netlink.delete_link(HOST_INTERFACE)?)
 }

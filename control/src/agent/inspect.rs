@@ -6,11 +6,13 @@
 mod addresses;
 mod connections;
 mod policy_preview;
+mod receipts;
 mod stations;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use millrace_engine::clock::Clock;
@@ -29,8 +31,8 @@ use super::{policies, trace};
 use crate::api::model::{
     ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
     IpamReport, NeighbourReport, PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
-    PolicyReachReport, PortCyclesReport, PortReport, QueueReport, RouteReport, RouteTargetReport, ServiceReport,
-    StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    PolicyReachReport, PortCyclesReport, PortReport, QueueReport, ReceiptReport, RouteReport, RouteTargetReport,
+    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -255,6 +257,7 @@ impl Inspect for Inspector {
         let count = |role: fn(&PortRole) -> bool| tables.ports.iter().filter(|port| role(&port.role)).count() as u32;
         let counters = self.counters();
         let plugged = standing.local.iter().flat_map(|local| &local.pods);
+        let kept = self.shared.switch.with(|switch| switch.kept().clone());
         let is_bridged =
             |port: &PortIndex| tables.ports.get(*port).is_some_and(|port| matches!(port.role, PortRole::Bridged(_)));
         let of_networks = plugged.filter(|(port, pod)| pod.network.is_some() && is_bridged(port));
@@ -271,8 +274,17 @@ impl Inspect for Inspector {
             pods: count(|role| matches!(role, PortRole::Pod(_))) + of_networks.count() as u32,
             uplinks: count(|role| matches!(role, PortRole::Uplink(_))),
             unaccounted_frames: settled_unaccounted(&counters),
+            connections_taken_over: kept.connections.taken as u64,
+            connections_not_taken_over: kept.connections.refused as u64,
+            connections_adopted: self.shared.adopted.load(Ordering::Relaxed),
+            connections_end: kept.problem,
             problems: self.shared.problems(),
+            events: *self.shared.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         })
+    }
+
+    fn receipts(&self) -> Result<Vec<ReceiptReport>, InspectFailure> {
+        Ok(receipts::tell(self.shared.receipts.all()))
     }
 
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {

@@ -9,22 +9,26 @@
 //! The agent owns one [`Switch`] and lets three parties at it, one at a time: the reconcile thread publishes, the
 //! underlay thread attaches uplinks and the host's port, CNI calls attach pods. Nothing of this runs on a packet thread. Pods outlive the
 //! agent: their TAPs are persistent, their attachments recorded, and [`pods::Pods::restore`] takes them up again; so does
-//! the host's own port.
+//! the host's own port. [`remove_from_kernel`] takes away what is left when no agent shall come again.
 
 mod addresses;
+mod adoption;
 mod announcements;
 mod attachment_check;
 mod bridge_ports;
 mod denial_log;
+mod event_writer;
 mod host_port;
 mod host_ports;
 mod inspect;
+mod network_configuration;
 mod networks;
 mod outside;
 mod place;
 mod pod_device;
 mod pods;
 mod policies;
+mod removal;
 mod services;
 mod shared;
 mod trace;
@@ -46,22 +50,31 @@ use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::{Configuration, ObjectSource};
+use crate::events::EventSink;
 use crate::health_check::{self, Condition, HealthChecks};
+use crate::installation;
 use crate::metrics::{MetricsServer, Timings};
 use crate::observe;
 use crate::plan::LocalView;
+use crate::receipts::ReceiptWriter;
 use crate::reconcile::{self, Input, Reconciler};
 use crate::store::api_server::Connection;
 use crate::store::{ApiServerStore, DirectoryStore, ObjectStore};
 use addresses::AddressMaintenance;
 use denial_log::DenialLog;
+use event_writer::EventWriter;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
 use inspect::Inspector;
+use network_configuration::NetworkConfiguration;
 use outside::WayOut;
 use pods::Pods;
 pub(crate) use pods::{FIRST_BRIDGE_PORT, FIRST_POD_PORT};
+pub use removal::{Step, remove_from_kernel};
 use shared::Shared;
 pub(crate) use shared::SharedSwitch;
+
+/// The file of the state directory with the record of attachments.
+pub(crate) const ATTACHMENTS_FILE: &str = "attachments.json";
 
 /// How long ADD and the start wait for tables to be in force.
 const IN_FORCE: Duration = Duration::from_secs(5);
@@ -74,19 +87,23 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let node = node_name(configuration)?;
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
-    let store = open_store(configuration.objects())?;
+    let (store, events) = open_store(configuration.objects())?;
+    let (kept_directory, is_named) = configuration.kept_directory();
+    std::fs::create_dir_all(&kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
+    let not_kept = switch.kept().problem.clone().filter(|_| is_named);
     switch.start().context("could not start the workers")?;
     let switch = SharedSwitch::new(switch);
-    let (attachments, problem) = Attachments::load(&configuration.state_directory().join("attachments.json"))
+    let (attachments, problem) = Attachments::load(&configuration.state_directory().join(ATTACHMENTS_FILE))
         .context("could not read the record of attachments")?;
     let attachments = Arc::new(attachments);
     let (inputs, taken) = reconcile::inputs();
     let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
+    not_kept.into_iter().for_each(|problem| shared.report(problem));
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
-    let record = configuration.state_directory().join("reserved-ports");
+    let record = configuration.state_directory().join(outside::RECORD);
     let way_out = WayOut::new(Arc::clone(&shared), configuration.outside_ports(), record);
     let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods), way_out)?;
     let timings = Arc::new(Timings::default());
@@ -108,9 +125,18 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     }
     let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
     let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
+    // The socket stands: whoever calls the plugin from now on is answered.
+    let network_configuration = configuration.cni_configuration_directory().map(|directory| {
+        let text = installation::network_configuration::text(configuration.socket(), configuration.state_directory());
+        let ready = Arc::clone(&pods);
+        NetworkConfiguration::start(Arc::clone(&shared), (directory.to_owned(), text), move || ready.status().is_ok())
+    });
+    let network_configuration = network_configuration.transpose().context("could not start a thread")?;
     let maintenance =
         AddressMaintenance::start(Arc::clone(&shared), pods, Arc::clone(&cni)).context("could not start a thread")?;
     let denial_log = DenialLog::start(Arc::clone(&shared)).context("could not start a thread")?;
+    let events = events.map(|sink| EventWriter::start(Arc::clone(&shared), sink)).transpose();
+    let events = events.context("could not start a thread")?;
     let reporter = Arc::clone(&shared);
     let metrics = configuration.metrics_address().map(|address| {
         let inspect = Arc::clone(&inspector) as Arc<dyn Inspect>;
@@ -120,6 +146,8 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let served = serve_until_told(socket, cni, inspector);
 
     drop(metrics);
+    drop(network_configuration);
+    events.into_iter().for_each(EventWriter::stop);
     maintenance.stop();
     denial_log.stop();
     // The order in which packets stop: no new tables, then no steering, then no workers.
@@ -130,16 +158,20 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     served
 }
 
-fn open_store(source: ObjectSource<'_>) -> anyhow::Result<Arc<dyn ObjectStore>> {
+/// The store, and where Events are written, if there is such a place.
+type Opened = (Arc<dyn ObjectStore>, Option<Arc<dyn EventSink>>);
+
+fn open_store(source: ObjectSource<'_>) -> anyhow::Result<Opened> {
     let connection = match source {
         ObjectSource::Directory(path) => {
             let store = DirectoryStore::open(path).with_context(|| format!("could not open {}", path.display()))?;
-            return Ok(Arc::new(store));
+            return Ok((Arc::new(store), None));
         }
         ObjectSource::Kubeconfig(file) => Connection::from_kubeconfig(file)?,
         ObjectSource::Cluster => Connection::in_cluster()?,
     };
-    Ok(Arc::new(ApiServerStore::open(connection)?))
+    let store = Arc::new(ApiServerStore::open(connection)?);
+    Ok((Arc::clone(&store) as Arc<dyn ObjectStore>, Some(store)))
 }
 
 fn node_name(configuration: &Configuration) -> anyhow::Result<NodeName> {
@@ -159,6 +191,7 @@ fn switch_options(configuration: &Configuration) -> SwitchOptions {
         flows: FlowCacheLayout { ipv4: configuration.flows_ipv4(), ipv6: configuration.flows_ipv6() },
         connections: configuration.connections(),
         timeouts: configuration.timeouts(),
+        kept_in: Some(configuration.kept_directory().0),
         idle: if configuration.busy_poll() { IdlePolicy::BusyPoll } else { IdlePolicy::default() },
         ..SwitchOptions::default()
     }
@@ -188,6 +221,7 @@ fn start_reconciling(
     let reporter = Arc::clone(&shared);
     let checks = HealthChecks::start(configuration.health_address(), move |message| reporter.report(message));
     let checks = checks.context("no thread for health checks")?;
+    let receipts = receipt_writer(&shared, &timings).context("no thread for receipts")?;
     let thread = std::thread::Builder::new().name("reconcile".into());
     Ok(thread.spawn(move || {
         // The whole watch moves here: dropping a part of it would end it.
@@ -198,6 +232,8 @@ fn start_reconciling(
             if settled.changes.is_some() {
                 timings.settled(settled.took);
             }
+            let tables = reconciler.publish_state().tables().generation;
+            receipts.published(settled.arrived.clone(), tables, &settled.problems);
             if let Some(plan) = &settled.plan {
                 let own = reconciler.cluster().nodes.get(reconciler.node());
                 let leaving = own.is_some_and(|node| node.leaving);
@@ -208,6 +244,14 @@ fn start_reconciling(
             let _ = underlay.try_send(underlay::Signal::Objects);
         });
     })?)
+}
+
+/// Waits for workers behind the reconcile thread, and goes with it.
+fn receipt_writer(shared: &Shared, timings: &Arc<Timings>) -> std::io::Result<ReceiptWriter> {
+    let (switch, timings) = (shared.switch.clone(), Arc::clone(timings));
+    let in_use = move || switch.with(|switch| switch.generation_in_use());
+    let told = move |kind: &str, took, happened| timings.realised(kind, took, happened);
+    ReceiptWriter::start(Arc::clone(&shared.receipts), in_use, Box::new(told))
 }
 
 fn serve_until_told(socket: Socket, cni: Arc<CniServer>, inspector: Arc<Inspector>) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -24,6 +24,9 @@ use crate::api::model::Problem;
 use crate::kernel::reserved_ports::SETTING;
 use crate::kernel::{HostRoute, KernelError, Neighbour, NeighbourState, Netlink, ReservedPorts, sysctl};
 use crate::plan::{LocalUplink, OutsidePath, OutsideView};
+
+/// The file of the state directory that remembers reserved ports.
+pub(super) const RECORD: &str = "reserved-ports";
 
 /// The way out.
 pub(super) struct WayOut {
@@ -150,7 +153,7 @@ impl WayOut {
         };
         let present = ReservedPorts::parse(&sysctl::read_own(SETTING).map_err(|error| said(&error))?);
         if self.before.is_none() {
-            let before = match self.recorded() {
+            let before = match recorded(&self.record) {
                 // An agent that did not end well reserved them.
                 Some((before, own)) => present.without(&own.without(&before)),
                 None => present.clone(),
@@ -162,21 +165,33 @@ impl WayOut {
         sysctl::write_own(&[(SETTING.to_owned(), &wanted)], false).map_err(|error| said(&error))
     }
 
-    fn recorded(&self) -> Option<(ReservedPorts, ReservedPorts)> {
-        let text = std::fs::read_to_string(&self.record).ok()?;
-        let (before, own) = text.split_once('\n')?;
-        Some((ReservedPorts::parse(before), ReservedPorts::parse(own)))
-    }
-
     /// Gives the ports back, but for those that were reserved before.
     pub(super) fn give_back(&mut self) {
         let Some(before) = self.before.take() else { return };
-        let Ok(present) = sysctl::read_own(SETTING) else { return };
-        let left = ReservedPorts::parse(&present).without(&self.ports.without(&before)).to_string();
-        // The setting takes an empty line for none.
-        let text = if left.is_empty() { "\n" } else { left.as_str() };
-        if sysctl::write_own(&[(SETTING.to_owned(), text)], false).is_ok() {
+        if unreserve(&self.ports.without(&before)).is_ok() {
             let _ = std::fs::remove_file(&self.record);
         }
     }
+}
+
+/// Gives back what an agent reserved that did not end well, by its record. False if there is none.
+pub(super) fn give_back_recorded(record: &Path) -> Result<bool, KernelError> {
+    let Some((before, own)) = recorded(record) else { return Ok(false) };
+    unreserve(&own.without(&before))?;
+    let _ = std::fs::remove_file(record);
+    Ok(true)
+}
+
+/// What stood in the setting before, and what was added.
+fn recorded(record: &Path) -> Option<(ReservedPorts, ReservedPorts)> {
+    let text = std::fs::read_to_string(record).ok()?;
+    let (before, own) = text.split_once('\n')?;
+    Some((ReservedPorts::parse(before), ReservedPorts::parse(own)))
+}
+
+fn unreserve(ports: &ReservedPorts) -> Result<(), KernelError> {
+    let left = ReservedPorts::parse(&sysctl::read_own(SETTING)?).without(ports).to_string();
+    // The setting takes an empty line for none.
+    let text = if left.is_empty() { "\n" } else { left.as_str() };
+    sysctl::write_own(&[(SETTING.to_owned(), text)], false)
 }

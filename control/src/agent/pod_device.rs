@@ -19,7 +19,7 @@ use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 use super::pods::holder;
 use super::shared::SharedSwitch;
 use crate::cni_server::{AttachmentKey, CniFailure, NetworkNamespace, PodDevice};
-use crate::kernel::{KernelError, LinkChange, Netlink, sysctl};
+use crate::kernel::{KernelError, Link, LinkChange, Netlink, sysctl};
 use crate::stable_hash::hash_64;
 
 type Queues = Vec<Option<Box<dyn PortQueue>>>;
@@ -36,7 +36,7 @@ struct KeptOut {
 }
 
 impl PodDevices {
-    /// Makes the interface in the pod's namespace and gives its queues to the workers.
+    /// Makes the interface in the pod's namespace and gives its queues to the workers. After an error nothing is left.
     pub(super) fn make(
         &self,
         switch: &SharedSwitch,
@@ -61,10 +61,15 @@ impl PodDevices {
                     true => exists(),
                     false => system("make the pod's veth pair", error),
                 })?;
-                self.take_end(switch, key, port).inspect_err(|_| drop(remove_pair(key)))?
+                self.take_end(switch, key, port).inspect_err(|_| self.undo(device, (key, namespace), port))?
             }
         };
-        attach(switch, queues, port)
+        attach(switch, queues, port).inspect_err(|_| self.undo(device, (key, namespace), port))
+    }
+
+    /// Takes back what was just made. If that fails too, the error that led here says more.
+    fn undo(&self, device: PodDevice, (key, namespace): (&AttachmentKey, &NetworkNamespace), port: PortIndex) {
+        let _ = self.remove(Some(device), (key, Some(namespace)), Some(port));
     }
 
     /// Takes up the interface that an earlier agent made.
@@ -106,11 +111,13 @@ impl PodDevices {
         if device == Some(PodDevice::Veth) {
             return pair;
         }
-        let tap = namespace.map_or(Ok(()), |namespace| {
-            TapDevice::remove_in_namespace(&handle(namespace), &key.interface)
-                .map(drop)
-                .map_err(|error| system("remove the pod's interface", error))
-        });
+        let removed = namespace.map(|namespace| TapDevice::remove_in_namespace(&handle(namespace), &key.interface));
+        let tap = match removed {
+            // It went with its namespace, a moment ago.
+            Some(Err(TapError::Namespace { source, .. })) if source.is_gone() => Ok(()),
+            Some(Err(error)) => Err(system("remove the pod's interface", error)),
+            Some(Ok(_)) | None => Ok(()),
+        };
         pair.and(tap)
     }
 
@@ -151,10 +158,20 @@ impl PodDevices {
     }
 }
 
+/// How names of the switch's ends begin.
+const FAR_END: &str = "mrp";
+
 /// The switch's end of a pod's veth pair.
 pub(super) fn far_end(key: &AttachmentKey) -> String {
     // As long as the name of an interface may be.
-    format!("mrp{:012x}", hash_64(&holder(key)) & 0xffff_ffff_ffff)
+    format!("{FAR_END}{:012x}", hash_64(&holder(key)) & 0xffff_ffff_ffff)
+}
+
+/// Whether a link has a name as only [`far_end`] gives it, and is of a veth pair.
+pub(super) fn is_far_end(link: &Link) -> bool {
+    let digits = link.name.strip_prefix(FAR_END).filter(|digits| digits.len() == 12);
+    let ours = digits.is_some_and(|digits| digits.chars().all(|digit| digit.is_ascii_hexdigit()));
+    ours && link.kind.as_deref() == Some(PodDevice::Veth.kernel_kind())
 }
 
 /// A pair whose near end is the host's but has nothing to say.

@@ -53,7 +53,8 @@ pub(super) struct Pods {
 #[derive(Default)]
 struct AttachedPods {
     pods: BTreeMap<PortIndex, AttachedPod>,
-    /// Port numbers taken by calls that are not done yet, with the ports of the host that these ask for.
+    /// Port numbers taken by calls that are not done yet, with the ports of the host that these ask for; and those of
+    /// recorded pods that could not be taken up, or are being taken away.
     reserved: BTreeMap<PortIndex, Vec<ContainerPort>>,
     /// Where the search for a free number goes on, so that a number rests before it is used again.
     next: u16,
@@ -83,10 +84,13 @@ impl Pods {
                     self.shared.report(error.to_string());
                 }
             }
-            if record.namespace.is_there()
-                && let Err(failure) = self.reattach(&record)
-            {
+            let up = record.namespace.is_there().then(|| self.reattach(&record));
+            if let Some(Err(failure)) = &up {
                 self.shared.report(format!("pod of container {} is cut off: {failure}", record.key.container_id));
+            }
+            if !matches!(up, Some(Ok(()))) {
+                // The number stays its own until its DEL: two records of one port would make two pods one.
+                self.attached(|attached| attached.reserved.insert(port.index, Vec::new()));
             }
         }
         self.tell();
@@ -99,9 +103,12 @@ impl Pods {
         let place = Place { addresses, network, device: port.device };
         let interface = place.interface(port.mac, port.mtu_bytes);
         self.devices.take_up(&self.shared.switch, port.device, (&record.key, &record.namespace), port.index)?;
-        configure_pod_interface(&namespace, &record.key.interface, &interface)
-            .map_err(|error| system("configure the pod's interface", error))?;
-        let pod = attached_pod((&record.key, record.pod.as_ref(), &port.runtime), port.mac, &place, port.mtu_bytes)?;
+        let configured = configure_pod_interface(&namespace, &record.key.interface, &interface)
+            .map_err(|error| system("configure the pod's interface", error));
+        let pod = configured.and_then(|()| {
+            attached_pod((&record.key, record.pod.as_ref(), &port.runtime), port.mac, &place, port.mtu_bytes)
+        });
+        let pod = pod.inspect_err(|_| self.shared.switch.with(|switch| switch.detach(port.index)))?;
         self.attached(|attached| attached.pods.insert(port.index, pod));
         Ok(())
     }
@@ -114,11 +121,13 @@ impl Pods {
         act(&mut self.attached.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Tells the reconcile thread what is plugged in.
+    /// Tells the reconcile thread what is plugged in. Under the lock: of two calls that tell at once, the one that knows
+    /// less must not come last.
     fn tell(&self) {
-        let pods = self.attached(|attached| attached.pods.clone());
-        // Nobody listens only while the agent stops.
-        let _ = self.shared.inputs.send(Input::Pods(pods));
+        self.attached(|attached| {
+            // Nobody listens only while the agent stops.
+            let _ = self.shared.inputs.send(Input::Pods(attached.pods.clone()));
+        });
     }
 
     fn plug(&self, request: &AddRequest, port: PortIndex, place: &Place) -> Result<(Mac, u32), CniFailure> {
@@ -129,8 +138,10 @@ impl Pods {
         let mac = request.mac.unwrap_or_else(|| station_mac(&self.shared, &request.key));
         self.devices.make(&self.shared.switch, place.device, (&request.key, &request.namespace), port, mtu)?;
         let plugged = self.plug_device(request, port, place, mac, mtu);
-        if plugged.is_err() {
-            self.unplug(port, place.device, Some(&request.namespace), &request.key);
+        if plugged.is_err()
+            && let Err(error) = self.unplug(port, place.device, Some(&request.namespace), &request.key)
+        {
+            self.shared.report(format!("interface {} of port {} stays: {error}", request.key.interface, port.0));
         }
         plugged.map(|()| (mac, mtu))
     }
@@ -157,15 +168,19 @@ impl Pods {
     }
 
     /// Takes the port out of tables, workers and the pod, in this order. What is missing is done.
-    fn unplug(&self, port: PortIndex, device: PodDevice, namespace: Option<&NetworkNamespace>, key: &AttachmentKey) {
+    fn unplug(
+        &self,
+        port: PortIndex,
+        device: PodDevice,
+        namespace: Option<&NetworkNamespace>,
+        key: &AttachmentKey,
+    ) -> Result<(), CniFailure> {
         if self.attached(|attached| attached.pods.remove(&port)).is_some() {
             self.tell();
             self.shared.wait_for_port(port, false, IN_FORCE);
         }
         self.shared.switch.with(|switch| switch.detach(port));
-        if let Err(error) = self.devices.remove(Some(device), (key, namespace), Some(port)) {
-            self.shared.report(format!("interface {} of port {} stays: {error}", key.interface, port.0));
-        }
+        self.devices.remove(Some(device), (key, namespace), Some(port))
     }
 
     /// Takes a port number for a pod, and the ports of the host that it asks for, until the call is done.
@@ -315,8 +330,13 @@ impl Pods {
             fixed,
             pools: &wishes.pools,
         };
-        let network = wishes.network.as_ref();
-        let allocated = self.allocator(|addresses| addresses.allocate(network, self.store.as_ref(), cluster, &wanted));
+        let allocated = self
+            .allocator(|addresses| addresses.allocate(wishes.network.as_ref(), self.store.as_ref(), cluster, &wanted));
+        match &allocated {
+            Ok(given) => self.shared.gave(given, cluster),
+            Err(error @ IpamError::Exhausted { pools, .. }) => self.shared.exhausted(pools, &error.to_string()),
+            Err(_) => {}
+        }
         allocated.map_err(|error| match error {
             error if error.is_of_the_request() => CniFailure::Refused(error.to_string()),
             IpamError::NoPool | IpamError::Exhausted { .. } | IpamError::InUse { .. } | IpamError::NotLent { .. } => {
@@ -358,12 +378,15 @@ impl PodNetwork for Pods {
 
     fn delete(&self, request: &DeleteRequest) -> Result<(), CniFailure> {
         if let Some(port) = request.record.as_ref().and_then(|record| record.port.as_ref()) {
-            self.unplug(port.index, port.device, request.namespace.as_ref(), &request.key);
+            // Nobody else gets the number before all of it is gone, and the record too.
+            self.attached(|attached| {
+                attached.reserved.entry(port.index).or_default();
+            });
+            self.unplug(port.index, port.device, request.namespace.as_ref(), &request.key)?;
         } else if request.record.is_some() {
             // An ADD that was cut short may have left the interface behind.
             self.devices.remove(None, (&request.key, request.namespace.as_ref()), None)?;
         }
-        self.allocator(|allocator| allocator.release(&holder(&request.key)));
         Ok(())
     }
 
@@ -400,12 +423,19 @@ impl PodNetwork for Pods {
         }
     }
 
-    fn release_unrecorded(&self, recorded: &[AttachmentKey]) {
-        let holders: Vec<String> = recorded.iter().map(holder).collect();
-        self.allocator(|addresses| {
-            let held = addresses.holders();
-            held.iter().filter(|held| !holders.contains(held)).for_each(|holder| drop(addresses.release(holder)));
-        });
+    fn release(&self, key: &AttachmentKey, port: Option<PortIndex>) {
+        self.allocator(|addresses| addresses.release(&holder(key)));
+        if let Some(port) = port {
+            self.attached(|attached| attached.reserved.remove(&port));
+        }
+    }
+
+    fn holders(&self) -> Vec<AttachmentKey> {
+        let key = |holder: &String| {
+            let (container, interface) = holder.rsplit_once('/')?;
+            Some(AttachmentKey { container_id: container.to_owned(), interface: interface.to_owned() })
+        };
+        self.allocator(|addresses| addresses.holders().iter().filter_map(key).collect())
     }
 }
 

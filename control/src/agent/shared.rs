@@ -1,6 +1,8 @@
 //! What the agent's threads share: the switch, and how the configuration stands.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,12 +11,16 @@ use millrace_engine::packet::PortIndex;
 use millrace_engine::switch::Switch;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 
+use super::event_writer::Events;
 use crate::api::model;
-use crate::cluster::{Cluster, NodeName};
+use crate::cluster::{Cluster, NodeName, PoolName};
+use crate::observe::IP_POOL;
 use crate::plan::{LocalView, NodePlan};
 use crate::problem::Problem;
 use crate::publish::Tables;
+use crate::receipts::Receipts;
 use crate::reconcile::{Input, Reconciler, Settled};
+use crate::store::ObjectKey;
 
 /// The switch, one caller at a time. Calls are short: a publish, an attachment, a step of a list.
 #[derive(Clone, Debug)]
@@ -80,6 +86,10 @@ pub(super) struct Shared {
     pub(super) switch: SharedSwitch,
     pub(super) inputs: Sender<Input>,
     pub(super) started: Instant,
+    /// Which versions of objects are in force.
+    pub(super) receipts: Arc<Receipts>,
+    /// Connections of the kernel that go on in the switch.
+    pub(super) adopted: AtomicU64,
     standing: Mutex<Standing>,
     changed: Condvar,
     /// Problems that are not of objects: an unusable record, a lost attachment.
@@ -88,7 +98,15 @@ pub(super) struct Shared {
     uplink_problems: Mutex<Vec<model::Problem>>,
     /// Why uplinks that nobody chose a kind for have theirs.
     uplinks_chosen: Mutex<BTreeMap<PortIndex, String>>,
+    /// Pools that had no address for a pod, with the moment and the words.
+    exhausted: Mutex<BTreeMap<PoolName, (Instant, String)>>,
+    /// What became of Events.
+    pub(super) events: Events,
 }
+
+/// A pool without an address is a problem for so long after the last pod that wanted one: runtimes ask again within
+/// minutes.
+const EXHAUSTED: Duration = Duration::from_secs(300);
 
 impl Shared {
     pub(super) fn new(
@@ -102,11 +120,15 @@ impl Shared {
             switch,
             inputs,
             started: Instant::now(),
+            receipts: Arc::default(),
+            adopted: AtomicU64::new(0),
             standing: Mutex::default(),
             changed: Condvar::new(),
             reports: Mutex::new(problem.into_iter().collect()),
             uplink_problems: Mutex::default(),
             uplinks_chosen: Mutex::default(),
+            exhausted: Mutex::default(),
+            events: Events::default(),
         }
     }
 
@@ -167,14 +189,52 @@ impl Shared {
         }
     }
 
+    /// Takes back what [`report`](Self::report) said and is true no more.
+    pub(super) fn retract(&self, message: &str) {
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.retain(|problem| problem.message != message);
+    }
+
+    /// Notes that these pools had no address for a pod.
+    pub(super) fn exhausted(&self, pools: &[PoolName], said: &str) {
+        let mut exhausted = self.exhausted.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.iter().for_each(|pool| drop(exhausted.insert(pool.clone(), (Instant::now(), said.to_owned()))));
+    }
+
+    /// Notes that a pod got addresses: what was said of their pools is over.
+    pub(super) fn gave(&self, addresses: &[IpAddr], cluster: &Cluster) {
+        let gave = |pool: &PoolName| {
+            let pool = cluster.pools.get(pool);
+            pool.is_none_or(|pool| addresses.iter().any(|address| pool.cidr().has(*address)))
+        };
+        self.exhausted.lock().unwrap_or_else(PoisonError::into_inner).retain(|pool, _| !gave(pool));
+    }
+
+    fn exhausted_pools(&self) -> Vec<Problem> {
+        let mut exhausted = self.exhausted.lock().unwrap_or_else(PoisonError::into_inner);
+        exhausted.retain(|_, (at, _)| at.elapsed() < EXHAUSTED);
+        let problem = |(pool, (_, said)): (&PoolName, &(Instant, String))| {
+            let key = ObjectKey::cluster_scoped(IP_POOL, pool.as_str());
+            Problem::new(said.clone()).of(&key).kind("address_pool_exhausted")
+        };
+        exhausted.iter().map(problem).collect()
+    }
+
     /// All problems, as the API tells them.
     pub(super) fn problems(&self) -> Vec<model::Problem> {
+        let (of_objects, of_node) = self.problems_apart();
+        of_objects.iter().map(Into::into).chain(of_node).collect()
+    }
+
+    /// All problems: those of the configuration, and those of the node.
+    pub(super) fn problems_apart(&self) -> (Vec<Problem>, Vec<model::Problem>) {
         let standing = self.standing();
-        let mut problems: Vec<model::Problem> = standing.problems.iter().map(Into::into).collect();
-        problems.extend(standing.refused.iter().cloned().map(model::Problem::from));
-        problems.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
-        problems.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
-        problems
+        let mut of_objects = standing.problems.to_vec();
+        of_objects.extend(self.exhausted_pools());
+        let mut of_node: Vec<model::Problem> = standing.refused.iter().cloned().map(model::Problem::from).collect();
+        of_node.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        of_node.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        (of_objects, of_node)
     }
 
     /// Waits until `met` holds; false if it did not within `limit`.

@@ -21,6 +21,7 @@ use millrace_engine::tables::Tunnels;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
+use super::adoption;
 use super::announcements::Announcements;
 use super::bridge_ports::BridgePorts;
 use super::host_port::HostPort;
@@ -100,6 +101,7 @@ pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, way_out: WayOut) -> an
             told: None,
             told_outside: OutsideView::default(),
             told_host: None,
+            adopted: false,
         };
         follower.run(&signals);
     })?;
@@ -112,6 +114,9 @@ struct Seen {
     bridge_ports: BTreeMap<PortIndex, LocalPort>,
     paths: BTreeMap<IpAddr, UnderlayPath>,
 }
+
+/// How long the host's routes wait for an uplink, and the kernel's connections to be taken over.
+const ADOPTION: Duration = Duration::from_secs(3);
 
 /// Waits at most [`LOOK_AGAIN`] for a reason to look.
 fn wait(monitor: &mut Monitor, wanted: &WantedNeighbours) -> anyhow::Result<Option<Signal>> {
@@ -140,6 +145,12 @@ fn missing_right() -> Option<Problem> {
     (!missing.is_empty()).then(|| Problem { kind, ..Problem::from(message.to_owned()) })
 }
 
+/// An uplink is used as soon as it is up, so nothing but the link is to be mended.
+fn uplink_down(uplink: &LocalUplink) -> Problem {
+    let message = format!("uplink {} is down: it is not set up, or has no carrier", uplink.interface);
+    Problem { kind: Some("uplink_down".to_owned()), ..Problem::from(message) }
+}
+
 struct Follower {
     shared: Arc<Shared>,
     netlink: Netlink,
@@ -151,6 +162,8 @@ struct Follower {
     told: Option<Seen>,
     told_outside: OutsideView,
     told_host: Option<LocalHost>,
+    /// Whether the kernel's connections were taken over.
+    adopted: bool,
 }
 
 impl Follower {
@@ -184,19 +197,18 @@ impl Follower {
     /// Brings uplinks and paths into step with objects and kernel, and tells what changed.
     fn look(&mut self) {
         let standing = self.shared.standing();
-        self.follow_host(&standing);
-        let Some(cluster) = standing.cluster.clone() else { return };
+        let Some(cluster) = standing.cluster.clone() else { return self.follow_host(&standing) };
         let vxlan_port = standing.local.as_ref().map_or(Tunnels::UDP_PORT, |local| local.vxlan_port);
         let uplinks = self.uplinks.follow(&cluster, vxlan_port, &mut self.netlink);
         let bridge_ports = self.bridge_ports.follow(&cluster);
         let mut problems = self.uplinks.problems();
+        problems.extend(uplinks.values().filter(|uplink| !uplink.link_up).map(uplink_down));
         if let Some(local) = standing.local.as_deref() {
             let (node, ports) = (&self.shared.node, &mut self.bridge_ports);
             let networks = networks::follow(&cluster, node, local, ports, &mut self.netlink);
             problems.extend(networks.into_iter().map(Problem::from));
         }
         problems.extend(self.bridge_ports.problems().into_iter().map(Problem::from));
-        problems.extend(self.host.problems().iter().cloned().map(Problem::from));
         let mut paths = BTreeMap::new();
         for destination in self.destinations(&standing, &uplinks) {
             match self.path(destination, &uplinks) {
@@ -208,7 +220,15 @@ impl Follower {
         if standing.plan.as_ref().is_some_and(|plan| !plan.outside.sources.is_empty()) {
             problems.extend(self.way_out.reserve().err().map(Problem::from));
         }
+        if !self.adopted && standing.plan.as_deref().is_some_and(Uplinks::will_steer_services) {
+            self.adopted = true;
+            let failed = |error| format!("connections that the kernel translates will break: {error}");
+            adoption::adopt(&self.shared).unwrap_or_else(|error| self.shared.report(failed(error)));
+        }
         self.uplinks.steer(paths.keys().copied(), &uplinks, standing.plan.as_ref());
+        // Only now may the host's routes lead here: a kernel forgets what it masqueraded by another interface.
+        self.follow_host(&standing);
+        problems.extend(self.host.problems().iter().cloned().map(Problem::from));
         if let Some(plan) = &standing.plan {
             let announced = self.announcements.follow(plan, &self.uplinks, &uplinks, &self.shared);
             problems.extend(announced.into_iter().map(Problem::from));
@@ -226,7 +246,12 @@ impl Follower {
     }
 
     fn follow_host(&mut self, standing: &Standing) {
-        let host = self.host.follow(&mut self.netlink, standing);
+        let node = &self.shared.node;
+        let awaits_uplink = standing.cluster.as_deref().is_none_or(|cluster| {
+            cluster.uplinks.values().any(|uplink| uplink.node.as_ref().is_none_or(|own| own == node))
+        });
+        let leads_here = self.adopted || !awaits_uplink || self.shared.started.elapsed() > ADOPTION;
+        let host = self.host.follow(&mut self.netlink, standing, leads_here);
         if self.told_host != host {
             // Nobody listens only while the agent stops.
             let _ = self.shared.inputs.send(Input::Host(host.clone()));

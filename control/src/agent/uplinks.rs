@@ -205,6 +205,11 @@ impl Uplinks {
         }
     }
 
+    /// Whether, by this plan, packets of Services will be steered away from the kernel.
+    pub(super) fn will_steer_services(plan: &NodePlan) -> bool {
+        plan.ports.keys().any(|port| hands_back(plan, *port))
+    }
+
     /// What is wrong with uplinks.
     pub(super) fn problems(&self) -> Vec<model::Problem> {
         let of_taken = self.taken.values().filter_map(|uplink| uplink.problem.as_ref());

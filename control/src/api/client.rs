@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use millrace_cni::agent_client::{AgentClient, Answer, ClientError};
-use serde::de::DeserializeOwned;
+use millrace_cni::protocol::{STATUS_PATH, StatusRequest};
+use millrace_cni::spec::Failure;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::model::{ErrorReport, PolicyDiffReport, PolicyDiffRequest, TraceReport, TraceRequest};
 
@@ -74,6 +76,15 @@ impl Client {
         decode(self.agent.post("/v1/policy/diff", &body))
     }
 
+    /// Whether the agent could plug a pod in, as the plugin's STATUS asks it.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show); a refusal says what it waits for.
+    pub fn ready(&self) -> Result<(), ApiError> {
+        let body = serde_json::to_vec(&StatusRequest { network: "millrace".to_owned() }).map_err(ApiError::Decode)?;
+        decode::<IgnoredAny>(self.agent.post(STATUS_PATH, &body)).map(drop)
+    }
+
     /// Follows an imagined packet.
     ///
     /// # Errors
@@ -92,9 +103,9 @@ fn decode<Report: DeserializeOwned>(answer: Result<Answer, ClientError>) -> Resu
     if answer.status == 200 {
         return serde_json::from_slice(&answer.body).map_err(ApiError::Decode);
     }
-    let message = match serde_json::from_slice::<ErrorReport>(&answer.body) {
-        Ok(report) => report.message,
-        Err(_) => format!("the agent answered with status {}", answer.status),
-    };
+    let of_plugin = || serde_json::from_slice::<Failure>(&answer.body).map(|failure| failure.message);
+    let message =
+        serde_json::from_slice::<ErrorReport>(&answer.body).map(|report| report.message).or_else(|_| of_plugin());
+    let message = message.unwrap_or_else(|_| format!("the agent answered with status {}", answer.status));
     Err(ApiError::Refused { status: answer.status, message })
 }

@@ -3,7 +3,7 @@
 //! | method and path | answer |
 //! |---|---|
 //! | POST `/v1/cni/add`, `del`, `check`, `gc`, `status` | `millrace_cni::protocol` |
-//! | GET `/v1/show/ports`, `workers`, `routes`, `services`, `neighbours`, `drops`, `status` | lists and documents of [`model`] |
+//! | GET `/v1/show/ports`, `workers`, `routes`, `services`, `neighbours`, `drops`, `receipts`, `status` | lists and documents of [`model`] |
 //! | GET `/v1/show/flows?limit=N` | [`model::FlowsReport`] |
 //! | GET `/v1/show/connections?limit=N&pod=NS/NAME&state=S` | [`model::ConnectionsReport`] for a [`model::ConnectionsQuery`] |
 //! | GET `/v1/show/fdb`, `/v1/show/ipam`, `/v1/check/ipam` | [`model::StationReport`]s, [`model::IpamReport`], [`model::IpamCheckReport`] |
@@ -23,8 +23,8 @@ pub mod socket;
 
 use model::{
     ConnectionsQuery, ConnectionsReport, DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport,
-    PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery, PolicyReachReport, PortReport, RouteReport,
-    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery, PolicyReachReport, PortReport,
+    ReceiptReport, RouteReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 
 /// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
@@ -112,6 +112,12 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`InspectFailure`].
     fn policy_reach(&self, query: &PolicyReachQuery) -> Result<PolicyReachReport, InspectFailure>;
+
+    /// Which versions of objects are in force, by kind and name.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn receipts(&self) -> Result<Vec<ReceiptReport>, InspectFailure>;
 
     /// Node, tables and problems.
     ///

@@ -6,6 +6,7 @@
 mod fdb;
 mod ipam;
 mod policy;
+mod receipt;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ pub use policy::{
     FlowChangeReport, FlowEndReport, FlowVerdictReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
     PolicyReachReport, ReachReport, UnusedRuleReport,
 };
+pub use receipt::ReceiptReport;
 pub use trace::{TraceDrop, TraceProtocol, TraceReport, TraceRequest, TraceSource, TraceStep};
 
 /// Something wrong that an operator should mend; the agent runs on without it.
@@ -54,7 +56,7 @@ impl From<&problem::Problem> for Problem {
             line: problem.line.map(u64::from),
             object: problem.object.as_ref().map(ToString::to_string),
             message: format!("{field}{}", problem.message),
-            kind: None,
+            kind: problem.kind.map(str::to_owned),
         }
     }
 }
@@ -83,8 +85,36 @@ pub struct StatusReport {
     pub uplinks: u32,
     /// Frames that are neither sent, dropped, consumed, merged nor held; other than 0 is a defect.
     pub unaccounted_frames: i64,
+    /// Connections that the agent before left to this one.
+    #[serde(default)]
+    pub connections_taken_over: u64,
+    /// Those that it left and that this one has no room for.
+    #[serde(default)]
+    pub connections_not_taken_over: u64,
+    /// Connections to Services that the kernel had begun, by kube-proxy's rules, and that go on here.
+    #[serde(default)]
+    pub connections_adopted: u64,
+    /// Why connections will end with this agent; `None` if the next one goes on with them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub connections_end: Option<String>,
     /// What is wrong.
     pub problems: Vec<Problem>,
+    /// What became of Kubernetes Events; absent with a directory of files.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub events: Option<EventsReport>,
+}
+
+/// What became of Kubernetes Events since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsReport {
+    /// Written, or found written by another node.
+    pub written: u64,
+    /// Refused by the server.
+    pub refused: u64,
+    /// Never written: no room, or gone before the turn came.
+    pub dropped: u64,
+    /// Whose turn has not come.
+    pub waiting: u64,
 }
 
 /// `show ports`: one port.

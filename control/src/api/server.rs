@@ -112,6 +112,7 @@ fn router(api: Api) -> Router {
         .route("/v1/show/ipam", get(async |State(api): State<Api>| tell(api, |inspect| inspect.ipam()).await))
         .route("/v1/check/ipam", get(async |State(api): State<Api>| tell(api, |inspect| inspect.check_ipam()).await))
         .route("/v1/show/drops", get(async |State(api): State<Api>| tell(api, |inspect| inspect.drops()).await))
+        .route("/v1/show/receipts", get(async |State(api): State<Api>| tell(api, |inspect| inspect.receipts()).await))
         .route("/v1/show/status", get(async |State(api): State<Api>| tell(api, |inspect| inspect.status()).await))
         .route("/v1/show/flows", get(show_flows))
         .route("/v1/show/connections", get(show_connections))

@@ -22,6 +22,9 @@ pub(super) struct AgentOptions {
     /// Take the objects from the API server of the cluster that this process is a pod of
     #[arg(long)]
     in_cluster: bool,
+    /// Name of this node, as its Node object is called, whatever the configuration file says
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     /// Print the default configuration with comments, and stop
     #[arg(long, conflicts_with = "check")]
     print_default: bool,
@@ -41,6 +44,10 @@ pub(super) fn run(options: &AgentOptions) -> anyhow::Result<()> {
     let configuration = match &options.kubeconfig {
         Some(file) => configuration.with_kubeconfig(file.clone()),
         None if options.in_cluster => configuration.within_cluster(),
+        None => configuration,
+    };
+    let configuration = match &options.node {
+        Some(name) => configuration.for_node(name.clone()),
         None => configuration,
     };
     if options.check {

@@ -17,6 +17,7 @@
 mod agent;
 mod check;
 mod demo;
+mod install;
 mod policy;
 mod replay;
 mod show;
@@ -62,6 +63,8 @@ enum Command {
     Check(check::CheckOptions),
     /// Build a two-node cluster on this machine, check and measure it, and take it away again
     Demo(demo::DemoOptions),
+    /// Put the plugin and, once an agent can plug pods in, the network configuration where the container runtime looks
+    Install(install::InstallOptions),
     /// Ask what policies would do, and what they let through
     Policy(policy::PolicyOptions),
     /// Send captures through the engine and the objects, offline and without root
@@ -72,6 +75,8 @@ enum Command {
     Top(top::TopOptions),
     /// Follow an imagined packet through the live tables, stage by stage
     Trace(trace::TraceOptions),
+    /// Restore the node: take away the network configuration, the plugin, and what agents left in the kernel
+    Uninstall(install::UninstallOptions),
 }
 
 /// How to reach the agent and how to print.
@@ -101,11 +106,13 @@ pub fn main() -> ExitCode {
         Command::Agent(options) => agent::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Demo(options) => demo::run(&options),
+        Command::Install(options) => install::install(&options),
         Command::Policy(options) => policy::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Show(options) => show::run(&options),
         Command::Top(options) => top::run(&options),
         Command::Trace(options) => trace::run(&options),
+        Command::Uninstall(options) => install::uninstall(&options),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::{Output, table};
 use crate::api::model::{
-    DropReport, NeighbourReport, PortReport, RouteReport, ServiceReport, StationReport, WorkerReport,
+    DropReport, NeighbourReport, PortReport, ReceiptReport, RouteReport, ServiceReport, StationReport, WorkerReport,
 };
 
 /// Options of `millrace show`.
@@ -59,6 +59,11 @@ enum What {
         #[arg(long, value_name = "NAMESPACE/POD")]
         pod: Option<String>,
     },
+    /// Services, their endpoints and policies: which version every worker decides by, since when, how long it took
+    Receipts {
+        /// Only objects of this name: NAMESPACE/NAME, or NAME of a kind without namespaces
+        name: Option<String>,
+    },
     /// Dropped frames by reason, with what to check next
     Drops,
     /// The node, its tables, and what is wrong with its objects
@@ -90,6 +95,11 @@ pub(super) fn run(options: &ShowOptions) -> anyhow::Result<()> {
         What::Policies { pod } => {
             let pod = pod.as_ref().map(|pod| format!("?pod={}", percent_encoded(pod))).unwrap_or_default();
             output.print(&client.show(&format!("policies{pod}"))?, table::policies)
+        }
+        What::Receipts { name } => {
+            let mut list = client.show::<Vec<ReceiptReport>>("receipts")?;
+            list.retain(|receipt| name.as_ref().is_none_or(|name| receipt.name == *name));
+            output.print(&list, |list| table::receipts(list))
         }
         What::Drops => output.print(&client.show::<Vec<DropReport>>("drops")?, |list| table::drops(list)),
         What::Status => output.print(&client.show("status")?, table::status),

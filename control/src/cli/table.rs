@@ -2,6 +2,7 @@
 
 mod addresses;
 mod policies;
+mod receipts;
 mod stations;
 mod top;
 
@@ -13,12 +14,13 @@ use comfy_table::{Cell, CellAlignment};
 use millrace_engine::cycles::Work;
 
 use crate::api::model::{
-    ConnectionsReport, DropReport, FlowsReport, FrontendReport, NeighbourReport, PortReport, Problem, QueueReport,
-    RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
+    ConnectionsReport, DropReport, EventsReport, FlowsReport, FrontendReport, NeighbourReport, PortReport, Problem,
+    QueueReport, RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
 };
 
 pub(super) use addresses::{ipam, ipam_check};
 pub(super) use policies::{policies, policy_diff, policy_reach};
+pub(super) use receipts::receipts;
 pub(super) use stations::stations;
 pub(super) use top::top;
 
@@ -271,6 +273,14 @@ pub(super) fn status(report: &StatusReport) -> String {
             duration(report.tables_age_seconds.saturating_mul(1000))
         ),
     };
+    let connections = match &report.connections_end {
+        None => format!("{} of the agent before, kept for the next", report.connections_taken_over),
+        Some(_) => format!("{} of the agent before, not kept", report.connections_taken_over),
+    };
+    let events = report.events.map(|events| {
+        let EventsReport { written, refused, dropped, waiting } = events;
+        ("Events", format!("{written} written, {refused} refused, {dropped} dropped, {waiting} waiting"))
+    });
     let mut text = String::new();
     for (name, value) in [
         ("Node", report.node.clone()),
@@ -281,9 +291,13 @@ pub(super) fn status(report: &StatusReport) -> String {
         ("Ports", report.ports.to_string()),
         ("Pods", report.pods.to_string()),
         ("Uplinks", report.uplinks.to_string()),
+        ("Connections", connections),
         ("Frames unaccounted for", report.unaccounted_frames.to_string()),
         ("Problems", if report.problems.is_empty() { "none".into() } else { report.problems.len().to_string() }),
-    ] {
+    ]
+    .into_iter()
+    .chain(events)
+    {
         let _ = writeln!(text, "{:<24}{value}", format!("{name}:"));
     }
     for problem in &report.problems {

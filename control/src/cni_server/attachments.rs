@@ -219,6 +219,8 @@ impl Attachments {
     /// # Errors
     /// When the file is there but cannot be read or moved: starting without it would lose it.
     pub fn load(path: &Path) -> io::Result<(Attachments, Option<Problem>)> {
+        // What an agent that died had half written.
+        let _ = fs::remove_file(beside(path));
         let (records, problem) = match read(path) {
             Ok(records) => (records, None),
             Err(ReadError::Absent) => (Records::new(), None),
@@ -341,13 +343,25 @@ fn write(path: &Path, records: &Records) -> io::Result<()> {
     let layout = Layout { version: LAYOUT_VERSION, attachments: records.values().collect::<Vec<_>>() };
     let mut text = serde_json::to_vec_pretty(&layout)?;
     text.push(b'\n');
-    let beside = path.with_extension("json.new");
-    let mut file = File::create(&beside)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
+    let beside = beside(path);
+    put_in_place(&text, &beside, path).inspect_err(|_| {
+        // On a full disk it would only keep room from others.
+        let _ = fs::remove_file(&beside);
+    })?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
+}
+
+/// Where the record is written before it takes the place of the old one.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("json.new")
+}
+
+fn put_in_place(text: &[u8], beside: &Path, path: &Path) -> io::Result<()> {
+    let mut file = File::create(beside)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(beside, path)
 }
 
 /// A name beside `path` that nothing has; the last one is reused when an operator let twenty pile up.

@@ -22,14 +22,17 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// The variant says what the runtime is told.
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure>;
 
-    /// The interfaces that the pod is to have beside the one that is asked for.
+    /// The interfaces that the pod is to have beside the one that is asked for; none where nobody can ask for any.
     ///
     /// # Errors
     /// What the pod asks for can never be, or nobody can be asked.
-    fn further(&self, request: &AddRequest) -> Result<Vec<FurtherInterface>, CniFailure>;
+    fn further(&self, _request: &AddRequest) -> Result<Vec<FurtherInterface>, CniFailure> {
+        Ok(Vec::new())
+    }
 
-    /// Takes away what is there of an attachment and releases its addresses. What is missing is no error: it is
-    /// called for attachments never made, half made, or whose namespace is gone.
+    /// Takes away what is there of an attachment. Its addresses and the number of its port stay taken until
+    /// [`Self::release`]. What is missing is no error: it is called for attachments never made, half made, or whose
+    /// namespace is gone.
     ///
     /// # Errors
     /// Only when something that is there cannot be taken away.
@@ -48,9 +51,12 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// [`CniFailure::NotAvailable`] with the reason.
     fn status(&self) -> Result<(), CniFailure>;
 
-    /// Releases addresses whose holders are not recorded; `recorded` are all attachments there are, also those whose
-    /// ADD is at work.
-    fn release_unrecorded(&self, recorded: &[AttachmentKey]);
+    /// Gives the addresses of an attachment that was taken away back, and the number of its port, if it had one, for
+    /// others to have; what it does not hold is no error.
+    fn release(&self, key: &AttachmentKey, port: Option<PortIndex>);
+
+    /// All attachments that hold addresses.
+    fn holders(&self) -> Vec<AttachmentKey>;
 }
 
 /// A checked request to attach a pod.

@@ -1,5 +1,7 @@
 //! What the verbs mean, on a network that only notes what it was asked.
 
+mod moments;
+
 use super::*;
 use crate::cluster::{InterfaceName, NetworkName};
 use millrace_cni::spec::code;
@@ -15,8 +17,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 struct Notes {
     calls: Mutex<Vec<String>>,
     refuse: Mutex<bool>,
+    /// Containers whose addresses were given back.
+    released: Mutex<Vec<String>>,
+    /// Containers that hold addresses.
+    holders: Mutex<Vec<AttachmentKey>>,
     /// Interfaces beside the first, of every pod; one named `bad` cannot be made.
     further: Mutex<Vec<&'static str>>,
+}
+
+fn key(container: &str) -> AttachmentKey {
+    AttachmentKey { container_id: container.into(), interface: "eth0".into() }
 }
 
 impl Notes {
@@ -85,9 +95,12 @@ impl PodNetwork for Notes {
         self.note("status".into())
     }
 
-    fn release_unrecorded(&self, recorded: &[AttachmentKey]) {
-        let names: Vec<&str> = recorded.iter().map(|key| key.container_id.as_str()).collect();
-        let _ = self.note(format!("release all but {}", names.join(" ")));
+    fn release(&self, key: &AttachmentKey, _port: Option<PortIndex>) {
+        self.released.lock().expect("no test panics here").push(key.container_id.clone());
+    }
+
+    fn holders(&self) -> Vec<AttachmentKey> {
+        self.holders.lock().expect("no test panics here").clone()
     }
 }
 
@@ -216,7 +229,7 @@ fn interfaces_beside_the_first_come_and_go_with_it() {
     assert_eq!(notes.taken(), ["check c1 mtu 1450", "check c1 mtu 1450 net1"]);
     let valid = vec![protocol::ValidAttachment { container_id: "c1".into(), interface: "eth0".into() }];
     server.collect(protocol::CollectRequest { network: "millrace".into(), valid }).expect("collected");
-    assert_eq!(notes.taken(), ["release all but c1 c1"]);
+    assert_eq!(notes.taken(), Vec::<String>::new());
     server.delete(delete(Some(&namespace))).expect("detached");
     assert_eq!(notes.taken(), ["delete c1 whole record namespace net1", "delete c1 whole record namespace"]);
     assert!(server.attachments.all().is_empty());
@@ -247,6 +260,12 @@ fn a_missed_delete_and_a_broken_add_are_made_good() {
     // The container was restarted with a new namespace while nobody told us.
     server.add(add(&place.namespace("n1"))).expect("attached anew");
     assert_eq!(notes.taken(), ["add c1 web-0", "delete c1 whole record no namespace", "add c1 web-0"]);
+
+    // The same, and the kernel gave the new one the number of the old one.
+    fs::rename(place.directory.join("n1"), place.directory.join("n2")).expect("renamed");
+    let renamed = place.directory.join("n2").to_str().expect("text").to_owned();
+    server.add(add(&renamed)).expect("attached anew");
+    assert_eq!(notes.taken(), ["delete c1 whole record no namespace", "add c1 web-0"]);
 
     // The agent died in ADD: the record is there without a port.
     let mut broken = server.attachments.all().remove(0);
@@ -440,13 +459,15 @@ fn collection_takes_what_the_runtime_does_not_know_of_its_network_only() {
             .map(|id| protocol::ValidAttachment { container_id: (*id).into(), interface: "eth0".into() })
             .collect(),
     };
+    // Addresses whose holder nobody has recorded go back, too.
+    *notes.holders.lock().expect("whole") = ["kept", "foreign", "nobody"].map(key).to_vec();
     server.collect(request(&["kept", "stuck", "never seen"])).expect("collected");
-    assert_eq!(notes.taken(), ["delete lost whole record namespace", "release all but foreign kept stuck"]);
+    assert_eq!(notes.taken(), ["delete lost whole record namespace"]);
+    assert_eq!(std::mem::take(&mut *notes.released.lock().expect("whole")), ["lost", "nobody"]);
     *notes.refuse.lock().expect("whole") = true;
     let failure = server.collect(request(&["kept"])).expect_err("one could not be taken away");
     assert!(failure.to_failure().details.contains("stuck"), "{failure:?}");
-    let tried = notes.taken();
-    assert_eq!(tried.last().map(String::as_str), Some("release all but foreign kept stuck"), "it goes on: {tried:?}");
+    assert_eq!(*notes.released.lock().expect("whole"), ["nobody"], "it goes on");
 }
 
 #[test]
@@ -483,56 +504,19 @@ fn a_delete_that_found_no_agent_is_made_good_at_start_or_before_the_next_add() {
     assert_eq!(server.take_up_pending().len(), 1);
 }
 
-/// A network that looks at the record of attachments when it is asked to take a pod away, as the next process would if
-/// this one died right there.
-struct Witness {
-    record: PathBuf,
-    whole: Mutex<Vec<bool>>,
-    refuse: bool,
-}
-
-impl PodNetwork for Witness {
-    fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
-        Notes::default().add(request)
-    }
-
-    fn further(&self, _request: &AddRequest) -> Result<Vec<FurtherInterface>, CniFailure> {
-        Ok(Vec::new())
-    }
-
-    fn delete(&self, _request: &DeleteRequest) -> Result<(), CniFailure> {
-        let (recorded, _) = Attachments::load(&self.record).expect("readable");
-        let whole = recorded.all().iter().any(|record| record.port.is_some());
-        self.whole.lock().expect("no test panics here").push(whole);
-        if self.refuse { Err(CniFailure::NotReady("told to refuse".into())) } else { Ok(()) }
-    }
-
-    fn check(&self, _attachment: &Attachment) -> Result<(), CniFailure> {
-        Ok(())
-    }
-
-    fn status(&self) -> Result<(), CniFailure> {
-        Ok(())
-    }
-
-    fn release_unrecorded(&self, _recorded: &[AttachmentKey]) {}
-}
-
 #[test]
-fn an_agent_that_dies_in_delete_leaves_an_attachment_that_is_not_whole() {
-    for refuse in [false, true] {
-        let place = Place::new();
-        let namespace = place.namespace("n1");
-        let (attachments, _) = Attachments::load(&place.record()).expect("readable");
-        let witness = Arc::new(Witness { record: place.record(), whole: Mutex::default(), refuse });
-        let server = CniServer::new(witness.clone(), Arc::new(attachments));
-        server.add(add(&namespace)).expect("attached");
-        assert_eq!(server.delete(delete(Some(&namespace))).is_ok(), !refuse);
-        assert_eq!(*witness.whole.lock().expect("no test panics here"), [false]);
-        let left = server.attachments.all();
-        assert_eq!(
-            left.iter().map(|record| record.port.is_some()).collect::<Vec<_>>(),
-            vec![true; usize::from(refuse)]
-        );
-    }
+fn addresses_go_back_when_no_record_has_them_any_more() {
+    let place = Place::new();
+    let namespace = place.namespace("n1");
+    let (server, notes) = place.server();
+    server.add(add(&namespace)).expect("attached");
+    // As on a full disk, nothing can be recorded: the next start finds the addresses in the old record.
+    fs::remove_file(place.record()).expect("removed");
+    fs::create_dir_all(place.record().join("in-the-way")).expect("a directory");
+    assert_eq!(server.delete(delete(None)).expect_err("not recorded").code(), code::IO);
+    assert!(notes.released.lock().expect("whole").is_empty(), "others would get them, too");
+    assert!(!place.directory.join("attachments.json.new").exists(), "it would keep room from others");
+    fs::remove_dir_all(place.record()).expect("removed");
+    server.delete(delete(None)).expect("detached");
+    assert_eq!(*notes.released.lock().expect("whole"), ["c1"]);
 }

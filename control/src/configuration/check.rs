@@ -25,6 +25,9 @@ pub(super) fn check(file: &File) -> Result<(), Wrong> {
         let shown = path.to_string_lossy();
         require(path.is_absolute() && !shown.contains('\0'), field, shown, "it must be an absolute path")?;
     }
+    let runtime = file.cni.configuration_directory.to_string_lossy();
+    let usable = runtime.is_empty() || file.cni.configuration_directory.is_absolute();
+    require(usable, "cni.configuration_directory", &runtime, "it must be an absolute path")?;
     let ApiServer { kubeconfig, in_cluster } = &file.api_server;
     let shown = kubeconfig.to_string_lossy();
     let named = !shown.is_empty();

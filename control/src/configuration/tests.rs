@@ -16,7 +16,7 @@ fn the_default_file_says_the_defaults_and_explains_each_field() {
     assert_eq!(printed, File::default());
     assert_eq!(parse(&text), parse(""));
     let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(fields, 32, "{text}");
+    assert_eq!(fields, 33, "{text}");
     let mut before = "";
     for line in text.lines() {
         assert!(!line.contains(" = ") || line.starts_with('#') || before.starts_with("# "), "no comment over {line}");
@@ -42,6 +42,7 @@ fn errors_name_file_and_field() {
         ("[flow_cache]\nipv4_entries = 3000", "flow_cache.ipv4_entries"),
         ("[api_server]\nkubeconfig = 'here'", "api_server.kubeconfig"),
         ("[api_server]\nkubeconfig = '/k'\nin_cluster = true", "api_server.in_cluster"),
+        ("[cni]\nconfiguration_directory = 'net.d'", "cni.configuration_directory"),
         ("connections = 10", "connections"),
         ("[tunnel]\nvni = 16777216", "tunnel.vni"),
         ("[tunnel]\nport = 0", "tunnel.port"),

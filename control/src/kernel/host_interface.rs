@@ -21,7 +21,10 @@ use millrace_engine::limits;
 use millrace_engine::packet::Mac;
 use millrace_engine::transmit::segmentation::segments_of_unit;
 
-use super::{GATEWAY_IPV4, GATEWAY_IPV6, KernelError, Link, LinkChange, Netlink, OwnPorts, Route, own_ports, sysctl};
+use super::{
+    GATEWAY_IPV4, GATEWAY_IPV6, GuardedPorts, KernelError, Link, LinkChange, Netlink, OwnPorts, Route, own_ports,
+    sysctl,
+};
 
 /// What the host's own interface shall be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +45,8 @@ pub struct HostInterface<'a> {
     pub own_addresses: &'a BTreeSet<IpAddr>,
     /// These ports.
     pub own_ports: &'a BTreeSet<OwnPorts>,
+    /// Ports that nobody answers for while there is no agent.
+    pub guarded_ports: &'a BTreeSet<GuardedPorts>,
 }
 
 /// Brings the interface, which must exist in the calling thread's namespace, to what it shall be.
@@ -162,7 +167,8 @@ fn set_own_ports(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>)
             .keys()
             .any(|address| address.is_ipv4() == ports.ipv4 && address.is_loopback() == ports.loopback.is_some())
     };
-    netlink.set_own_ports(&routes, &wanted.own_ports.iter().filter(served).copied().collect())
+    let served = wanted.own_ports.iter().filter(served).copied().collect();
+    netlink.set_own_ports(&routes, &served, wanted.guarded_ports)
 }
 
 /// Gateways of the families that the interface has an address of.

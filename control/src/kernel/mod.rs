@@ -10,6 +10,7 @@
 
 pub mod addresses;
 pub mod capabilities;
+pub mod guarded_ports;
 pub mod host_interface;
 pub mod links;
 pub mod monitor;
@@ -22,10 +23,12 @@ pub mod pod_interface;
 pub mod reserved_ports;
 pub mod routes;
 pub mod sysctl;
+pub mod translated_flows;
 pub mod virtual_links;
 
 use std::io;
 
+pub use guarded_ports::GuardedPorts;
 pub use host_interface::{HostInterface, configure_host_interface};
 pub use links::{Link, LinkChange, LinkStatistics};
 pub use millrace_engine::port::namespace::{NamespaceError, NamespaceHandle};

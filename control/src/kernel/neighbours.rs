@@ -13,8 +13,9 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
     NeighbourState as KernelState,
 };
+use netlink_packet_route::route::RouteProtocol;
 
-use super::routes::family;
+use super::routes::{ROUTE_PROTOCOL, family};
 use super::{KernelError, Netlink, unless_absent};
 
 /// How far an entry can be trusted.
@@ -45,6 +46,8 @@ pub struct Neighbour {
     pub state: NeighbourState,
     /// Whether the kernel keeps it fresh on its own.
     pub managed: bool,
+    /// Whether this program made it so (`NDA_PROTOCOL`).
+    pub ours: bool,
 }
 
 impl Neighbour {
@@ -59,12 +62,13 @@ impl Neighbour {
 
     pub(super) fn read(message: &NeighbourMessage) -> Option<Neighbour> {
         let mut address = None;
-        let (mut mac, mut managed) = (None, false);
+        let (mut mac, mut managed, mut ours) = (None, false, false);
         for attribute in &message.attributes {
             match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => address = Some(IpAddr::V4(*found)),
                 NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => address = Some(IpAddr::V6(*found)),
                 NeighbourAttribute::LinkLayerAddress(bytes) if bytes.len() == 6 => mac = Some(Mac::read(bytes)),
+                NeighbourAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::Other(ROUTE_PROTOCOL),
                 NeighbourAttribute::ExtFlags(flags) => managed = flags.contains(NeighbourExtFlags::Managed),
                 _ => {}
             }
@@ -76,7 +80,7 @@ impl Neighbour {
             KernelState::Failed => NeighbourState::Failed,
             _ => NeighbourState::Incomplete,
         };
-        Some(Neighbour { link: message.header.ifindex, address: address?, mac, state, managed })
+        Some(Neighbour { link: message.header.ifindex, address: address?, mac, state, managed, ours })
     }
 }
 
@@ -93,14 +97,28 @@ impl Netlink {
         self.set_neighbour(message, || format!("set neighbour {address} {mac} on link {name}"))
     }
 
-    /// Lets the kernel resolve `address` on link number `link` and keep it fresh. May be repeated.
+    /// Lets the kernel resolve `address` on link number `link` and keep it fresh. May be repeated. The entry is marked as
+    /// this program's, so that [`forget_managed_neighbours`](Self::forget_managed_neighbours) finds it.
     ///
     /// # Errors
     /// What the kernel said.
     pub fn set_managed_neighbour(&mut self, link: u32, address: IpAddr) -> Result<(), KernelError> {
         let mut message = neighbour_message(link, address);
         message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+        message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)));
         self.set_neighbour(message, || format!("have neighbour {address} on link number {link} kept fresh"))
+    }
+
+    /// Deletes the managed neighbours of this program, on all links: whoever is spoken to is resolved anew. How many there
+    /// were.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn forget_managed_neighbours(&mut self) -> Result<usize, KernelError> {
+        let known = self.neighbours()?;
+        let ours = known.iter().filter(|neighbour| neighbour.managed && neighbour.ours);
+        ours.map(|neighbour| self.delete_neighbour(neighbour.link, neighbour.address))
+            .try_fold(0, |count, deleted| Ok(count + usize::from(deleted?)))
     }
 
     /// Has the kernel resolve `address` on link number `link` now, as if it had a packet for it. May be repeated.

@@ -24,7 +24,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePor
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 
 use super::routes::ROUTE_PROTOCOL;
-use super::{KernelError, Netlink, Route, unless_absent};
+use super::{GuardedPorts, KernelError, Netlink, Route, unless_absent};
 
 /// Number of our table.
 pub const OWN_PORTS_TABLE: u8 = 77;
@@ -134,7 +134,7 @@ fn join_nearest(ranges: &mut Vec<OwnPorts>) {
     }
 }
 
-fn rule(ipv4: bool, table: u8, priority: u32) -> RuleMessage {
+pub(super) fn rule(ipv4: bool, table: u8, priority: u32) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
     message.header.table = table;
@@ -144,7 +144,7 @@ fn rule(ipv4: bool, table: u8, priority: u32) -> RuleMessage {
 }
 
 /// The kernel leaves priority 0 out.
-fn priority(message: &RuleMessage) -> u32 {
+pub(super) fn priority(message: &RuleMessage) -> u32 {
     let said = |attribute: &RuleAttribute| match attribute {
         RuleAttribute::Priority(priority) => Some(*priority),
         _ => None,
@@ -153,8 +153,8 @@ fn priority(message: &RuleMessage) -> u32 {
 }
 
 impl Netlink {
-    /// Has what the host sends to these ports of its own addresses go by these routes of our tables, and nothing else. May be
-    /// repeated, and writes only what differs.
+    /// Has what the host sends to these ports of its own addresses go by these routes of our tables, and nothing else; and
+    /// nobody answer for the `guarded` ones. May be repeated, and writes only what differs.
     ///
     /// # Errors
     /// What the kernel said.
@@ -162,16 +162,20 @@ impl Netlink {
         &mut self,
         routes: &BTreeMap<IpAddr, Route>,
         ports: &BTreeSet<OwnPorts>,
+        guarded: &BTreeSet<GuardedPorts>,
     ) -> Result<(), KernelError> {
         let rules = self.rules()?;
         self.set_own_routes(routes)?;
         for ipv4 in [true, false] {
-            let wanted = ports.iter().any(|ports| ports.ipv4 == ipv4);
+            let guarded = || guarded.iter().filter(|ports| ports.address.is_ipv4() == ipv4);
+            let wanted = ports.iter().any(|ports| ports.ipv4 == ipv4) || guarded().next().is_some();
             let known = || rules.iter().filter(|rule| (rule.header.family == AddressFamily::Inet) == ipv4);
             if wanted {
                 self.move_local_table(ipv4, known(), LOCAL_FIRST, LOCAL_PRIORITY)?;
             }
             let present: BTreeSet<OwnPorts> = known().filter_map(OwnPorts::read).collect();
+            let present_guarded: BTreeSet<GuardedPorts> = known().filter_map(GuardedPorts::read).collect();
+            self.set_guarded_ports(&guarded().cloned().collect(), &present_guarded)?;
             for added in ports.iter().filter(|ports| ports.ipv4 == ipv4 && !present.contains(ports)) {
                 let attempt = || format!("have {added:?} go by the switch");
                 self.request(RouteNetlinkMessage::NewRule(added.rule()), NLM_F_CREATE | NLM_F_EXCL, attempt)?;
@@ -181,9 +185,25 @@ impl Netlink {
                 unless_absent(self.request(RouteNetlinkMessage::DelRule(gone.rule()), 0, attempt).map(|_| ()))?;
             }
             // Only what this program moved is moved back.
-            if !wanted && !present.is_empty() {
+            if !wanted && !(present.is_empty() && present_guarded.is_empty()) {
                 self.move_local_table(ipv4, known(), LOCAL_PRIORITY, LOCAL_FIRST)?;
             }
+        }
+        Ok(())
+    }
+
+    fn set_guarded_ports(
+        &mut self,
+        wanted: &BTreeSet<GuardedPorts>,
+        present: &BTreeSet<GuardedPorts>,
+    ) -> Result<(), KernelError> {
+        for added in wanted.difference(present) {
+            let attempt = || format!("have nobody answer for {added:?} without an agent");
+            self.request(RouteNetlinkMessage::NewRule(added.rule()), NLM_F_CREATE | NLM_F_EXCL, attempt)?;
+        }
+        for gone in present.difference(wanted) {
+            let attempt = || format!("have the host answer for {gone:?} again");
+            unless_absent(self.request(RouteNetlinkMessage::DelRule(gone.rule()), 0, attempt).map(|_| ()))?;
         }
         Ok(())
     }

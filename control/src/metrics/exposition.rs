@@ -120,7 +120,15 @@ impl Node {
         ] {
             families.gauge(name, help, value)?;
         }
-        Ok(())
+        let outcomes = status
+            .events
+            .map(|events| [("written", events.written), ("refused", events.refused), ("dropped", events.dropped)]);
+        let outcomes = outcomes.into_iter().flatten();
+        families.counters(
+            "millrace_kubernetes_events",
+            "Events for operators, by what became of them.",
+            outcomes.map(|(outcome, count)| ([("outcome", outcome.to_owned())], count as f64)),
+        )
     }
 
     fn encode_timings(&self, families: &mut Families<'_>) -> fmt::Result {
@@ -128,6 +136,18 @@ impl Node {
             ("kubeproxy_sync_proxy_rules_duration_seconds", "From the first change of a batch to its tables in force.");
         let family = families.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         self.timings.settling.encode(family)?;
+        let (name, help) = (
+            "kubeproxy_network_programming_duration_seconds",
+            "From a pod's change, as its EndpointSlice tells it, until every worker decides by it.",
+        );
+        let family = families.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        self.timings.programming.encode(family)?;
+        let (name, help) =
+            ("millrace_realisation_seconds", "From the arrival of an object until every worker decides by it.");
+        let mut family = families.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (kind, histogram) in &self.timings.realising {
+            histogram.encode(family.encode_family(&[("kind", *kind)])?)?;
+        }
         let last = "When tables were last brought into step with the objects, since 1970.";
         families.gauge("kubeproxy_sync_proxy_rules_last_timestamp_seconds", last, self.timings.last_seconds())
     }

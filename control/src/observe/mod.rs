@@ -224,7 +224,7 @@ impl Observed {
                 record.into_iter().for_each(|record| self.insert(record));
             }
             Err(error) => {
-                let problem = Problem::new(error.message).of(&object.key).at(error.path);
+                let problem = Problem::new(error.message).of(&object.key).at(error.path).kind("invalid_object");
                 let problem = match &object.origin {
                     Some(origin) => problem.in_file(&origin.file, error.line.or(Some(origin.line))),
                     None => problem,

@@ -259,7 +259,7 @@ fn unenforced_policies(local: &LocalView, tenants: &Tenants, policy: &PolicyTabl
         if !names.is_empty() {
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
             let message = format!("is on the network {network}, where no policy holds, and is selected by {names}");
-            problems.push(Problem::new(message).of(&pod_key(&pod.pod)));
+            problems.push(Problem::new(message).of(&pod_key(&pod.pod)).kind("policy_not_enforced"));
         }
     }
 }

@@ -69,7 +69,7 @@ impl RouteList<'_> {
         match self.routes.get(&prefix) {
             Some(first) => {
                 let message = format!("{prefix} belongs to {} already", first.name);
-                self.problems.push(Problem::new(message).of(&object()));
+                self.problems.push(Problem::new(message).of(&object()).kind("address_contested"));
             }
             None => drop(self.routes.insert(prefix, Route { name: name.into(), target })),
         }

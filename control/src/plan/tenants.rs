@@ -185,7 +185,7 @@ pub(super) fn overlapping_pools(cluster: &Cluster, problems: &mut Vec<Problem>) 
         for first in earlier.filter(|first| first.cidr().overlaps(pool.cidr())) {
             let message = format!("{} overlaps {} of pool {}", pool.cidr(), first.cidr(), first.name());
             let key = ObjectKey::cluster_scoped(crate::observe::IP_POOL, pool.name().as_str());
-            problems.push(Problem::new(message).of(&key));
+            problems.push(Problem::new(message).of(&key).kind("address_contested"));
         }
         if let Some(network) = pool.network.as_ref().filter(|network| !cluster.networks.contains_key(*network)) {
             let key = ObjectKey::cluster_scoped(crate::observe::IP_POOL, pool.name().as_str());

@@ -28,7 +28,11 @@ pub(super) fn own_ends(cluster: &Cluster, local: &LocalView, problems: &mut Vec<
         let bridged = bridges::any(cluster, local);
         if !(bridged && cluster.nodes.is_empty()) {
             let key = ObjectKey::cluster_scoped(NODE, local.node.as_str());
-            problems.push(Problem::new("this node has no object: other nodes cannot know where to send").of(&key));
+            problems.push(
+                Problem::new("this node has no object: other nodes cannot know where to send")
+                    .of(&key)
+                    .kind("not_reachable"),
+            );
         }
         return if bridged { uplink_ends(local) } else { Vec::new() };
     };
@@ -40,7 +44,9 @@ pub(super) fn own_ends(cluster: &Cluster, local: &LocalView, problems: &mut Vec<
     let found: Vec<_> = found.collect();
     if found.is_empty() && !local.uplinks.is_empty() {
         let key = ObjectKey::cluster_scoped(NODE, local.node.as_str());
-        problems.push(Problem::new("none of its internal addresses is on an uplink of this node").of(&key));
+        problems.push(
+            Problem::new("none of its internal addresses is on an uplink of this node").of(&key).kind("not_reachable"),
+        );
     }
     found
 }
@@ -95,7 +101,11 @@ pub(super) fn reach<'a>(
         let common = over_ipv4.or(over_ipv6);
         let mut ends = if node.ends_by_family { [over_ipv4, over_ipv6] } else { [common, common] };
         if common.is_none() && !own_ends.is_empty() {
-            problems.push(Problem::new("has no address of a family that this node has on an uplink").of(&key()));
+            problems.push(
+                Problem::new("has no address of a family that this node has on an uplink")
+                    .of(&key())
+                    .kind("not_reachable"),
+            );
         }
         for end in &mut ends {
             let Some(address) = end.map(|end| end.address) else { continue };
@@ -105,7 +115,11 @@ pub(super) fn reach<'a>(
                 reach.owners.entry(address).or_insert(&node.name)
             };
             if *owner != node.name {
-                problems.push(Problem::new(format!("has the address {address} of node {owner}")).of(&key()));
+                problems.push(
+                    Problem::new(format!("has the address {address} of node {owner}"))
+                        .of(&key())
+                        .kind("address_contested"),
+                );
                 *end = None;
             }
         }

@@ -58,7 +58,10 @@ impl Agent {
              socket = \"{shown}/{node}.sock\"\nworkers = {}\n{}\n",
             options.workers, options.more
         );
-        fs::write(file("toml"), configuration).expect("configuration");
+        // Where it is there already it is not written again: the disk may be full.
+        if fs::read_to_string(file("toml")).ok().as_ref() != Some(&configuration) {
+            fs::write(file("toml"), configuration).expect("configuration");
+        }
         let log = File::options().create(true).append(true).open(file("log")).expect("log");
         let words = [options.under, &[env!("CARGO_BIN_EXE_millrace"), "agent", "--config"]].concat();
         let mut command = Command::new(words[0]);
@@ -133,6 +136,11 @@ impl Agent {
     /// Its process.
     pub(crate) fn process(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("child").is_some()
     }
 
     /// Kills it, as the kernel would when memory runs out.

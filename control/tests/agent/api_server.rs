@@ -6,12 +6,13 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use millrace_control::kernel::{LinkChange, Netlink};
 use millrace_control::observe::custom_resource_definitions;
 use millrace_emulator::{Emulator, Options};
 use serde_json::{Value, json};
 
 use crate::agent_process::{Agent, AgentOptions};
-use crate::cluster::{NODES, POOLS, Underlay, node_object, uplink_object};
+use crate::cluster::{NODES, POOLS, UPLINK, Underlay, node_object, uplink_object};
 use crate::pod::Pod;
 use crate::traffic::{self, Endpoint};
 
@@ -179,4 +180,90 @@ pub(crate) fn the_api_server_may_be_away() {
     let more = Pod::create("a3", "a");
     traffic::udp(&more.add(directory), &ends[2], true);
     agents.iter().for_each(Agent::assert_sound);
+}
+
+/// Events of one reason, as `events.k8s.io/v1` has them.
+fn events(emulator: &Emulator, reason: &str) -> Vec<Value> {
+    let all = emulator.list("/apis/events.k8s.io/v1/namespaces/default/events");
+    all.into_iter().filter(|event| event["reason"] == reason).collect()
+}
+
+fn wait_for_event(emulator: &Emulator, reason: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = events(emulator, reason).into_iter().find(|event| wanted(event));
+        if let Some(event) = found {
+            return event;
+        }
+        assert!(
+            Instant::now() < end,
+            "no such {reason}: {:#?}",
+            emulator.list("/apis/events.k8s.io/v1/namespaces/default/events")
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+pub(crate) fn events_tell_what_an_operator_must_see() {
+    let underlay = Underlay::create(1);
+    // Not by way of the uplink, which goes down.
+    let mut netlink = Netlink::open_in(underlay.nodes[0].handle()).expect("netlink");
+    netlink.add_address("lo", "198.51.100.1/32".parse().expect("prefix")).expect("added");
+    let options = Options {
+        address: "198.51.100.1:6443".parse().expect("address"),
+        definitions: custom_resource_definitions(),
+        ..Options::default()
+    };
+    let emulator = underlay.nodes[0].handle().enter(|| Emulator::start(options)).expect("entered").expect("emulator");
+    // Room for the node itself and three pods.
+    let small = POOLS.split_once("---").expect("two pools").0.replace("10.1.0.0/16", "10.1.0.0/30, blockSize: 30");
+    put(&emulator, &(small + &node_object(0) + &uplink_object(0)));
+    let directory = &underlay.directory;
+    let kubeconfig = directory.file("kubeconfig");
+    std::fs::write(&kubeconfig, emulator.kubeconfig()).expect("written");
+    let more = format!("[api_server]\nkubeconfig = {:?}\n", kubeconfig.display().to_string());
+    let agent = underlay.start(0, AgentOptions { more: more.leak(), ..AgentOptions::default() });
+    let started = wait_for_event(&emulator, "AgentStarted", |_| true);
+    assert_eq!((&started["regarding"]["kind"], &started["type"]), (&json!("Node"), &json!("Normal")));
+
+    let pool = |cidr: &str| json!({"metadata": {"name": "broken"}, "spec": {"cidr": cidr}});
+    emulator.put("/apis/millrace.dev/v1alpha1/ippools", pool("10.300.0.0/16"));
+    let told = wait_for_event(&emulator, "InvalidObject", |_| true);
+    assert_eq!((&told["regarding"]["kind"], &told["regarding"]["name"]), (&json!("IpPool"), &json!("broken")));
+    assert!(told["note"].as_str().is_some_and(|note| note.contains("spec.cidr")), "{told}");
+    // While it lasts it is not told again; when it comes back, the series counts.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((events(&emulator, "InvalidObject").len(), &told["series"]), (1, &Value::Null));
+    emulator.put("/apis/millrace.dev/v1alpha1/ippools", pool("10.200.0.0/30"));
+    agent.wait_for_status(|status| status.problems.is_empty());
+    std::thread::sleep(Duration::from_secs(2));
+    emulator.put("/apis/millrace.dev/v1alpha1/ippools", pool("10.300.0.0/16"));
+    wait_for_event(&emulator, "InvalidObject", |event| event["series"]["count"] == 2);
+    emulator.remove("/apis/millrace.dev/v1alpha1/ippools", "broken");
+
+    let pods: Vec<Pod> = (0..4).map(|number| Pod::create(&format!("a{number}"), "a")).collect();
+    let mut answers: Vec<bool> = pods.iter().map(|pod| pod.call("ADD", directory).success).collect();
+    assert_eq!(answers.pop(), Some(false), "there is no address left");
+    let told = wait_for_event(&emulator, "AddressPoolExhausted", |_| true);
+    assert_eq!(told["regarding"]["name"], "pods-ipv4");
+    pods[0].delete(directory);
+    pods[3].add(directory);
+    agent.wait_for_status(|status| status.problems.is_empty());
+
+    let mut set = |up: bool| {
+        let change = LinkChange { up: Some(up), ..LinkChange::default() };
+        netlink.change_link(UPLINK, &change).expect("changed");
+    };
+    set(false);
+    let end = Instant::now() + Duration::from_secs(20);
+    while !agent.status().problems.iter().any(|problem| problem.kind.as_deref() == Some("uplink_down")) {
+        assert!(Instant::now() < end, "{:?}", agent.status().problems);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    set(true);
+    wait_for_event(&emulator, "UplinkDown", |event| event["regarding"]["name"] == "a");
+    wait_for_event(&emulator, "UplinkDownResolved", |event| event["type"] == "Normal");
+    let counts = agent.status().events.expect("Events are counted");
+    assert!(counts.written >= 6 && counts.refused == 0, "{counts:?}");
 }

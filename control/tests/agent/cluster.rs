@@ -80,7 +80,12 @@ pub(crate) struct Underlay {
 impl Underlay {
     /// Joins two nodes by a veth pair of this many queues.
     pub(crate) fn create(queues: u32) -> Underlay {
-        let underlay = Self::without_link();
+        Self::create_in(Directory::create(), queues)
+    }
+
+    /// The same with files in this directory.
+    pub(crate) fn create_in(directory: Directory, queues: u32) -> Underlay {
+        let underlay = Self::without_link_in(directory);
         join(&underlay.nodes, UPLINK, queues);
         underlay.raise();
         underlay
@@ -98,7 +103,10 @@ impl Underlay {
 
     /// The nodes, each by itself.
     pub(crate) fn without_link() -> Underlay {
-        let directory = Directory::create();
+        Self::without_link_in(Directory::create())
+    }
+
+    fn without_link_in(directory: Directory) -> Underlay {
         let nodes = NODES.map(|(name, _)| Namespace::create_named(&unique(name)).expect("namespace"));
         Underlay { nodes, directory }
     }

@@ -16,8 +16,18 @@ pub(crate) struct Directory(PathBuf);
 impl Directory {
     /// Makes it, with the plugin and an empty directory of objects in it.
     pub(crate) fn create() -> Directory {
-        let path = std::env::temp_dir().join(unique("test"));
-        fs::create_dir_all(path.join("objects")).expect("directory");
+        Self::create_with(|_| ())
+    }
+
+    /// The same; `prepare` gets the directory while it is empty.
+    pub(crate) fn create_with(prepare: impl FnOnce(&Path)) -> Directory {
+        // A tmpfs, as /run is on a node: connections are kept there.
+        let place = Path::new("/dev/shm");
+        let place = if place.is_dir() { place.to_owned() } else { std::env::temp_dir() };
+        let path = place.join(unique("test"));
+        fs::create_dir_all(&path).expect("directory");
+        prepare(&path);
+        fs::create_dir(path.join("objects")).expect("directory");
         let directory = Directory(path);
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_millrace"), directory.plugin()).expect("link");
         directory

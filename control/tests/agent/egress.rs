@@ -48,7 +48,7 @@ fn finds_the_mtu(client: &Endpoint, server: &Endpoint, ipv4: bool) -> Result<Str
 }
 
 /// Waits until the agent knows a way out and its neighbour.
-fn wait_for_way_out(agent: &Agent) {
+pub(crate) fn wait_for_way_out(agent: &Agent) {
     agent.wait_for_routes(|routes| routes.iter().filter(|route| route.object.starts_with("outside, by")).count() == 2);
 }
 

@@ -13,6 +13,7 @@ mod boundary_table;
 mod capabilities;
 mod chain;
 mod cluster;
+mod container;
 mod directory;
 mod egress;
 mod faults;
@@ -20,20 +21,26 @@ mod flannel;
 mod health;
 mod host;
 mod idle;
+mod installation;
+mod kept;
 mod kernel_peer;
+mod kube_proxy;
 mod late_fragments;
 mod losses;
 mod metrics;
 mod networks;
+mod node_state;
 mod objects;
 mod ping;
 mod plugging;
 mod pod;
 mod policies;
 mod reachability;
+mod receipts;
 mod restart;
 #[path = "../../../engine/tests/support/root_tests.rs"]
 mod root_tests;
+mod runtimes;
 mod services;
 mod standalone;
 mod subnets;
@@ -52,6 +59,9 @@ use root_tests::RootTest;
 type Test = (&'static str, fn());
 
 const TESTS: &[Test] = &[
+    ("connections_of_kube_proxy_live_on", kube_proxy::connections_of_kube_proxy_live_on),
+    ("receipts_say_what_is_in_force_since_when", receipts::receipts_say_what_is_in_force_since_when),
+    ("connections_outlive_the_agent", kept::connections_outlive_the_agent),
     ("check_finds_what_was_changed_behind_its_back", verbs::check_finds_what_was_changed_behind_its_back),
     ("what_the_runtime_does_not_know_is_collected", verbs::what_the_runtime_does_not_know_is_collected),
     ("status_says_whether_a_pod_could_be_plugged_in", verbs::status_says_whether_a_pod_could_be_plugged_in),
@@ -63,7 +73,8 @@ const TESTS: &[Test] = &[
     ("pods_keep_to_their_bandwidth", bandwidth::pods_keep_to_their_bandwidth),
     ("two_workers_keep_to_one_bandwidth", bandwidth::two_workers_keep_to_one_bandwidth),
     ("a_bandwidth_that_cannot_be_is_refused", bandwidth::a_bandwidth_that_cannot_be_is_refused),
-    ("nothing_is_lost_whatever_is_killed", faults::nothing_is_lost_whatever_is_killed),
+    ("nothing_is_lost_whatever_goes_wrong", faults::nothing_is_lost_whatever_goes_wrong),
+    ("nothing_is_lost_at_any_step", faults::nothing_is_lost_at_any_step),
     ("two_agents_connect_their_pods", reachability::two_agents_connect_their_pods),
     ("tunnels_run_over_ipv6", reachability::tunnels_run_over_ipv6),
     ("workers_drive_the_card_themselves", reachability::workers_drive_the_card_themselves),
@@ -109,8 +120,18 @@ const TESTS: &[Test] = &[
     ("a_node_with_another_address_is_followed", uplinks::a_node_with_another_address_is_followed),
     ("an_uplinks_mtu_is_followed", uplinks::an_uplinks_mtu_is_followed),
     ("a_missing_right_is_named", uplinks::a_missing_right_is_named),
+    ("the_runtime_is_told_when_pods_can_be_plugged_in", installation::the_runtime_is_told_when_pods_can_be_plugged_in),
+    ("a_full_or_read_only_directory_keeps_what_it_has", installation::a_full_or_read_only_directory_keeps_what_it_has),
+    ("an_uninstalled_node_is_as_before", installation::an_uninstalled_node_is_as_before),
+    (
+        "pods_end_after_an_uninstall_that_kept_the_plugin",
+        installation::pods_end_after_an_uninstall_that_kept_the_plugin,
+    ),
+    ("an_agent_needs_the_rights_of_its_container", container::an_agent_needs_the_rights_of_its_container),
+    ("each_right_of_the_container_is_needed", container::each_right_of_the_container_is_needed),
     ("pods_survive_a_killed_agent", restart::pods_survive_a_killed_agent),
     ("what_streams_lose_while_agents_come_and_go", losses::what_streams_lose_while_agents_come_and_go),
+    ("a_pod_that_cannot_be_taken_up_is_in_nobodys_way", restart::a_pod_that_cannot_be_taken_up_is_in_nobodys_way),
     ("an_attachment_of_a_lost_pod_is_released", restart::an_attachment_of_a_lost_pod_is_released),
     ("without_an_agent_add_asks_to_try_again", plugging::without_an_agent_add_asks_to_try_again),
     ("a_foreign_interface_is_left_alone", plugging::a_foreign_interface_is_left_alone),
@@ -124,13 +145,19 @@ const TESTS: &[Test] = &[
         "the_five_minutes_of_the_standalone_switch_are_as_written",
         standalone::the_five_minutes_of_the_standalone_switch_are_as_written,
     ),
+    ("podman_connects_its_containers", runtimes::podman_connects_its_containers),
+    ("containerd_connects_its_pods", runtimes::containerd_connects_its_pods),
+    ("podman_and_containerd_share_a_node", runtimes::podman_and_containerd_share_a_node),
+    ("runtimes_outlive_the_agent", runtimes::runtimes_outlive_the_agent),
+    ("nothing_of_a_runtime_outlives_a_failed_test", runtimes::nothing_of_a_runtime_outlives_a_failed_test),
+    ("events_tell_what_an_operator_must_see", api_server::events_tell_what_an_operator_must_see),
     ("the_api_server_may_be_away", api_server::the_api_server_may_be_away),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
 ];
 
 fn main() -> ExitCode {
-    if let Some(code) = standalone::as_ping() {
+    if let Some(code) = standalone::as_ping().or_else(runtimes::as_isolated) {
         return code;
     }
     let listed = |(name, run): Test| RootTest { name, run, on_demand: false };

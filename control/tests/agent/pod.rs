@@ -31,6 +31,17 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// Waits for the plugin's answer; one that was killed has none.
+    pub(crate) fn of(plugin: Child) -> Answer {
+        let output = plugin.wait_with_output().expect("plugin");
+        let document = match output.stdout.as_slice() {
+            _ if output.status.code().is_none() => Value::Null,
+            [] => Value::Null,
+            text => serde_json::from_slice(text).expect("a document"),
+        };
+        Answer { success: output.status.success(), document }
+    }
+
     /// The error code it printed.
     pub(crate) fn code(&self) -> Option<u64> {
         self.document["code"].as_u64()
@@ -41,6 +52,22 @@ impl Answer {
         assert!(self.success, "{}", self.document);
         let result: NetworkResult = serde_json::from_value(self.document.clone()).expect("a result");
         result.ips.iter().map(|ip| ip.address.parse::<IpNet>().expect("address").addr()).collect()
+    }
+}
+
+/// Starts the plugin with these variables; it waits for its input.
+pub(crate) fn start_plugin(directory: &Directory, environment: &[(&str, String)]) -> Child {
+    let mut command = Command::new(directory.plugin());
+    command.env_clear().envs(environment.iter().map(|(name, value)| (name, value)));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("plugin")
+}
+
+/// Gives a plugin its input. One that has ended does not mind.
+pub(crate) fn give_input(plugin: &mut Child, input: &[u8]) {
+    let mut stdin = plugin.stdin.take().expect("standard input");
+    match stdin.write_all(input) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => panic!("the plugin takes no input: {error}"),
+        _ => {}
     }
 }
 
@@ -58,13 +85,7 @@ impl Pod {
 
     /// The same with more keys in the network configuration.
     pub(crate) fn call_with(&self, verb: &str, directory: &Directory, more: &Value) -> Answer {
-        let child = self.start(verb, directory, more);
-        let output = child.wait_with_output().expect("plugin");
-        let document = match output.stdout.as_slice() {
-            [] => Value::Null,
-            text => serde_json::from_slice(text).expect("a document"),
-        };
-        Answer { success: output.status.success(), document }
+        Answer::of(self.start(verb, directory, more))
     }
 
     /// Starts the plugin for it.
@@ -77,22 +98,16 @@ impl Pod {
         if let (Some(fields), Value::Object(more)) = (configuration.as_object_mut(), more) {
             fields.extend(more.clone());
         }
-        let mut child = Command::new(directory.plugin())
-            .env_clear()
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", format!("container-{}", self.name))
-            .env("CNI_NETNS", self.namespace.handle().path())
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", directory.path())
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={}", self.name))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("plugin");
-        let mut stdin = child.stdin.take().expect("standard input");
-        stdin.write_all(configuration.to_string().as_bytes()).expect("written");
-        drop(stdin);
+        let environment = [
+            ("CNI_COMMAND", verb.to_owned()),
+            ("CNI_CONTAINERID", format!("container-{}", self.name)),
+            ("CNI_NETNS", self.namespace.handle().path().display().to_string()),
+            ("CNI_IFNAME", "eth0".to_owned()),
+            ("CNI_PATH", directory.path().display().to_string()),
+            ("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={}", self.name)),
+        ];
+        let mut child = start_plugin(directory, &environment);
+        give_input(&mut child, configuration.to_string().as_bytes());
         child
     }
 

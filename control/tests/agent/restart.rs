@@ -67,3 +67,25 @@ pub(crate) fn an_attachment_of_a_lost_pod_is_released() {
     first.assert_sound();
     other.assert_sound();
 }
+
+/// A pod that a new agent cannot take up, here because its record names it by no name, harms no other: what the workers
+/// had of it already is let go, and the number of its port is nobody else's until its DEL.
+pub(crate) fn a_pod_that_cannot_be_taken_up_is_in_nobodys_way() {
+    let Cluster { agents: [first, other], underlay } = Cluster::create(1, AgentOptions::default());
+    let directory = &underlay.directory;
+    let (cut, next, b1) = (Pod::create("cut", "a"), Pod::create("next", "a"), Pod::create("b1", "b"));
+    cut.add(directory);
+    let far = b1.add(directory);
+    first.kill();
+    let record = directory.file("a.state/attachments.json");
+    let text = std::fs::read_to_string(&record).expect("read").replace("\"name\": \"cut\"", "\"name\": \"CUT\"");
+    std::fs::write(&record, text).expect("written");
+    let first = underlay.start(0, AgentOptions::default());
+    first.wait_for_status(|status| status.problems.iter().any(|problem| problem.message.contains("is cut off")));
+    let end = next.add(directory);
+    traffic::udp(&end, &far, true);
+    cut.delete(directory);
+    next.delete(directory);
+    assert_eq!((cut.interface(), next.interface(), first.status().pods), (None, None, 0));
+    other.assert_sound();
+}

@@ -193,6 +193,15 @@ fn what_a_writer_that_died_left_behind_is_removed() {
     assert_eq!(store.list(&IP_BLOCK).expect("list"), []);
     store.create(&counter("x", 1)).expect("create");
     assert!(!directory.path().join(".millrace.temporary.1.0").exists());
+    // Also by who only opens it: the next write may be far away. Not while somebody is writing.
+    directory.write(".millrace.temporary.1.1", "half an object");
+    let lock = std::fs::File::open(directory.path().join(".millrace.lock")).expect("a lock file");
+    lock.lock().expect("locked");
+    directory.store();
+    assert!(directory.path().join(".millrace.temporary.1.1").exists());
+    drop(lock);
+    directory.store();
+    assert!(!directory.path().join(".millrace.temporary.1.1").exists());
 }
 
 #[test]

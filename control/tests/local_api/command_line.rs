@@ -22,6 +22,7 @@ fn every_document_is_shown_as_table_and_as_json() {
         ("connections", "5 of 0 shown; 7 of 0 there may be.", "/total", 7.into()),
         ("fdb", "02:00:00:00:00:09", "/0/mac", "02:00:00:00:00:09".into()),
         ("ipam", "There is no IpPool.", "/node", "a".into()),
+        ("receipts", "1.5 ms", "/1/name", "default/db".into()),
         ("status", "Problems:", "/node", serde_json::Value::from("a")),
     ] {
         let table = agent.millrace(&["show", what]);
@@ -30,6 +31,8 @@ fn every_document_is_shown_as_table_and_as_json() {
         let document = agent.millrace(&["show", what, "-o", "json"]);
         assert_eq!(json(&document).pointer(pointer), Some(&in_json), "{what}");
     }
+    let receipts = json(&agent.millrace(&["show", "receipts", "default/web", "-o", "json"]));
+    assert_eq!(receipts.as_array().map(Vec::len), Some(1));
     let flows = agent.millrace(&["show", "-o", "json", "flows", "--limit", "3"]);
     assert_eq!(json(&flows)["flows"].as_array().map(Vec::len), Some(3));
     let filters =

@@ -77,7 +77,11 @@ impl PodNetwork for TestNetwork {
         }
     }
 
-    fn release_unrecorded(&self, _recorded: &[AttachmentKey]) {}
+    fn release(&self, _key: &AttachmentKey, _port: Option<PortIndex>) {}
+
+    fn holders(&self) -> Vec<AttachmentKey> {
+        Vec::new()
+    }
 }
 
 impl Inspect for TestNetwork {
@@ -178,6 +182,17 @@ impl Inspect for TestNetwork {
         let finding = FindingReport { subject: "10.1.0.9".into(), ..Default::default() };
         let findings = self.attached.lock().expect("whole").values().map(|_| finding.clone()).collect();
         Ok(IpamCheckReport { node: "a".into(), findings, ..Default::default() })
+    }
+
+    fn receipts(&self) -> Result<Vec<ReceiptReport>, InspectFailure> {
+        let receipt = |name: &str| ReceiptReport {
+            kind: "Service".into(),
+            name: name.into(),
+            resource_version: "77".into(),
+            took_milliseconds: Some(1.5),
+            ..Default::default()
+        };
+        Ok(["default/web", "default/db"].map(receipt).to_vec())
     }
 
     fn status(&self) -> Result<StatusReport, InspectFailure> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use millrace_control::events::{Due, Notice, Outcome, Reporter};
 use millrace_control::observe::{CLUSTER_NETWORK_POLICY, IP_BLOCK, KINDS, NODE};
 use millrace_control::store::{Event, Kind, Watch};
 use millrace_emulator::{Options, Rule};
@@ -294,6 +295,14 @@ fn the_deployed_rights_suffice() {
         name: "db".to_owned(),
     };
     assert_eq!(store.get(&set).expect("may be asked"), None);
+    let sink = world.store_on_server();
+    let node = millrace_control::cluster::NodeName::new("a").expect("a name");
+    let notice = Notice::started(&node, "1.0.0");
+    let reporter = Reporter::new(node);
+    for count in [None, Some(2)] {
+        let due = Due { notice: notice.clone(), count };
+        assert_eq!(reporter.write(&sink, &due), Outcome::Written { ours: true });
+    }
     assert!(world.server().requests().keys().any(|request| request == "create ipblocks"));
 }
 

@@ -5,6 +5,7 @@
 //! `default`, with names of its own, and takes away what it made.
 
 mod contract;
+mod events;
 mod faults;
 mod worlds;
 
@@ -35,8 +36,9 @@ fn main() -> ExitCode {
             trials.push(trial.with_ignored_flag(!runs).with_kind(if runs { "" } else { "no KUBECONFIG" }));
         }
     }
-    for (name, test) in faults::TESTS {
-        trials.push(Trial::test(format!("faults::{name}"), move || {
+    let of_servers = [("faults", faults::TESTS), ("events", events::TESTS)];
+    for (file, (name, test)) in of_servers.iter().flat_map(|(file, tests)| tests.iter().map(move |test| (file, test))) {
+        trials.push(Trial::test(format!("{file}::{name}"), move || {
             test();
             Ok(())
         }));

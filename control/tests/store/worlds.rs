@@ -83,11 +83,17 @@ impl World {
 
     /// A store that shares nothing with another one but the place.
     pub(crate) fn store(&self) -> Box<dyn ObjectStore> {
+        if let Place::Directory(path) = &self.place {
+            let options = DirectoryOptions { quiet: Duration::from_millis(20), rescan: Duration::from_millis(500) };
+            return Box::new(DirectoryStore::with_options(path, options).expect("open"));
+        }
+        Box::new(self.store_on_server())
+    }
+
+    /// A store on the server of this world, which is no directory.
+    pub(crate) fn store_on_server(&self) -> ApiServerStore {
         let connection = match &self.place {
-            Place::Directory(path) => {
-                let options = DirectoryOptions { quiet: Duration::from_millis(20), rescan: Duration::from_millis(500) };
-                return Box::new(DirectoryStore::with_options(path, options).expect("open"));
-            }
+            Place::Directory(path) => panic!("{} is no server", path.display()),
             Place::Emulator(emulator) => {
                 let file = std::env::temp_dir().join(format!("millrace-kubeconfig-{}", unique()));
                 std::fs::write(&file, emulator.kubeconfig()).expect("written");
@@ -97,7 +103,7 @@ impl World {
             }
             Place::Server(kubeconfig) => Connection::from_kubeconfig(kubeconfig).expect("kubeconfig"),
         };
-        Box::new(ApiServerStore::open(connection).expect("open"))
+        ApiServerStore::open(connection).expect("open")
     }
 
     /// A name of this test.

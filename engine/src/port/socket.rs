@@ -51,6 +51,13 @@ pub fn note_arrival_times(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)
 }
 
+/// Bytes of control messages that the kernel wrote. Their count and that of parts have 32 bits in musl's header and 64 in the
+/// kernel's and glibc's, with zeros beside them that a zeroed header has already.
+#[allow(clippy::unnecessary_cast, reason = "it is no cast with glibc")]
+pub(crate) fn control_bytes(header: &libc::msghdr) -> usize {
+    header.msg_controllen as usize
+}
+
 /// Receives one datagram. Returns its length and when the kernel took it from the network, as a time of day since
 /// 1970; `None` without [`note_arrival_times`].
 ///
@@ -64,11 +71,11 @@ pub fn receive_timed(socket: &impl AsFd, buffer: &mut [u8]) -> io::Result<(usize
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL_BYTES;
+    header.msg_controllen = CONTROL_BYTES as _;
     // SAFETY: the header, the buffer and the room for control messages live until the call returns, lengths given.
     let length = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, 0) };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-    let written = control.0.get(..header.msg_controllen).unwrap_or_default();
+    let written = control.0.get(..control_bytes(&header)).unwrap_or_default();
     Ok((length, arrival_time(written)))
 }
 

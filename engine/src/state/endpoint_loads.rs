@@ -85,6 +85,18 @@ impl EndpointLoads {
         true
     }
 
+    /// Counts a connection that is alive since before the start, among the live ones only; false as of
+    /// [`EndpointLoads::opened`].
+    pub fn restored(&self, service: u32, endpoint: u32) -> bool {
+        let mut shard = self.shard(service);
+        let keys = [(service, ANY_ENDPOINT), (service, endpoint)];
+        let room = make_room(&mut shard, &keys);
+        if room {
+            keys.into_iter().for_each(|key| shard.entry(key).or_default().live += 1);
+        }
+        room
+    }
+
     /// Takes a count back, of a connection that did not open after all.
     pub fn not_opened(&self, service: u32, endpoint: u32) {
         let mut shard = self.shard(service);

@@ -6,7 +6,9 @@ mod connections;
 mod denials;
 mod endpoint_loads;
 mod fragments;
+mod kept_memory;
 mod mac_table;
+mod restoring;
 mod storms;
 mod wanted;
 
@@ -17,12 +19,14 @@ pub use affinity::Affinities;
 pub use bandwidth::{BandwidthBudgets, Meter, Way};
 pub use connections::{
     Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, ConnectionTimeouts,
-    Connections, Direction, NewConnection, Opened, Removed, Tuple,
+    Connections, Direction, NewConnection, Opened, Removed, Restored, Tuple,
 };
 pub use denials::{Denials, DeniedPacket};
 pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
 pub use fragments::{Awaited, FragmentKey, Fragmented, Fragments, Remembered, WorkerSet};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
+pub use restoring::Kept;
+pub(crate) use restoring::StateOptions;
 pub use storms::Storms;
 pub use wanted::WantedNeighbours;
 
@@ -57,21 +61,18 @@ impl State {
     /// # Errors
     /// The kernel refused memory or a descriptor.
     pub fn new(connections: usize, workers: usize, hash_key: HashKey) -> io::Result<Self> {
-        Self::around(Connections::new(connections, workers, hash_key)?, hash_key)
+        Self::around(Connections::new(connections, workers, hash_key)?, Affinities::new()?, hash_key)
     }
 
-    /// Nothing learned yet but what `connections` has.
-    ///
-    /// # Errors
-    /// The kernel refused a descriptor.
-    pub fn around(connections: Connections, hash_key: HashKey) -> io::Result<Self> {
+    /// Nothing learned yet but what these two have.
+    fn around(connections: Connections, affinities: Affinities, hash_key: HashKey) -> io::Result<Self> {
         let connections = Arc::new(connections);
         Ok(Self {
             stations: MacTable::default(),
             storms: Storms::default(),
             bandwidth: BandwidthBudgets::default(),
             connections,
-            affinities: Affinities::default(),
+            affinities,
             endpoint_loads: EndpointLoads::default(),
             fragments: Fragments::new(hash_key),
             denials: Denials::default(),

@@ -43,14 +43,20 @@ impl Node {
     /// If the machine gives no memory.
     #[must_use]
     pub fn new(workers: usize) -> Self {
-        Self::with_options(SwitchOptions {
+        Self::with_options(Self::options(workers))
+    }
+
+    /// What [`Node::new`] builds a node of.
+    #[must_use]
+    pub fn options(workers: usize) -> SwitchOptions {
+        SwitchOptions {
             workers,
             frame_memory: FrameMemoryLayout { head_frames: 4096, big_buffers: 64 },
             flows: crate::flow_cache::FlowCacheLayout { ipv4: 4096, ipv6: 4096 },
             connections: 4096,
             hash_seed: Some(7),
             ..SwitchOptions::default()
-        })
+        }
     }
 
     /// A node of other sizes; its clock is always the test's.

@@ -21,6 +21,7 @@
 mod access;
 mod apply;
 mod discovery;
+mod event;
 mod failure;
 mod fields;
 mod patch;

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::event::EVENT_GROUP;
+
 /// One resource of one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Resource {
@@ -31,11 +33,16 @@ const BUILT_IN: &[Row] = &[
     ("", "v1", "Service", "services", "svc", true, true),
     ("", "v1", "ConfigMap", "configmaps", "cm", true, false),
     ("", "v1", "Event", "events", "ev", true, false),
+    ("", "v1", "ServiceAccount", "serviceaccounts", "sa", true, false),
+    ("apps", "v1", "DaemonSet", "daemonsets", "ds", true, true),
     ("apps", "v1", "StatefulSet", "statefulsets", "sts", true, true),
     ("coordination.k8s.io", "v1", "Lease", "leases", "", true, false),
     ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices", "", true, false),
+    (EVENT_GROUP, "v1", "Event", "events", "ev", true, false),
     ("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies", "netpol", true, false),
     ("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", "", false, true),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRole", "clusterroles", "", false, false),
+    ("rbac.authorization.k8s.io", "v1", "ClusterRoleBinding", "clusterrolebindings", "", false, false),
     (DEFINITION_GROUP, "v1", "CustomResourceDefinition", "customresourcedefinitions", "crd", false, true),
 ];
 

@@ -198,6 +198,20 @@ impl Emulator {
         self.shared.revision.send_replace(storage.revision());
     }
 
+    /// All objects of a collection as they are now.
+    ///
+    /// # Panics
+    /// When there is no such collection: the test is wrong.
+    #[must_use]
+    pub fn list(&self, collection: &str) -> Vec<Value> {
+        let storage = lock(&self.shared.storage);
+        let target = Target::of(collection, &storage).unwrap_or_else(|failure| panic!("{collection}: {failure:?}"));
+        let (resource, place) = (&target.resource, (target.namespace.as_str(), None));
+        let all = storage.page(resource, storage.revision(), place, usize::MAX, |_| true);
+        let all = all.unwrap_or_else(|failure| panic!("{collection}: {failure:?}"));
+        all.iter().map(|(_, stored)| stored.whole(resource)).collect()
+    }
+
     /// The revision of the last write.
     #[must_use]
     pub fn revision(&self) -> u64 {

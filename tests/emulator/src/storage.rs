@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 
+use crate::event;
 use crate::failure::Failure;
 use crate::resource::Resource;
 
@@ -146,6 +147,9 @@ impl Storage {
         let table = self.tables.entry(Self::name(resource)).or_default();
         let before = table.objects.insert(key.clone(), Arc::clone(&after));
         table.remember(Change { version, key: key.clone(), before, after: Arc::clone(&after), deleted: false });
+        if let (Some(mut same), Some(core)) = (event::of_core(resource, object), self.resource("", "v1", "events")) {
+            self.put(&core, key, &mut same);
+        }
         after
     }
 

@@ -7,6 +7,7 @@
 use serde_json::{Value, json};
 
 use crate::apply;
+use crate::event;
 use crate::failure::Failure;
 use crate::patch;
 use crate::reading;
@@ -138,6 +139,7 @@ fn created(
     metadata["creationTimestamp"] = TIME.into();
     metadata["generation"] = json!(1);
     default(resource, &mut object);
+    event::check(resource, None, &object)?;
     if dry(parameters) {
         return Ok((201, object.to_string().into_bytes()));
     }
@@ -245,6 +247,7 @@ fn replace(
         // Nothing changes: no version, no event.
         return Ok((200, object.to_string().into_bytes()));
     }
+    event::check(resource, Some(before), &object)?;
     let content = |object: &Value| {
         let mut object = object.clone();
         object["metadata"] = Value::Null;

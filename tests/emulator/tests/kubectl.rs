@@ -109,12 +109,41 @@ fn people_apply_on_the_server() {
     assert_eq!(apply("one", &changed), Ok("service/web serverside-applied".to_owned()));
 }
 
+const EVENT: &str = "\
+apiVersion: events.k8s.io/v1
+kind: Event
+metadata: {name: web.1, namespace: default}
+eventTime: 2026-01-01T00:00:00.000000Z
+reportingController: millrace.dev/agent
+reportingInstance: a
+action: Configure
+type: Warning
+reason: AddressContested
+note: 10.96.0.10:80 TCP belongs to Service default/first already
+regarding: {apiVersion: v1, kind: Service, name: web, namespace: default}
+";
+
+fn people_read_events() {
+    let kubectl = Kubectl::start("events");
+    let create = ["create", "--validate=false", "-f", "-"];
+    assert_eq!(kubectl.run(&create, EVENT), Ok("event.events.k8s.io/web.1 created".to_owned()));
+    let table = kubectl.run(&["get", "events", "-o", "custom-columns=R:.reason,M:.message,O:.involvedObject.name"], "");
+    let table = table.expect("get");
+    assert!(
+        table.contains("AddressContested") && table.contains("belongs to Service") && table.contains("web"),
+        "{table}"
+    );
+    let long = kubectl.run(&create, &EVENT.replace("web.1", "web.2").replace("10.96.0.10:80", &"x".repeat(1025)));
+    assert!(long.expect_err("a note may be so long").contains("1024"));
+}
+
 fn main() -> ExitCode {
     let version = Command::new("kubectl").args(["version", "--client"]).stdout(Stdio::null()).status();
     let is_here = version.is_ok();
-    let tests: [(&str, fn()); 2] = [
+    let tests: [(&str, fn()); 3] = [
         ("people_get_apply_and_delete", people_get_apply_and_delete),
         ("people_apply_on_the_server", people_apply_on_the_server),
+        ("people_read_events", people_read_events),
     ];
     let trial = |(name, run): (&'static str, fn())| {
         Trial::ignorable_test(name, move || {

@@ -5,6 +5,7 @@ mod changes;
 mod dns;
 mod endpoints;
 mod fragments;
+mod kept;
 mod masquerade;
 mod matrix;
 mod outside;

@@ -214,6 +214,10 @@ fn status_lists_problems_with_their_place() {
         pods: 1,
         uplinks: 1,
         unaccounted_frames: 0,
+        connections_taken_over: 7,
+        connections_not_taken_over: 0,
+        connections_adopted: 0,
+        connections_end: None,
         problems: vec![
             Problem {
                 file: "pods.yaml".into(),
@@ -225,6 +229,7 @@ fn status_lists_problems_with_their_place() {
             Problem { file: "state.json".into(), message: "unusable".into(), ..Default::default() },
             Problem { message: "the uplink is down".into(), ..Default::default() },
         ],
+        events: None,
     };
     check(
         &status(&report),
@@ -236,6 +241,7 @@ Workers:                2
 Ports:                  3
 Pods:                   1
 Uplinks:                1
+Connections:            7 of the agent before, kept for the next
 Frames unaccounted for: 0
 Problems:               3
   pods.yaml:12: Pod default/web-0: spec.nodeName is missing

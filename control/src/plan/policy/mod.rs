@@ -479,7 +479,10 @@ fn is_object_of(pod: &PodRecord, attached: &Attachment) -> bool {
 fn problem(name: &PolicyName, (field, message): (&String, &String)) -> Problem {
     let kind = if name.namespace.is_some() { NETWORK_POLICY } else { CLUSTER_NETWORK_POLICY };
     let namespace = name.namespace.as_ref().map(ToString::to_string);
-    Problem::new(message).of(&ObjectKey { kind, namespace, name: name.name.to_string() }).at(field)
+    Problem::new(message)
+        .of(&ObjectKey { kind, namespace, name: name.name.to_string() })
+        .at(field)
+        .kind("policy_not_enforced")
 }
 
 fn pods_of<'a>(cluster: &'a Cluster, namespace: &NamespaceName) -> impl Iterator<Item = &'a PodRecord> {

@@ -20,6 +20,8 @@ pub struct HostServices {
     pub prefixes: BTreeSet<IpNet>,
     /// Own addresses that serve ports of Services.
     pub addresses: BTreeSet<IpAddr>,
+    /// What these serve: address, protocol, port; without the loopback addresses.
+    pub served: BTreeSet<(IpAddr, u8, u16)>,
     /// Ports there: family, protocol, port.
     pub ports: BTreeSet<(bool, u8, u16)>,
     /// Ports at the loopback addresses among them: address, protocol, port.
@@ -46,6 +48,7 @@ impl ServicesPlan {
                     for address in self.node_addresses.iter().filter(is_here) {
                         host.addresses.insert(*address);
                         host.ports.insert((ipv4, protocol, port));
+                        host.served.insert((*address, protocol, port));
                     }
                 }
                 FrontendKey::Address { address: IpAddr::V4(address), protocol, port } if address.is_loopback() => {
@@ -55,6 +58,7 @@ impl ServicesPlan {
                 FrontendKey::Address { address, protocol, port } if own.contains(&address) => {
                     host.addresses.insert(address);
                     host.ports.insert((address.is_ipv4(), protocol, port));
+                    host.served.insert((address, protocol, port));
                 }
                 FrontendKey::Address { address, .. } if ranged(address) || nodes.contains(&address) => {}
                 FrontendKey::Address { address, .. } => drop(addresses.insert(address)),

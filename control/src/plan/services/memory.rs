@@ -266,17 +266,19 @@ impl Memory {
     fn report(&self, problems: &mut Vec<Problem>) {
         for owner in &self.faulty {
             let messages = self.plans.get(owner).into_iter().flat_map(|plan| &plan.problems);
-            problems.extend(messages.map(|message| Problem::new(message.clone()).of(&owner.key())));
+            problems.extend(messages.map(|message| Problem::new(message.clone()).of(&owner.key()).kind("not_served")));
         }
         for (key, owner) in self.contested.iter() {
             let first = self.winner(*key).map_or_else(String::new, |owner| owner.key().to_string());
-            problems.push(Problem::new(format!("{key} belongs to {first} already")).of(&owner.key()));
+            problems.push(
+                Problem::new(format!("{key} belongs to {first} already")).of(&owner.key()).kind("address_contested"),
+            );
         }
         for key in &self.shared_keys {
             let (Some(winner), Some(loser)) = (self.winner(*key), self.node_port_holder(*key)) else { continue };
             if winner != loser {
                 let message = format!("its node port does not serve at {key}, which belongs to {}", winner.key());
-                problems.push(Problem::new(message).of(&loser.key()));
+                problems.push(Problem::new(message).of(&loser.key()).kind("address_contested"));
             }
         }
     }

@@ -10,9 +10,10 @@
 //! it. Memory: 40 bytes and its name for each object watched, and one page of objects while a list runs.
 //!
 //! Threads: `store-requests` drives reads and writes, whose callers wait; `store-watch` one a watch. The client speaks
-//! HTTP/1.1, so each kind watched holds one connection.
+//! HTTP/1.1, so each kind watched holds one connection. Events (`events`) are written the same way.
 
 mod connection;
+mod events;
 mod follow;
 mod received;
 mod resource;

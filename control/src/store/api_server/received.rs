@@ -24,12 +24,12 @@ enum Keep {
     Except(&'static [(&'static str, Option<Keep>)]),
 }
 
-/// What every object has: names, labels, annotations but the copy that `kubectl apply` leaves, owners, deletion.
+/// What every object has: names, labels, annotations but the copy that `kubectl apply` leaves, owners, generation,
+/// deletion.
 const METADATA: Keep = Keep::Except(&[
     ("managedFields", None),
     ("uid", None),
     ("creationTimestamp", None),
-    ("generation", None),
     ("selfLink", None),
     ("generateName", None),
     ("annotations", Some(Keep::Except(&[("kubectl.kubernetes.io/last-applied-configuration", None)]))),
@@ -87,7 +87,7 @@ const POD: Keep = Keep::Only(&[
     ),
 ]);
 
-/// Without the annotation that tells when the endpoints last changed.
+/// Of the annotations only the one that tells when the endpoints last changed.
 const SLICE: Keep = Keep::Only(&[
     ("apiVersion", Keep::All),
     ("kind", Keep::All),
@@ -99,6 +99,7 @@ const SLICE: Keep = Keep::Only(&[
             ("labels", Keep::All),
             ("resourceVersion", Keep::All),
             ("deletionTimestamp", Keep::All),
+            ("annotations", Keep::Only(&[("endpoints.kubernetes.io/last-change-trigger-time", Keep::All)])),
         ]),
     ),
     ("addressType", Keep::All),

@@ -26,7 +26,7 @@ const fn resource(api_version: &'static str, kind: &'static str, plural: &'stati
 const OURS: &str = "millrace.dev/v1alpha1";
 
 /// All kinds read or written.
-pub(super) const RESOURCES: [Resource; 15] = [
+pub(super) const RESOURCES: [Resource; 16] = [
     resource("v1", "Node", "nodes", false),
     resource("v1", "Pod", "pods", true),
     resource("v1", "Namespace", "namespaces", false),
@@ -39,6 +39,7 @@ pub(super) const RESOURCES: [Resource; 15] = [
         ..resource("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", "clusternetworkpolicies", false)
     },
     resource("apps/v1", "StatefulSet", "statefulsets", true),
+    resource("events.k8s.io/v1", "Event", "events", true),
     resource(OURS, "Uplink", "uplinks", false),
     resource(OURS, "IpPool", "ippools", false),
     resource(OURS, "IpBlock", "ipblocks", false),

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use super::{FieldError, Kind, Located, Object, ObjectKey, ObjectStore, StoreError, Watch};
 use scan::{Cache, Scan};
-use write::{DirectoryLock, create_file, remove_abandoned, remove_file, replace_file};
+use write::{DirectoryLock, create_file, remove_abandoned, remove_abandoned_unless_busy, remove_file, replace_file};
 
 /// How the store follows its directory.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,7 @@ impl DirectoryStore {
         let path = path.into();
         let shared = Shared { path, options, cache: Mutex::default(), swept: Once::new() };
         shared.scan()?;
+        remove_abandoned_unless_busy(&shared.path);
         Ok(Self { shared: Arc::new(shared) })
     }
 

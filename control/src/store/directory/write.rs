@@ -17,6 +17,9 @@ use crate::store::{ObjectKey, StoreError};
 /// Longest wait for the lock; a writer holds it for the time of one scan and one write.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The lock file.
+const LOCK: &str = ".millrace.lock";
+
 /// What names of temporary files begin with, process and number behind it.
 const TEMPORARY: &str = ".millrace.temporary.";
 
@@ -32,7 +35,7 @@ pub(super) struct DirectoryLock {
 impl DirectoryLock {
     /// Waits for the lock of `directory`.
     pub(super) fn acquire(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.join(".millrace.lock");
+        let path = directory.join(LOCK);
         let failed = |source| StoreError::Io { action: "lock", path: path.clone(), source };
         let file =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
@@ -81,6 +84,14 @@ pub(super) fn remove_file(directory: &Path, key: &ObjectKey) -> Result<(), Store
     let path = directory.join(key.file_name());
     std::fs::remove_file(&path).map_err(|source| StoreError::Io { action: "remove", path, source })?;
     sync_directory(directory)
+}
+
+/// The same where nobody writes just now, and without a trace in a directory that nobody ever wrote to.
+pub(super) fn remove_abandoned_unless_busy(directory: &Path) {
+    let Ok(lock) = File::options().write(true).open(directory.join(LOCK)) else { return };
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        remove_abandoned(directory);
+    }
 }
 
 /// Removes what writers that died left behind. Called by the holder of the lock: nobody else is writing.

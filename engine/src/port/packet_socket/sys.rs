@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::filter::Instruction;
 use crate::packet::parse::ethertype;
-use crate::port::socket::set_option;
+use crate::port::socket::{control_bytes, set_option};
 
 /// `PACKET_VNET_HDR` and `PACKET_IGNORE_OUTGOING` (include/uapi/linux/if_packet.h).
 const PACKET_VNET_HDR: libc::c_int = 15;
@@ -129,15 +129,15 @@ pub(super) fn receive(
     for ((header, parts), control) in headers.iter_mut().zip(parts).zip(&mut controls) {
         let header = &mut header.msg_hdr;
         // IoSliceMut has the layout of iovec, by its documentation.
-        (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr().cast(), parts.len());
-        (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES);
+        (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr().cast(), parts.len() as _);
+        (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES as _);
     }
     let (start, no_limit) = (headers.as_mut_ptr(), std::ptr::null_mut());
     // SAFETY: `count` headers, with the parts and the room that they point to, live until the call returns, lengths given.
     let received = unsafe { libc::recvmmsg(socket.as_raw_fd(), start, count as libc::c_uint, 0, no_limit) };
     let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
     for ((header, control), message) in headers.iter().zip(&controls).zip(messages).take(received) {
-        let control = control.0.get(..header.msg_hdr.msg_controllen).unwrap_or_default();
+        let control = control.0.get(..control_bytes(&header.msg_hdr)).unwrap_or_default();
         *message = Message { length: header.msg_len as usize, tag: tag(control) };
     }
     Ok(received)
@@ -150,11 +150,13 @@ pub(super) fn send(socket: &OwnedFd, messages: &[&[IoSlice<'_>]]) -> io::Result<
     let count = messages.len().min(MESSAGES);
     for (header, parts) in headers.iter_mut().zip(messages) {
         // IoSlice has the layout of iovec, by its documentation; the kernel only reads it.
-        (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (parts.as_ptr().cast_mut().cast(), parts.len());
+        (header.msg_hdr.msg_iov, header.msg_hdr.msg_iovlen) = (parts.as_ptr().cast_mut().cast(), parts.len() as _);
     }
     let start = headers.as_mut_ptr();
+    // The kernel's call itself: musl's function of this name makes a call for each message.
+    let (number, count, flags) = (libc::SYS_sendmmsg, count as libc::c_uint, libc::MSG_NOSIGNAL);
     // SAFETY: `count` headers, with the parts that they point to, live until the call returns, lengths given.
-    let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), start, count as libc::c_uint, libc::MSG_NOSIGNAL) };
+    let sent = unsafe { libc::syscall(number, socket.as_raw_fd(), start, count, flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 

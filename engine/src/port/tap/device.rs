@@ -122,18 +122,21 @@ impl TapDevice {
     }
 
     /// Removes the TAP `name` from `namespace`: at once, or when the last queue somebody holds is closed. False if
-    /// there was none.
+    /// there was none; an interface of the name that is no such TAP is somebody else's and stays.
     ///
     /// # Errors
-    /// If the interface is no TAP of ours, or the kernel refused.
+    /// If the kernel refused.
     pub fn remove_in_namespace(namespace: &NamespaceHandle, name: &str) -> Result<bool, TapError> {
         inside(namespace, name, || match interface_index(name)? {
             None => Ok(false),
-            Some(_) => {
-                let file = open_queue(name, false)?;
-                control(&file, libc::TUNSETPERSIST, 0, "unset persistence", name)?;
-                Ok(true)
-            }
+            Some(_) => match open_queue(name, false) {
+                // The driver's word for an interface of another driver or of another kind of its own.
+                Err(TapError::System { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+                opened => {
+                    control(&opened?, libc::TUNSETPERSIST, 0, "unset persistence", name)?;
+                    Ok(true)
+                }
+            },
         })
     }
 

@@ -7,6 +7,8 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use crate::port::socket::control_bytes;
+
 /// Most messages of one call.
 pub(super) const MESSAGES: usize = crate::limits::UDP_MESSAGES;
 
@@ -84,9 +86,9 @@ pub(super) fn receive(
     for (((header, parts), name), control) in headers.iter_mut().zip(parts).zip(&mut names).zip(&mut controls) {
         let header = &mut header.msg_hdr;
         // IoSliceMut has the layout of iovec, by its documentation.
-        (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr().cast(), parts.len());
+        (header.msg_iov, header.msg_iovlen) = (parts.as_mut_ptr().cast(), parts.len() as _);
         (header.msg_name, header.msg_namelen) = (name.0.as_mut_ptr().cast(), NAME_BYTES as libc::socklen_t);
-        (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES);
+        (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), CONTROL_BYTES as _);
     }
     let (start, no_limit) = (headers.as_mut_ptr(), std::ptr::null_mut());
     // SAFETY: `count` headers, with the parts and the room that they point to, live until the call returns, lengths given.
@@ -94,7 +96,7 @@ pub(super) fn receive(
     let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
     let beside = headers.iter().zip(&names).zip(&controls).zip(arrivals);
     for (((header, name), control), arrival) in beside.take(received) {
-        let control = control.0.get(..header.msg_hdr.msg_controllen).unwrap_or_default();
+        let control = control.0.get(..control_bytes(&header.msg_hdr)).unwrap_or_default();
         *arrival = read_arrival(header.msg_len as usize, &name.0, control);
     }
     Ok(received)
@@ -104,13 +106,13 @@ pub(super) fn receive(
 pub(super) fn send(socket: &OwnedFd, departure: &Departure, parts: &[IoSlice<'_>]) -> io::Result<()> {
     let (mut name, name_bytes) = name_of(departure.destination);
     let mut control = Control([0; CONTROL_BYTES]);
-    let control_bytes = write_control(&mut control.0, departure);
+    let written = write_control(&mut control.0, departure);
     // SAFETY: a header of zeros is a valid one: no name, no parts, no control messages.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     // IoSlice has the layout of iovec, by its documentation; the kernel only reads it.
-    (header.msg_iov, header.msg_iovlen) = (parts.as_ptr().cast_mut().cast(), parts.len());
+    (header.msg_iov, header.msg_iovlen) = (parts.as_ptr().cast_mut().cast(), parts.len() as _);
     (header.msg_name, header.msg_namelen) = (name.0.as_mut_ptr().cast(), name_bytes as libc::socklen_t);
-    (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), control_bytes);
+    (header.msg_control, header.msg_controllen) = (control.0.as_mut_ptr().cast(), written as _);
     // SAFETY: the header, and the name, parts and control messages it points to, live until the call returns, lengths given.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -173,7 +173,8 @@ impl<'a> Entry<'a> {
             let low = u32::from(progress.state as u8) | u32::from(progress.fins) << 8 | u32::from(flags.0) << 16;
             join(low, opened_ms)
         });
-        self.set(STATUS, word);
+        // Behind all else that was written: whoever finds the entry after this process was killed finds it whole.
+        self.0[STATUS].store(word, Ordering::Release);
     }
 
     /// The node behind this one in the chain that it is part of as `direction`.

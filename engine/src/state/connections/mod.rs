@@ -13,7 +13,7 @@
 
 mod entry;
 mod expiry;
-mod memory;
+mod restore;
 mod sctp;
 mod shard;
 mod state;
@@ -25,23 +25,24 @@ mod view;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use entry::ConnectionFlags;
 pub use expiry::Removed;
+pub use restore::Restored;
 pub use state::{ConnectionState, ConnectionTimeouts};
 pub use tuple::{Direction, Tuple};
 
+use super::kept_memory::{Content, KeptMemory};
 use crate::clock::Time;
 use crate::edit::Translation;
 use crate::flow_cache::HashKey;
 use crate::limits;
 use crate::packet::parse::protocol;
 use crate::prefetch::prefetch;
-use entry::{Entry, Status};
+use entry::{ENTRY_WORDS, Entry, Status};
 use expiry::Expiry;
-use memory::EntryMemory;
 use shard::{ChainHeads, Shard};
 use state::Progress;
 
@@ -201,15 +202,29 @@ pub enum Advanced {
     Gone,
 }
 
+/// What an entry is filled with.
+#[derive(Clone, Copy)]
+struct Filling<'a> {
+    new: &'a NewConnection,
+    status: Status,
+    seen_ms: u32,
+    /// Of the original tuple and of the reply's.
+    hashes: (u64, u64),
+}
+
 /// Evictions tried for one opening: each frees an entry that another worker may take first.
 const EVICTIONS: usize = 4;
 /// A table smaller than this many entries a shard has fewer shards.
 const FEWEST_IN_SHARD: usize = 64;
 
+/// How the entries lie in memory.
+pub(super) const CONTENT: Content =
+    Content { name: "connections", magic: *b"mr-conns", version: 1, item_words: ENTRY_WORDS };
+
 /// The table. See the module.
 #[derive(Debug)]
 pub struct Connections {
-    memory: EntryMemory,
+    memory: KeptMemory,
     heads: Arc<ChainHeads>,
     shards: Box<[LockedShard]>,
     in_shard: u32,
@@ -256,6 +271,16 @@ impl Connections {
     /// # Errors
     /// The kernel refused memory.
     pub fn new(capacity: usize, workers: usize, hash_key: HashKey) -> io::Result<Self> {
+        Self::with_memory(capacity, workers, hash_key, |entries| KeptMemory::anonymous(CONTENT, entries))
+    }
+
+    /// The same in memory that `memory` gives for so many entries.
+    pub(super) fn with_memory(
+        capacity: usize,
+        workers: usize,
+        hash_key: HashKey,
+        memory: impl FnOnce(usize) -> io::Result<KeptMemory>,
+    ) -> io::Result<Self> {
         let capacity = capacity.clamp(1, 1 << 30);
         let shards = (capacity / FEWEST_IN_SHARD).next_power_of_two().clamp(1, limits::CONNECTION_SHARDS);
         let in_shard = capacity.div_ceil(shards) as u32;
@@ -265,7 +290,7 @@ impl Connections {
             LockedShard { next: AtomicU32::new(shard.next()), shard: Mutex::new(shard) }
         };
         Ok(Self {
-            memory: EntryMemory::new(shards * in_shard as usize)?,
+            memory: memory(shards * in_shard as usize)?,
             shards: (0..shards as u32).map(shard).collect(),
             heads,
             in_shard,
@@ -293,10 +318,10 @@ impl Connections {
         (0..self.shards.len()).map(|number| self.lock(number).live() as usize).sum()
     }
 
-    /// The memfd of the entries, for a successor process.
+    /// The file of the entries, for a successor process.
     #[must_use]
-    pub fn memfd(&self) -> BorrowedFd<'_> {
-        self.memory.memfd()
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.memory.file()
     }
 
     fn lock(&self, shard: usize) -> MutexGuard<'_, Shard> {
@@ -349,7 +374,11 @@ impl Connections {
     }
 
     fn read(&self, index: u32) -> Option<Connection> {
-        let entry = self.entry(index);
+        Self::read_in(self.memory.words(), index)
+    }
+
+    fn read_in(words: &[AtomicU64], index: u32) -> Option<Connection> {
+        let entry = Entry::at(words, index);
         let (generation, seen_ms) = entry.life();
         let status = entry.status()?;
         let (service, endpoint) = entry.service();
@@ -402,24 +431,33 @@ impl Connections {
         (original, reply): (u64, u64),
         now: Time,
     ) -> ConnectionReference {
+        let fins = u8::from(new.state == ConnectionState::FinWait);
+        let progress = Progress { state: new.state, fins, replied: false };
+        let now_ms = now.milliseconds32();
+        let status = Status { progress, flags: new.flags, opened_ms: now_ms };
+        self.fill(locked, index, &Filling { new, status, seen_ms: now_ms, hashes: (original, reply) })
+    }
+
+    /// Makes a connection of a free entry.
+    fn fill(&self, locked: &mut Locked<'_>, index: u32, filling: &Filling<'_>) -> ConnectionReference {
+        let Filling { new, status, seen_ms, hashes: (original, reply) } = *filling;
         let words = self.memory.words();
         let entry = self.entry(index);
-        let now_ms = now.milliseconds32();
         entry.set_tuples(&new.original, &new.reply);
         entry.set_service((new.service, new.endpoint));
         entry.set_place(Direction::Original, None);
         entry.set_place(Direction::Reply, None);
-        let fins = u8::from(new.state == ConnectionState::FinWait);
-        let progress = Progress { state: new.state, fins, replied: false };
-        let (generation, seen_ms) = entry.life();
+        let (generation, former_ms) = entry.life();
         // Nobody touches an entry of no connection, so the exchange succeeds.
-        entry.exchange_life((generation, seen_ms), (generation, now_ms));
-        entry.set_status(Some(Status { progress, flags: new.flags, opened_ms: now_ms }));
+        entry.exchange_life((generation, former_ms), (generation, seen_ms));
+        entry.set_status(Some(status));
         locked.original().link(words, index, Direction::Original, original);
         if new.reply != new.original.mirrored() {
             locked.reply().link(words, index, Direction::Reply, reply);
         }
-        locked.original().append_early(words, index);
+        if status.progress.gives_way_early() {
+            locked.original().append_early(words, index);
+        }
         let shard = (index / self.in_shard) as usize;
         self.shards[shard].next.store(locked.original().next(), Ordering::Relaxed);
         self.expiry.set_used(shard, locked.original().used().end);

@@ -139,6 +139,40 @@ impl ConnectionState {
         matches!(self, ConnectionState::TimeWait | ConnectionState::Close | ConnectionState::SctpClosed)
     }
 
+    /// Whether connections of this protocol can be in it.
+    #[must_use]
+    pub(super) fn is_of(self, number: u8) -> bool {
+        use ConnectionState as State;
+        match number {
+            protocol::TCP => matches!(
+                self,
+                State::SynSent
+                    | State::SynSent2
+                    | State::SynReceived
+                    | State::Established
+                    | State::FinWait
+                    | State::CloseWait
+                    | State::LastAck
+                    | State::TimeWait
+                    | State::Close
+                    | State::ResetClaimed
+            ),
+            protocol::SCTP => matches!(
+                self,
+                State::SctpClosed
+                    | State::CookieWait
+                    | State::CookieEchoed
+                    | State::SctpEstablished
+                    | State::ShutdownSent
+                    | State::ShutdownReceived
+                    | State::ShutdownAckSent
+                    | State::HeartbeatSent
+                    | State::ResetClaimed
+            ),
+            _ => matches!(self, State::Unreplied | State::Replied),
+        }
+    }
+
     /// The state with this number.
     pub(super) fn from_number(number: u8) -> Option<ConnectionState> {
         Self::ALL.get(usize::from(number)).copied()
