@@ -100,6 +100,7 @@ pub(crate) fn local(pods: impl IntoIterator<Item = (PortIndex, usize)>) -> Local
             mac: Mac([2, 0, 0, 0, 0, 1]),
             addresses: vec![address(number)],
             network: None,
+            further: false,
             mtu: 1450,
         };
         (port, pod)

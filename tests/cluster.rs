@@ -20,6 +20,12 @@ use millrace_engine::switch::SwitchOptions;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 use millrace_engine::testing::node::Node;
 
+/// The name of what is written `NAME`, of the namespace `default`, or `NAMESPACE/NAME`.
+fn pod_name(text: &str) -> PodName {
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    PodName::new(namespace, name).expect("pod name")
+}
+
 /// Port number of every node's uplink.
 pub const UPLINK: u16 = 0;
 
@@ -236,8 +242,9 @@ impl ClusterNode {
             bandwidth: Default::default(),
             uid: None,
             network,
-            pod: PodName::new("default", name).expect("pod name"),
-            container_id: name.to_owned(),
+            further: false,
+            pod: pod_name(name),
+            container_id: name.replace('/', "-"),
             interface: InterfaceName::new("eth0").expect("interface"),
             mac,
             addresses: addresses.to_vec(),

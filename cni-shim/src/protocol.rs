@@ -130,6 +130,24 @@ pub struct AddAnswer {
     pub addresses: Vec<AnswerAddress>,
     /// Routes made in the pod's namespace.
     pub routes: Vec<AnswerRoute>,
+    /// Interfaces that the pod has beside the one that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further: Vec<AnswerInterface>,
+}
+
+/// An interface of the pod beside the one that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerInterface {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// Its MTU.
+    pub mtu_bytes: u32,
+    /// Its addresses.
+    pub addresses: Vec<AnswerAddress>,
+    /// Routes made for it in the pod's namespace.
+    pub routes: Vec<AnswerRoute>,
 }
 
 /// An address of the pod.
@@ -214,32 +232,36 @@ pub struct StatusRequest {
 }
 
 impl AddAnswer {
-    /// The answer as a result of the specification: one interface, in the pod.
+    /// The answer as a result of the specification: interfaces in the pod, the one that was asked for first.
     #[must_use]
     pub fn into_result(self, request: &AddRequest) -> spec::NetworkResult {
-        let interface = spec::Interface {
+        let first = AnswerInterface {
             name: request.interface.clone(),
-            mac: Some(self.mac),
-            mtu: Some(self.mtu_bytes),
-            sandbox: Some(request.network_namespace.clone()),
-            ..Default::default()
+            mac: self.mac,
+            mtu_bytes: self.mtu_bytes,
+            addresses: self.addresses,
+            routes: self.routes,
         };
-        let addresses = self.addresses.into_iter().map(|AnswerAddress { address, gateway }| spec::Address {
-            address,
-            gateway,
-            interface: Some(0),
-            ..Default::default()
-        });
-        let routes = self.routes.into_iter().map(|AnswerRoute { destination, gateway }| spec::Route {
-            destination,
-            gateway,
-            ..Default::default()
-        });
-        spec::NetworkResult {
-            interfaces: vec![interface],
-            ips: addresses.collect(),
-            routes: routes.collect(),
-            ..Default::default()
+        let mut result = spec::NetworkResult::default();
+        for (number, made) in (0..).zip(std::iter::once(first).chain(self.further)) {
+            result.interfaces.push(spec::Interface {
+                name: made.name,
+                mac: Some(made.mac),
+                mtu: Some(made.mtu_bytes),
+                sandbox: Some(request.network_namespace.clone()),
+                ..Default::default()
+            });
+            let address = |AnswerAddress { address, gateway }| spec::Address {
+                address,
+                gateway,
+                interface: Some(number),
+                ..Default::default()
+            };
+            result.ips.extend(made.addresses.into_iter().map(address));
+            let route =
+                |AnswerRoute { destination, gateway }| spec::Route { destination, gateway, ..Default::default() };
+            result.routes.extend(made.routes.into_iter().map(route));
         }
+        result
     }
 }

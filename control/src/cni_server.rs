@@ -13,6 +13,7 @@
 //! record, as far as later plugins may not change it, and the record with the pod and the switch. GC takes away what the
 //! runtime does not know, of its own network only, and goes on after an error. A DEL that found no agent has left a file
 //! ([`millrace_cni::pending`]), which is taken up at start, from time to time, and before an ADD for the same attachment.
+//! Interfaces that a pod has beside the one the runtime asks for come and go with it, and are records of their own.
 //! A record is written before anything is made, and completed before ADD is answered, so that a crash at any moment leaves a trace to clean up by.
 //!
 //! Calls block (netlink, fsync) and run on blocking threads; calls for one container run one after another in
@@ -35,7 +36,7 @@ pub use attachments::{
 };
 pub use pod_network::{AddRequest, AddResult, CniFailure, DeleteRequest, PodAddress, PodNetwork, PodRoute};
 
-use crate::cluster::StationMac;
+use crate::cluster::{FurtherInterface, StationMac};
 use container_order::ContainerOrder;
 
 /// The CNI verbs of this node.
@@ -78,19 +79,70 @@ impl CniServer {
             }
             self.remove_former(former)?;
         }
-        self.record(Attachment {
-            key: request.key.clone(),
-            network: request.network.clone(),
-            namespace: request.namespace.clone(),
-            pod: request.pod.clone(),
-            port: None,
-        })?;
-        let result = self.network.add(&request).inspect_err(|_| {
+        // What an ADD that was cut short left of further interfaces.
+        self.remove_further(&request.key)?;
+        let wanted = self.network.further(&request)?;
+        let answer = self.add_one(&request, None)?.into_answer();
+        self.add_further(&request, wanted, answer).inspect_err(|_| {
+            // All interfaces or none. If this fails, the record says what is left.
+            let _ = self.attachments.get(&request.key).map(|made| self.remove_former(made));
+        })
+    }
+
+    /// Makes one interface, of those beside the first if there is one already.
+    fn add_one(&self, request: &AddRequest, first: Option<&AttachmentKey>) -> Result<AddResult, CniFailure> {
+        let further_to = first.map(|first| first.interface.clone());
+        self.record(unmade(request, further_to.clone()))?;
+        let result = self.network.add(request).inspect_err(|_| {
             // If this fails, the record stays incomplete, which the next ADD or DEL cleans up.
             let _ = self.attachments.remove(&request.key);
         })?;
-        self.complete(&request, &result)?;
-        Ok(result.into_answer())
+        self.complete(request, further_to, &result)?;
+        Ok(result)
+    }
+
+    /// Makes the interfaces that the pod is to have beside the one that was asked for, and tells of them.
+    fn add_further(
+        &self,
+        first: &AddRequest,
+        wanted: Vec<FurtherInterface>,
+        mut answer: protocol::AddAnswer,
+    ) -> Result<protocol::AddAnswer, CniFailure> {
+        for FurtherInterface { interface, network } in wanted {
+            let key = AttachmentKey { interface: interface.to_string(), ..first.key.clone() };
+            if key == first.key || self.attachments.get(&key).is_some() {
+                let message = format!("the pod wants two interfaces {interface}: millrace.dev/networks");
+                return Err(CniFailure::Refused(message));
+            }
+            let request = AddRequest {
+                key,
+                addresses: Vec::new(),
+                mac: None,
+                runtime: RuntimeConfig::default(),
+                further: Some(network),
+                ..first.clone()
+            };
+            let made = self.add_one(&request, Some(&first.key))?.into_answer();
+            answer.further.push(protocol::AnswerInterface {
+                name: interface.to_string(),
+                mac: made.mac,
+                mtu_bytes: made.mtu_bytes,
+                addresses: made.addresses,
+                routes: made.routes,
+            });
+        }
+        Ok(answer)
+    }
+
+    /// The interfaces beside this first one.
+    fn further_of(&self, first: &AttachmentKey) -> Vec<Attachment> {
+        let mut records = self.attachments.all();
+        records.retain(|record| record.is_further_to(first));
+        records
+    }
+
+    fn remove_further(&self, first: &AttachmentKey) -> Result<(), CniFailure> {
+        self.further_of(first).into_iter().try_for_each(|record| self.remove_former(record))
     }
 
     /// Detaches a pod; succeeds if it is not attached.
@@ -125,10 +177,11 @@ impl CniServer {
         }
     }
 
-    /// The record loses its port first: if the agent dies in the middle, the next start finds an attachment that is
+    /// Interfaces beside the first go before it. The record loses its port first: if the agent dies in the middle, the next start finds an attachment that is
     /// not whole and takes the rest of it away. If something stays, the record is whole again. Addresses are given to
     /// others only when no record has them any more: the next start takes them from the record.
     fn detach(&self, request: DeleteRequest) -> Result<(), CniFailure> {
+        self.remove_further(&request.key)?;
         if let Some(whole) = request.record.as_ref().filter(|record| record.port.is_some()) {
             // Where nothing can be written, a pod must still be removable.
             let _ = self.attachments.put(Attachment { port: None, ..whole.clone() });
@@ -169,7 +222,14 @@ impl CniServer {
         wrong.extend(missing.map(|address| format!("prevResult lacks the address {address}, which ADD gave")));
         let mtu_bytes = request.mtu_bytes.map_or(port.mtu_bytes, |mtu| mtu.min(port.mtu_bytes));
         let expected = Attachment { port: Some(AttachedPort { mtu_bytes, ..port.clone() }), ..record.clone() };
-        if wrong.is_empty() { self.network.check(&expected) } else { Err(CniFailure::Broken(wrong.join("; "))) }
+        if !wrong.is_empty() {
+            return Err(CniFailure::Broken(wrong.join("; ")));
+        }
+        self.network.check(&expected)?;
+        self.further_of(&record.key).iter().try_for_each(|further| match further.port {
+            Some(_) => self.network.check(further),
+            None => Err(CniFailure::Broken(format!("interface {} was not made whole", further.key.interface))),
+        })
     }
 
     /// Takes away all attachments of a network that the runtime does not know, and releases addresses that belong to
@@ -178,15 +238,17 @@ impl CniServer {
     /// # Errors
     /// When something could not be taken away, after the rest was.
     pub fn collect(&self, request: protocol::CollectRequest) -> Result<(), CniFailure> {
-        let known = |key: &AttachmentKey| {
+        // An interface beside the first is known by the first, of which alone the runtime knows.
+        let known = |record: &Attachment| {
+            let interface = record.further_to.as_ref().unwrap_or(&record.key.interface);
             let valid = |valid: &protocol::ValidAttachment| {
-                valid.container_id == key.container_id && valid.interface == key.interface
+                valid.container_id == record.key.container_id && valid.interface == *interface
             };
             request.valid.iter().any(valid)
         };
         let before = self.attachments.all();
         let mut failures = Vec::new();
-        for record in before.into_iter().filter(|record| record.network == request.network && !known(&record.key)) {
+        for record in before.into_iter().filter(|record| record.network == request.network && !known(record)) {
             let key = record.key.clone();
             let _turn = self.order.enter(&key.container_id);
             if self.attachments.get(&key).as_ref() == Some(&record)
@@ -254,8 +316,16 @@ impl CniServer {
     /// whose ADD was cut short. Called once at start, before the API is served. Returns what could not be taken
     /// away; their records stay, and a DEL may still come.
     pub fn release_lost(&self) -> Vec<(AttachmentKey, CniFailure)> {
-        let lost = |record: &Attachment| record.port.is_none() || !record.namespace.is_there();
-        let records = self.attachments.all().into_iter().filter(lost);
+        let is_first_lost = |record: &Attachment| {
+            let first = record
+                .further_to
+                .as_ref()
+                .map(|interface| AttachmentKey { interface: interface.clone(), ..record.key.clone() });
+            first.is_some_and(|first| self.attachments.get(&first).is_none_or(|first| first.port.is_none()))
+        };
+        let lost = |record: &Attachment| record.port.is_none() || !record.namespace.is_there() || is_first_lost(record);
+        let records: Vec<Attachment> = self.attachments.all().into_iter().filter(lost).collect();
+        let records = records.into_iter();
         records
             .filter_map(|record| {
                 let key = record.key.clone();
@@ -276,12 +346,8 @@ impl CniServer {
         self.attachments.put(attachment).map_err(|source| CniFailure::system("record the attachment", source))
     }
 
-    fn complete(&self, request: &AddRequest, result: &AddResult) -> Result<(), CniFailure> {
+    fn complete(&self, request: &AddRequest, further_to: Option<String>, result: &AddResult) -> Result<(), CniFailure> {
         let attachment = Attachment {
-            key: request.key.clone(),
-            network: request.network.clone(),
-            namespace: request.namespace.clone(),
-            pod: request.pod.clone(),
             port: Some(AttachedPort {
                 index: result.port,
                 mac: result.mac,
@@ -291,6 +357,7 @@ impl CniServer {
                 device: result.device,
                 runtime: request.runtime.clone(),
             }),
+            ..unmade(request, further_to)
         };
         let recorded = self.record(attachment.clone());
         if recorded.is_err() {
@@ -298,6 +365,18 @@ impl CniServer {
             self.remove_former(attachment)?;
         }
         recorded
+    }
+}
+
+/// The record of an attachment before anything of it is made.
+fn unmade(request: &AddRequest, further_to: Option<String>) -> Attachment {
+    Attachment {
+        key: request.key.clone(),
+        network: request.network.clone(),
+        namespace: request.namespace.clone(),
+        pod: request.pod.clone(),
+        further_to,
+        port: None,
     }
 }
 
@@ -325,7 +404,16 @@ fn decode_add(request: protocol::AddRequest) -> Result<AddRequest, CniFailure> {
     }
     let runtime = RuntimeConfig { port_mappings: request.port_mappings, bandwidth: request.bandwidth };
     check_runtime(&runtime).map_err(CniFailure::Refused)?;
-    Ok(AddRequest { key, network: request.network, namespace, pod, addresses: request.addresses, mac, runtime })
+    Ok(AddRequest {
+        key,
+        network: request.network,
+        namespace,
+        pod,
+        addresses: request.addresses,
+        mac,
+        runtime,
+        further: None,
+    })
 }
 
 /// What the plugin sees to, asked again of whoever speaks here.

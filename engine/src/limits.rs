@@ -179,6 +179,10 @@ pub const OUTSIDE_NEIGHBOURS: usize = 4_096;
 /// connection to the outside.
 pub const OUTSIDE_EXEMPT: usize = 64;
 
+/// Prefixes of other segments that one segment has the routes of; 20 B each, all compared with each packet that opens a
+/// connection there.
+pub const CONNECTED_PREFIXES: usize = 256;
+
 /// Rules of the host's routing for ports at its own addresses; each is asked for every route that the kernel looks up.
 pub const OWN_PORT_RULES: usize = 64;
 

@@ -145,6 +145,7 @@ impl Judge {
                 host_ports: Vec::new(),
                 bandwidth: Default::default(),
                 network: None,
+                further: false,
                 pod: PodName::new(&plugged.namespace, &plugged.name).expect("name"),
                 uid: plugged.uid.as_deref().map(Arc::from),
                 container_id: plugged.name.clone(),

@@ -17,6 +17,10 @@
 //! host a 192.0.2.1                      the host of node a has its own port, and these addresses beside those it gets
 //! bridge lan on a b vnis: [{vni: 10}]   a Bridge object; on one node, or on all with the listed ones as remotes
 //! network office on a vlan: 20          a Network object with its ports `office-wire` and `office-host`, plugged in
+//! tenant blue 10.9.0.0/16 vni: 9        a Network object, and an IpPool of the same name that names it
+//! block 10.9.1.0/24 on a in blue        an IpBlock of this pool
+//! namespace shop in blue                a Namespace object of this network
+//! pod web on a 10.9.1.5 in blue         plugged in at node a, in this network
 //! port p1 on a in lan vlan: 20          a Port object, plugged in; `port m on a` is the end of a mirror
 //! no pod client · no block 10.1.0.0/24 · no node a · no policy web · no port p1
 //! | kind: Node ...                      a line of YAML, as written in an object file
@@ -33,7 +37,9 @@ pub(super) enum Given {
     Node { name: String, addresses: Vec<IpAddr>, presence: Presence, exempt: Option<IpNet> },
     Outside { prefix: IpNet, node: String, gateway: Option<IpAddr>, source: IpAddr },
     NoNeighbour(IpAddr),
-    Block { cidr: String, node: String },
+    Block { cidr: String, node: String, network: Option<String> },
+    Tenant { name: String, cidrs: Vec<String>, fields: String },
+    Namespace { name: String, network: String },
     Pod { name: String, node: String, addresses: Vec<IpAddr>, labels: Vec<(String, String)>, network: Option<String> },
     Policy { name: String, keeps_established: bool, spec: String },
     Host { node: String, addresses: Vec<IpAddr> },
@@ -92,7 +98,20 @@ impl Given {
                 Self::Outside { prefix: read(prefix)?, node: (*node).to_owned(), gateway: None, source: read(source)? }
             }
             ["no", "neighbour", address] => Self::NoNeighbour(read(address)?),
-            ["block", cidr, "on", node] => Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned() },
+            ["block", cidr, "on", node] => {
+                Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned(), network: None }
+            }
+            ["block", cidr, "on", node, "in", network] => {
+                Self::Block { cidr: (*cidr).to_owned(), node: (*node).to_owned(), network: Some((*network).to_owned()) }
+            }
+            ["tenant", name, rest @ ..] => {
+                let count = rest.iter().position(|word| word.ends_with(':')).unwrap_or(rest.len());
+                let cidrs = rest[..count].iter().map(|cidr| (*cidr).to_owned()).collect();
+                Self::Tenant { name: (*name).to_owned(), cidrs, fields: rest[count..].join(" ") }
+            }
+            ["namespace", name, "in", network] => {
+                Self::Namespace { name: (*name).to_owned(), network: (*network).to_owned() }
+            }
             ["pod", name, "on", node, rest @ ..] => {
                 let (rest, network) = match rest {
                     [rest @ .., "in", network] => (rest, Some((*network).to_owned())),
@@ -177,29 +196,43 @@ pub(super) fn yaml(given: &Given, nodes: &BTreeMap<String, Vec<IpAddr>>) -> Stri
                 addresses.iter().map(|address| format!("  - {{type: InternalIP, address: \"{address}\"}}\n")).collect();
             format!("---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nstatus:\n  addresses:\n{listed}")
         }
-        Given::Block { cidr, node } => {
+        Given::Block { cidr, node, network: None } => {
             let pool = if cidr.contains(':') { "six" } else { "four" };
-            format!(
-                "---\napiVersion: millrace.dev/v1alpha1\nkind: IpBlock\nmetadata: {{name: {}}}\n\
-                 spec: {{cidr: \"{cidr}\", pool: {pool}, node: {node}}}\n",
-                block_name(cidr)
-            )
+            ours("IpBlock", &block_name(cidr), &[&format!("cidr: \"{cidr}\", pool: {pool}, node: {node}")])
         }
-        Given::Pod { name, node, addresses, labels, .. } if !labels.is_empty() => {
+        Given::Block { cidr, node, network: Some(network) } => {
+            let pool = pool_name(network, cidr);
+            let spec = format!("cidr: \"{cidr}\", pool: {pool}, network: {network}, node: {node}");
+            ours("IpBlock", &format!("{network}.{}", block_name(cidr)), &[&spec])
+        }
+        Given::Tenant { name, cidrs, fields } => {
+            let pool = |cidr: &String| {
+                ours("IpPool", &pool_name(name, cidr), &[&format!("cidr: \"{cidr}\", network: {name}")])
+            };
+            ours("Network", name, &[fields]) + &cidrs.iter().map(pool).collect::<String>()
+        }
+        Given::Namespace { name, network } => format!(
+            "---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, annotations: {{millrace.dev/network: {network}}}}}\n"
+        ),
+        Given::Pod { name, node, addresses, labels, network } if !labels.is_empty() => {
             let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}: {value}")).collect();
             let ips: Vec<String> = addresses.iter().map(|address| format!("{{ip: \"{address}\"}}")).collect();
+            let (namespace, name) = pod_name(name);
+            let network = network.iter().map(|network| format!(", annotations: {{millrace.dev/network: {network}}}"));
             format!(
-                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: default, labels: {{{}}}}}\n\
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{{}}}{}}}\n\
                  spec: {{nodeName: {node}}}\nstatus: {{phase: Running, podIPs: [{}]}}\n",
                 labels.join(", "),
+                network.collect::<String>(),
                 ips.join(", ")
             )
         }
         Given::Policy { name, keeps_established, spec } => {
             let annotations = if *keeps_established { ", annotations: {millrace.dev/established: keep}" } else { "" };
+            let (namespace, name) = pod_name(name);
             format!(
                 "---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
-                 metadata: {{name: {name}, namespace: default{annotations}}}\nspec: {spec}\n"
+                 metadata: {{name: {name}, namespace: {namespace}{annotations}}}\nspec: {spec}\n"
             )
         }
         Given::Yaml(line) => format!("{line}\n"),
@@ -211,6 +244,16 @@ fn ours(kind: &str, name: &str, fields: &[&str]) -> String {
     let fields: Vec<&str> = fields.iter().copied().filter(|field| !field.is_empty()).collect();
     let spec = fields.join(", ");
     format!("---\napiVersion: millrace.dev/v1alpha1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+}
+
+/// A pool of each family.
+fn pool_name(network: &str, cidr: &str) -> String {
+    if cidr.contains(':') { format!("{network}-six") } else { network.to_owned() }
+}
+
+/// Namespace and name of what is written `NAME` or `NAMESPACE/NAME`.
+pub(super) fn pod_name(text: &str) -> (&str, &str) {
+    text.split_once('/').unwrap_or(("default", text))
 }
 
 /// Name of the object of a block, as the program itself would name it.

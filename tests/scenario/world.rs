@@ -14,7 +14,7 @@
 //! ```
 //! Frames that leave together go on together, so that segments may be joined; equal lines in a row are counted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -58,6 +58,8 @@ pub(super) struct World {
     outside: BTreeMap<String, OutsideView>,
     addresses: BTreeMap<String, Vec<IpAddr>>,
     ends: BTreeMap<String, End>,
+    /// Networks that are routed.
+    tenants: BTreeSet<String>,
 }
 
 /// A directory that goes with its value.
@@ -196,6 +198,13 @@ impl World {
     /// Applies changes; what is wrong afterwards.
     fn change(&mut self, givens: &[Given]) -> Result<Vec<String>, String> {
         givens.iter().for_each(|given| self.add_node(given));
+        for given in givens {
+            if let Given::Tenant { name, fields, .. } = given
+                && !fields.contains("layer: 2")
+            {
+                self.tenants.insert(name.clone());
+            }
+        }
         self.write(&givens.iter().map(|given| given::yaml(given, &self.addresses)).collect::<String>())?;
         givens.iter().try_for_each(|given| self.remove(given))?;
         givens.iter().for_each(|given| self.change_outside(given));
@@ -252,7 +261,7 @@ impl World {
         match given {
             Given::NoBlock(cidr) => self.delete(&ObjectKey::cluster_scoped(IP_BLOCK, given::block_name(cidr))),
             Given::NoNode(name) => self.delete(&ObjectKey::cluster_scoped(NODE, name)),
-            Given::NoPolicy(name) => self.delete(&in_default(NETWORK_POLICY, name)),
+            Given::NoPolicy(name) => self.delete(&object_of(NETWORK_POLICY, name)),
             Given::NoPort(name) => {
                 let end = self.ends.remove(name).ok_or(format!("there is no port {name}"))?;
                 self.nodes[end.node].pull_bridge_port_out(end.port);
@@ -261,7 +270,7 @@ impl World {
             Given::NoPod(name) => {
                 let end = self.ends.remove(name).ok_or(format!("there is no pod {name}"))?;
                 self.nodes[end.node].pull_out(end.port);
-                let object = in_default(POD, name);
+                let object = object_of(POD, name);
                 match self.store.get(&object).map_err(|error| error.to_string())? {
                     Some(_) => self.delete(&object),
                     None => Ok(()),
@@ -320,8 +329,8 @@ impl World {
     fn add_pod(&mut self, given: &Given) -> Result<(), String> {
         let Given::Pod { name, node, addresses, network, .. } = given else { return Ok(()) };
         let node = self.node(node)?;
+        let routed = network.as_ref().is_none_or(|network| self.tenants.contains(network));
         let network = network.as_deref().map(NetworkName::new).transpose().map_err(|error| error.to_string())?;
-        let routed = network.is_none();
         let (port, mac) = self.nodes[node].plug_in_network(name, addresses, network);
         self.ends.insert(name.clone(), End { node, port, mac, routed });
         Ok(())
@@ -352,8 +361,9 @@ impl World {
     }
 }
 
-fn in_default(kind: Kind, name: &str) -> ObjectKey {
-    ObjectKey { kind, namespace: Some("default".to_owned()), name: name.to_owned() }
+fn object_of(kind: Kind, name: &str) -> ObjectKey {
+    let (namespace, name) = given::pod_name(name);
+    ObjectKey { kind, namespace: Some(namespace.to_owned()), name: name.to_owned() }
 }
 
 /// Checksums of a frame that leaves a switch must be right, unless they are partial or were wrong from the start.

@@ -162,6 +162,8 @@ impl World {
             gateway_addresses: vec![ip("169.254.1.1"), ip("fe80::1")],
             router_addresses: Vec::new(),
             masquerade_ports: PortRange::default(),
+            known_outside: true,
+            connected: Default::default(),
             tunnel_mac: TUNNEL_MAC,
             routes_ipv4: Default::default(),
             routes_ipv6: Default::default(),
@@ -234,7 +236,7 @@ impl World {
             let [ingress, egress] = judges;
             table.pods.set(PortIndex(port), Some(Arc::new(PodPolicy { ingress, egress })));
         }
-        table.pod_ranges = self.pod_ranges.iter().copied().collect();
+        table.pod_ranges = self.pod_ranges.iter().map(|range| (SegmentIndex(0), *range)).collect();
         for (address, [sets, possible]) in &self.identities {
             let [sets, possible] = [sets, possible].map(|sets| spoken_of(sets).into());
             let identity = Identity { sets, possible, ..Identity::default() };

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use millrace_control::cluster::NetworkName;
 use millrace_control::observe::KINDS;
 use millrace_control::plan::GATEWAY_MAC;
 use millrace_control::store::{ObjectKey, ObjectStore};
@@ -35,6 +36,7 @@ fn all_objects() -> Vec<Value> {
         all.push(objects::slice(&name, true, &endpoints));
     }
     all.extend(pods_and_policies());
+    all.extend(tenants());
     // Contradictions come out the same in any order too.
     all.push(objects::block("10.2.0.64/26", "four", "n4"));
     all.push(objects::node("twin", &[ip("192.0.2.3")]));
@@ -78,6 +80,53 @@ fn pods_and_policies() -> Vec<Value> {
     ]
 }
 
+/// Two networks with the addresses of pods, one connected with a third; a Service and a policy in one; a pod that says itself
+/// where it is.
+fn tenants() -> Vec<Value> {
+    let ours = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "millrace.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    let mut all = vec![
+        ours("Network", "blue", json!({"vni": 5001, "connect": ["green"], "egress": true})),
+        ours("Network", "red", json!({"vni": 5002})),
+        ours("Network", "green", json!({"vni": 5003, "connect": ["blue"]})),
+        ours("Network", "twin", json!({"vni": 5002})),
+    ];
+    for (name, cidr, blocks) in [
+        ("blue", "10.0.0.0/8", ["10.1.0.0/24", "10.2.0.0/24"]),
+        ("red", "10.0.0.0/8", ["10.1.0.0/24", "10.2.0.0/24"]),
+        ("green", "172.16.0.0/16", ["172.16.1.0/24", "172.16.2.0/24"]),
+    ] {
+        all.push(ours("IpPool", name, json!({"cidr": cidr, "network": name})));
+        for (number, cidr) in (1..).zip(blocks) {
+            let spec = json!({"cidr": cidr, "pool": name, "network": name, "node": format!("n{number}")});
+            all.push(ours("IpBlock", &format!("{name}.{number}"), spec));
+        }
+    }
+    let pod = |name: &str, address: &str, annotations: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": "blue", "labels": {"app": "web"}, "annotations": annotations},
+            "spec": {"nodeName": "n2", "containers": [{"name": "c"}]}, "status": {"phase": "Running", "podIP": address},
+        })
+    };
+    let mut service = objects::service("web", &["10.96.0.77"], json!({"selector": {"app": "web"}}));
+    service["metadata"]["namespace"] = "blue".into();
+    all.extend([
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "blue", "annotations": {
+            "millrace.dev/network": "blue",
+        }}}),
+        pod("near", "10.2.0.1", json!({})),
+        pod("stray", "10.2.0.1", json!({"millrace.dev/network": "red"})),
+        service,
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "web", "namespace": "blue"},
+            "spec": {"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"], "egress": [
+                {"to": [{"podSelector": {"matchLabels": {"app": "web"}}}]},
+            ]},
+        }),
+    ]);
+    all
+}
+
 /// Text of the tables of node n1 (but for the generation), its problems, and what it makes of packets.
 fn outcome(history: impl FnOnce(&MemoryStore, &mut ClusterNode)) -> (String, String, Vec<Vec<WireFrame>>) {
     let store = MemoryStore::default();
@@ -85,6 +134,9 @@ fn outcome(history: impl FnOnce(&MemoryStore, &mut ClusterNode)) -> (String, Str
     node.tell_underlay((2..=5).map(|number| (ip(&format!("192.0.2.{number}")), uplink_mac(number))));
     let (port, mac) = node.plug_in("client", &[ip("10.1.0.5"), ip("fd00:1::5")]);
     let (web, web_mac) = node.plug_in("web", &[ip("10.1.0.7"), ip("fd00:1::7")]);
+    let network = |name: &str| Some(NetworkName::new(name).expect("name"));
+    let (blue, blue_mac) = node.plug_in_network("blue/client", &[ip("10.1.0.5")], network("blue"));
+    let (red, _) = node.plug_in_network("red", &[ip("10.1.0.5")], network("red"));
     history(&store, &mut node);
     let settled = node.follow(usize::MAX);
     assert_eq!(settled.error, None);
@@ -92,6 +144,10 @@ fn outcome(history: impl FnOnce(&MemoryStore, &mut ClusterNode)) -> (String, Str
     tables.generation = 0;
     node.switch().finish_sweeps();
     let mut out = Vec::new();
+    for to in ["10.2.0.1", "10.96.0.77", "172.16.2.9", "198.51.100.9", "10.1.0.7"] {
+        node.inject(blue, frame().from(blue_mac, ip("10.1.0.5")).to(GATEWAY_MAC, ip(to)).udp().payload(b"x").wire());
+        out.extend([port, web, blue, red, UPLINK].map(|port| node.switch().all_sent(port)));
+    }
     for (from, to) in [
         ("10.1.0.5", "10.1.0.7"),
         ("10.1.0.7", "10.1.0.5"),

@@ -28,13 +28,15 @@ pub(super) fn pod_side(attachment: &Attachment, port: &AttachedPort) -> Result<V
             wrong.push(format!("address {address} is missing on {name}"));
         }
         // Asked of the kernel as a packet would: whatever else is in its tables.
-        let Some((default, gateway)) = default_route(address, port) else { continue };
+        let Some((destinations, gateway)) = routes_by_gateway(address, port) else { continue };
         let routes = netlink.own_routes()?;
-        let by_gateway = routes.iter().any(|route| {
-            route.destination == default && route.gateway == Some(gateway) && route.link == Some(link.index)
-        });
-        if !by_gateway {
-            wrong.push(format!("the route {default} by {gateway} is missing"));
+        for destination in destinations {
+            let by_gateway = routes.iter().any(|route| {
+                route.destination == destination && route.gateway == Some(gateway) && route.link == Some(link.index)
+            });
+            if !by_gateway {
+                wrong.push(format!("the route {destination} by {gateway} is missing"));
+            }
         }
     }
     Ok(wrong)
@@ -62,17 +64,23 @@ fn interface(link: &Link, port: &AttachedPort) -> Vec<String> {
     wrong
 }
 
-/// The default route of the address's family; a network may have none.
-fn default_route(address: &IpNet, port: &AttachedPort) -> Option<(IpNet, IpAddr)> {
+/// What goes by the router of the address's family: everything, or what a further interface leads to. A network may have
+/// no router.
+fn routes_by_gateway(address: &IpNet, port: &AttachedPort) -> Option<(Vec<IpNet>, IpAddr)> {
     let (default, ours): (IpNet, IpAddr) = match address {
         IpNet::V4(_) => (Ipv4Net::default().into(), GATEWAY_IPV4.into()),
         IpNet::V6(_) => (Ipv6Net::default().into(), GATEWAY_IPV6.into()),
     };
     let gateway = match &port.network {
         None => Some(ours),
+        Some(network) if network.routed => Some(ours),
         Some(network) => network.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == ours.is_ipv4()),
     };
-    gateway.map(|gateway| (default, gateway))
+    let destinations = match port.network.as_ref().and_then(|network| network.destinations.as_ref()) {
+        None => vec![default],
+        Some(some) => some.iter().copied().filter(|prefix| prefix.addr().is_ipv4() == ours.is_ipv4()).collect(),
+    };
+    gateway.map(|gateway| (destinations, gateway))
 }
 
 /// What is wrong in the switch.
@@ -95,7 +103,7 @@ pub(super) fn switch_side(
             let missing = port.addresses.iter().filter(|address| !pod.addresses.contains(&address.addr()));
             wrong.extend(missing.map(|address| format!("the tables have no {address} at port {number}")));
         }
-        Some(PortRole::Bridged(_)) if port.network.is_some() => {}
+        Some(PortRole::Bridged(_)) if port.network.as_ref().is_some_and(|network| !network.routed) => {}
         _ => wrong.push(format!("port {number} is not in the tables in force")),
     }
     wrong

@@ -20,7 +20,7 @@ use millrace_engine::transmit::segmentation::segments_of_unit;
 
 use super::pods::FIRST_BRIDGE_PORT;
 use super::shared::Shared;
-use crate::cluster::{BridgePortRecord, Cluster, DeviceKind, PortDevice, PortName};
+use crate::cluster::{BridgePortRecord, Cluster, DeviceKind, NetworkRecord, PortDevice, PortName};
 use crate::kernel::{KernelError, Link, LinkChange, Netlink};
 use crate::plan::LocalPort;
 
@@ -55,8 +55,7 @@ impl BridgePorts {
     pub(super) fn follow(&mut self, cluster: &Cluster) -> BTreeMap<PortIndex, LocalPort> {
         let node = self.shared.node.clone();
         let networks = cluster.networks.values().filter(|network| network.is_for(&node));
-        let made: Vec<BridgePortRecord> =
-            networks.flat_map(|network| [network.wire_port(), network.host_port()]).collect();
+        let made: Vec<BridgePortRecord> = networks.filter_map(NetworkRecord::wire_ports).flatten().collect();
         let objects = cluster.ports.values().filter(|port| port.is_for(&node));
         let wanted: BTreeMap<&PortName, &BridgePortRecord> =
             objects.chain(&made).map(|port| (&port.name, port)).collect();

@@ -22,7 +22,7 @@ use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::packet::parse::protocol;
 use millrace_engine::tables::policy::Direction;
-use millrace_engine::tables::{PortRole, RouteTarget, SegmentKind, Snapshot, address_bits};
+use millrace_engine::tables::{PortRole, RouteTarget, SegmentKind, Snapshot};
 use millrace_engine::worker::FlowReport as CachedFlow;
 
 use super::pods::Pods;
@@ -258,7 +258,9 @@ impl Inspect for Inspector {
         let counters = self.counters();
         let plugged = standing.local.iter().flat_map(|local| &local.pods);
         let kept = self.shared.switch.with(|switch| switch.kept().clone());
-        let of_networks = plugged.filter(|(port, pod)| pod.network.is_some() && tables.ports.get(**port).is_some());
+        let is_bridged =
+            |port: &PortIndex| tables.ports.get(*port).is_some_and(|port| matches!(port.role, PortRole::Bridged(_)));
+        let of_networks = plugged.filter(|(port, pod)| pod.network.is_some() && is_bridged(port));
         Ok(StatusReport {
             node: self.shared.node.as_str().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -397,15 +399,10 @@ fn flow_report(tables: &Snapshot, worker: usize, flow: &CachedFlow) -> FlowRepor
     let key = &flow.key;
     let tunnelled = key.ingress >> 31 != 0;
     let port = (!tunnelled).then_some(PortIndex(key.ingress as u16));
-    let role = port.and_then(|port| tables.ports.get(port)).map(|port| &port.role);
-    let segment = match role {
-        Some(role) => segment_of(tables, role).unwrap_or_default(),
-        // A tunnelled flow ends in the segment that routes its destination; one segment is there today.
-        None => segment_with_route(tables, key.destination).unwrap_or_default(),
-    };
+    let segment = tables.segments.get(flow.segment);
     FlowReport {
         worker: worker as u32,
-        segment,
+        segment: segment.map_or_else(String::new, |segment| segment.name.to_string()),
         ingress: port.map_or_else(|| "tunnel".to_owned(), |port| port_name(tables, port)),
         protocol: protocol_name(key.protocol),
         source: key.source.to_string(),
@@ -418,15 +415,6 @@ fn flow_report(tables: &Snapshot, worker: usize, flow: &CachedFlow) -> FlowRepor
         bytes: flow.bytes,
         idle_milliseconds: u64::from(flow.idle_ms),
     }
-}
-
-fn segment_with_route(tables: &Snapshot, address: IpAddr) -> Option<String> {
-    let routes = |segment: &&Arc<millrace_engine::tables::Segment>| match &segment.kind {
-        SegmentKind::Routed(routed) if address.is_ipv4() => routed.routes_ipv4.longest(address_bits(address)).is_some(),
-        SegmentKind::Routed(routed) => routed.routes_ipv6.longest(address_bits(address)).is_some(),
-        SegmentKind::Bridged(_) => false,
-    };
-    tables.segments.iter().find(routes).map(|segment| segment.name.to_string())
 }
 
 fn protocol_name(number: u8) -> String {

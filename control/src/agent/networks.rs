@@ -20,8 +20,9 @@ pub(super) fn follow(
 ) -> Vec<String> {
     let mut problems = Vec::new();
     for network in cluster.networks.values().filter(|network| network.is_for(node)) {
+        let Some([wire, _]) = network.wire_ports() else { continue };
         let pods = || local.pods.values().filter(|pod| pod.network.as_ref() == Some(&network.name));
-        ports.listen_for(&network.wire_port().name, pods().map(|pod| pod.mac).collect());
+        ports.listen_for(&wire.name, pods().map(|pod| pod.mac).collect());
         if let Err(error) = follow_host(network, pods(), netlink) {
             problems.push(format!("the host and the pods of network {} do not meet: {error}", network.name));
         }

@@ -21,15 +21,17 @@ use super::host_ports;
 use super::place::Place;
 use super::pod_device::PodDevices;
 use super::shared::Shared;
-use crate::cluster::{AddressWishes, Cluster, ContainerPort, InterfaceName, NetworkName, PodName, rate_limit};
+use crate::cluster::{
+    AddressWishes, Cluster, ContainerPort, FurtherInterface, InterfaceName, NetworkName, PODS, PodName, rate_limit,
+};
 use crate::cni_server::{
     AddRequest, AddResult, AttachedNetwork, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest,
     NetworkNamespace, PodDevice, PodNetwork, PodReference, RuntimeConfig,
 };
-use crate::ipam::{AddressAllocator, AddressRequest, AddressSource, IpamError};
+use crate::ipam::{AddressAllocators, AddressRequest, AddressSource, IpamError};
 use crate::kernel::configure_pod_interface;
 use crate::observe::{self, POD, Record};
-use crate::plan::{AttachedPod, NodePlan, POD_SEGMENT};
+use crate::plan::{self, AttachedPod, NodePlan, POD_SEGMENT};
 use crate::reconcile::Input;
 use crate::stable_hash::hash_64;
 use crate::store::{ObjectKey, ObjectStore};
@@ -43,7 +45,7 @@ pub(crate) const FIRST_BRIDGE_PORT: u16 = 768;
 pub(super) struct Pods {
     shared: Arc<Shared>,
     store: Arc<dyn ObjectStore>,
-    addresses: Mutex<AddressAllocator>,
+    addresses: Mutex<AddressAllocators>,
     attached: Mutex<AttachedPods>,
     devices: PodDevices,
 }
@@ -60,7 +62,7 @@ struct AttachedPods {
 
 impl Pods {
     pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn ObjectStore>, source: AddressSource) -> Self {
-        let addresses = Mutex::new(AddressAllocator::with_source(shared.node.clone(), source));
+        let addresses = Mutex::new(AddressAllocators::new(shared.node.clone(), source));
         Self { shared, store, addresses, attached: Mutex::default(), devices: PodDevices::default() }
     }
 
@@ -74,9 +76,11 @@ impl Pods {
     pub(super) fn restore(&self, attachments: &Attachments) {
         for record in attachments.all() {
             let Some(port) = &record.port else { continue };
-            let holder = holder(&record.key);
+            let (holder, network) = (holder(&record.key), network_name(port.network.as_ref()));
             for address in &port.addresses {
-                if let Err(error) = self.allocator(|addresses| addresses.restore(&holder, address.addr())) {
+                if let Err(error) =
+                    self.allocator(|addresses| addresses.restore(network.as_ref(), &holder, address.addr()))
+                {
                     self.shared.report(error.to_string());
                 }
             }
@@ -109,7 +113,7 @@ impl Pods {
         Ok(())
     }
 
-    pub(super) fn allocator<T>(&self, act: impl FnOnce(&mut AddressAllocator) -> T) -> T {
+    pub(super) fn allocator<T>(&self, act: impl FnOnce(&mut AddressAllocators) -> T) -> T {
         act(&mut self.addresses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -127,9 +131,9 @@ impl Pods {
     }
 
     fn plug(&self, request: &AddRequest, port: PortIndex, place: &Place) -> Result<(Mac, u32), CniFailure> {
-        let mtu = match &place.network {
+        let mtu = match network_name(place.network.as_ref()) {
             None => self.shared.standing().plan.map_or(crate::plan::MTU_WITHOUT_UPLINK, |plan| plan.pod_mtu),
-            Some(network) => self.mtu_of(&network.name)?,
+            Some(network) => self.mtu_of(&network)?,
         };
         let mac = request.mac.unwrap_or_else(|| station_mac(&self.shared, &request.key));
         self.devices.make(&self.shared.switch, place.device, (&request.key, &request.namespace), port, mtu)?;
@@ -183,8 +187,8 @@ impl Pods {
     fn reserve_port(&self, request: &AddRequest, place: &Place) -> Result<PortIndex, CniFailure> {
         let (pod, wanted) = (pod_name(&request.key, request.pod.as_ref())?, host_ports::wanted(&request.runtime));
         let families: Vec<bool> = place.addresses.iter().map(|address| address.addr().is_ipv4()).collect();
-        if !wanted.is_empty() && place.network.is_some() {
-            let message = "a pod on a wire of its own is not reached by ports of the host: portMappings";
+        if !wanted.is_empty() && network_name(place.network.as_ref()).is_some() {
+            let message = "a pod in a network of its own is not reached by ports of the host: portMappings";
             return Err(CniFailure::Refused(message.to_owned()));
         }
         let plan = self.shared.standing().plan.filter(|_| !wanted.is_empty());
@@ -236,55 +240,76 @@ impl Pods {
         {
             wishes.pools.clone_from(&namespace.pools);
         }
+        if wishes.network.is_none() {
+            wishes.network = cluster.namespaces.get(pod.namespace()).and_then(|namespace| namespace.network.clone());
+        }
+        wishes.network = wishes.network.filter(|network| network.as_str() != PODS);
         if wishes.veth.is_none() {
             wishes.veth = cluster.namespaces.get(pod.namespace()).map(|namespace| namespace.veth);
         }
         Ok(wishes)
     }
 
-    /// The MTU of a network's wire, as long as the switch is at the wire.
-    fn mtu_of(&self, network: &str) -> Result<u32, CniFailure> {
+    /// The MTU of a network's wire, as long as the switch is at the wire; that of tunnels for a tenant's.
+    fn mtu_of(&self, network: &NetworkName) -> Result<u32, CniFailure> {
         let standing = self.shared.standing();
         let found = standing.cluster.as_ref().zip(standing.local.as_ref()).and_then(|(cluster, local)| {
-            let name = NetworkName::new(network).ok()?;
-            let wire = cluster.networks.get(&name)?.wire_port().name;
-            local.bridge_ports.values().find(|port| port.name == wire).map(|port| port.mtu)
+            let Some([wire, _]) = cluster.networks.get(network)?.wire_ports() else {
+                return standing.plan.as_ref().map(|plan| plan.network_mtu);
+            };
+            local.bridge_ports.values().find(|port| port.name == wire.name).map(|port| port.mtu)
         });
         let away =
             || format!("network {network} is not there: `millrace show status` says why its interface is not in use");
         found.ok_or_else(|| CniFailure::NotReady(away()))
     }
 
+    fn known_cluster(&self) -> Result<Arc<Cluster>, CniFailure> {
+        let ready = self.shared.wait_until(IN_FORCE, |standing| standing.cluster.is_some() && standing.uplinks_known);
+        let known = self.shared.standing().cluster.filter(|_| ready);
+        known.ok_or_else(|| CniFailure::NotReady("the objects are not known yet".into()))
+    }
+
     /// Where the pod belongs and which addresses it has there.
     fn place(&self, request: &AddRequest) -> Result<Place, CniFailure> {
-        let ready = self.shared.wait_until(IN_FORCE, |standing| standing.cluster.is_some() && standing.uplinks_known);
-        let Some(cluster) = self.shared.standing().cluster.filter(|_| ready) else {
-            return Err(CniFailure::NotReady("the objects are not known yet".into()));
-        };
+        let cluster = self.known_cluster()?;
         let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
         let wishes = pod.as_ref().map(|pod| self.wishes(&cluster, pod)).transpose()?.unwrap_or_default();
+        let wishes = match &request.further {
+            // What the pod says of addresses it says of its first interface.
+            Some(network) => AddressWishes {
+                network: Some(network.clone()).filter(|network| network.as_str() != PODS),
+                fixed: Vec::new(),
+                pools: Vec::new(),
+                ..wishes
+            },
+            None => wishes,
+        };
         let device = if wishes.veth.unwrap_or_default() { PodDevice::Veth } else { PodDevice::Tap };
         let Some(name) = &wishes.network else {
             let addresses = self.allocate(request, &cluster, &wishes, pod.as_ref())?;
-            return Ok(Place { addresses: addresses.into_iter().map(IpNet::from).collect(), network: None, device });
+            let network = request.further.is_some().then(|| routed_network(&cluster, None, true));
+            return Ok(Place::routed(network, addresses, device));
         };
         let network = cluster.networks.get(name).filter(|network| network.is_for(&self.shared.node));
         let network = network.ok_or_else(|| {
             CniFailure::Refused(format!("the pod wants to be in network {name}, which does not exist on this node"))
         })?;
-        self.mtu_of(name.as_str())?;
-        let mut wishes = wishes.clone();
-        if wishes.pools.is_empty() {
-            let own = cluster.pools.values().filter(|pool| pool.network.as_ref() == Some(name));
-            wishes.pools = own.map(|pool| pool.name().clone()).collect();
+        self.mtu_of(name)?;
+        let is_further = request.further.is_some();
+        let has_pools = cluster.pools_of(Some(name)).next().is_some();
+        if network.routed().is_some() {
+            if !has_pools {
+                return Err(CniFailure::NoAddress(format!("no IpPool names network {name}")));
+            }
+            let addresses = self.allocate(request, &cluster, &wishes, pod.as_ref())?;
+            let network = routed_network(&cluster, Some(name), is_further);
+            return Ok(Place::routed(Some(network), addresses, device));
         }
-        if wishes.pools.is_empty() && wishes.fixed.is_empty() && request.addresses.is_empty() {
-            // It asks for its addresses itself, on the wire.
-            let network = Some(AttachedNetwork { name: name.to_string(), gateways: Vec::new() });
-            return Ok(Place { addresses: Vec::new(), network, device });
-        }
-        let addresses = self.allocate(request, &cluster, &wishes, pod.as_ref())?;
-        Place::in_network(network, &addresses, device).inspect_err(|_| {
+        let asks_itself = !has_pools && wishes.fixed.is_empty() && request.addresses.is_empty();
+        // It asks for its addresses itself, on the wire.
+        let addresses = if asks_itself { Vec::new() } else { self.allocate(request, &cluster, &wishes, pod.as_ref())? };
+        Place::in_subnets(network, is_further, &addresses, device).inspect_err(|_| {
             self.allocator(|allocator| allocator.release(&holder(&request.key)));
         })
     }
@@ -305,7 +330,8 @@ impl Pods {
             fixed,
             pools: &wishes.pools,
         };
-        let allocated = self.allocator(|addresses| addresses.allocate(self.store.as_ref(), cluster, &wanted));
+        let allocated = self
+            .allocator(|addresses| addresses.allocate(wishes.network.as_ref(), self.store.as_ref(), cluster, &wanted));
         match &allocated {
             Ok(given) => self.shared.gave(given, cluster),
             Err(error @ IpamError::Exhausted { pools, .. }) => self.shared.exhausted(pools, &error.to_string()),
@@ -335,6 +361,18 @@ impl PodNetwork for Pods {
                 self.allocator(|allocator| allocator.release(&holder(&request.key)));
                 Err(failure)
             }
+        }
+    }
+
+    fn further(&self, request: &AddRequest) -> Result<Vec<FurtherInterface>, CniFailure> {
+        let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
+        let Some(pod) = pod else { return Ok(Vec::new()) };
+        let cluster = self.known_cluster()?;
+        let wishes = self.wishes(&cluster, &pod)?;
+        let first = wishes.network.as_ref().map_or(PODS, NetworkName::as_str);
+        match wishes.further.iter().find(|further| further.network.as_str() == first) {
+            Some(_) => Err(CniFailure::Refused(format!("the pod wants two interfaces in network {first}"))),
+            None => Ok(wishes.further),
         }
     }
 
@@ -374,7 +412,7 @@ impl PodNetwork for Pods {
         if let Some(reason) = &standing.refused {
             return refused(reason);
         }
-        let source = self.allocator(|addresses| addresses.source());
+        let source = self.allocator(|addresses| addresses.pods().source());
         let own = cluster.nodes.get(&self.shared.node);
         match source {
             AddressSource::Blocks if cluster.pools.is_empty() => refused("no IpPool exists"),
@@ -397,7 +435,7 @@ impl PodNetwork for Pods {
             let (container, interface) = holder.rsplit_once('/')?;
             Some(AttachmentKey { container_id: container.to_owned(), interface: interface.to_owned() })
         };
-        self.allocator(|addresses| addresses.held().values().filter_map(key).collect())
+        self.allocator(|addresses| addresses.holders().iter().filter_map(key).collect())
     }
 }
 
@@ -434,6 +472,26 @@ fn pod_name(key: &AttachmentKey, pod_reference: Option<&PodReference>) -> Result
     PodName::new(&namespace, &name).map_err(|error| CniFailure::invalid("CNI_ARGS", error.to_string()))
 }
 
+/// The network that an interface is in; `None` for the pods' segment. Names were checked when they were recorded.
+pub(super) fn network_name(network: Option<&AttachedNetwork>) -> Option<NetworkName> {
+    let named = network.filter(|network| network.name != PODS);
+    named.and_then(|network| NetworkName::new(&network.name).ok())
+}
+
+/// A routed network, or the pods' segment, as an interface is in it. A further interface leads to the network's own addresses,
+/// and those of networks it is connected with.
+fn routed_network(cluster: &Cluster, network: Option<&NetworkName>, is_further: bool) -> AttachedNetwork {
+    let connected = network.map(|network| plan::connected_with(cluster, network)).unwrap_or_default();
+    let networks = std::iter::once(network).chain(connected.iter().map(Option::as_ref));
+    let pools = || networks.flat_map(|network| cluster.pools_of(network)).map(|pool| pool.cidr().net()).collect();
+    AttachedNetwork {
+        name: network.map_or(PODS, NetworkName::as_str).to_owned(),
+        gateways: Vec::new(),
+        routed: true,
+        destinations: is_further.then(pools),
+    }
+}
+
 fn attached_pod(
     (key, pod_reference, runtime): (&AttachmentKey, Option<&PodReference>, &RuntimeConfig),
     mac: Mac,
@@ -442,8 +500,6 @@ fn attached_pod(
 ) -> Result<AttachedPod, CniFailure> {
     let interface =
         InterfaceName::new(&key.interface).map_err(|error| CniFailure::invalid("CNI_IFNAME", error.to_string()))?;
-    let network = place.network.as_ref().map(|network| NetworkName::new(&network.name)).transpose();
-    let network = network.map_err(|error| CniFailure::NotReady(error.to_string()))?;
     Ok(AttachedPod {
         pod: pod_name(key, pod_reference)?,
         uid: pod_reference.and_then(|pod| pod.uid.as_deref()).map(Arc::from),
@@ -452,7 +508,8 @@ fn attached_pod(
         mac,
         addresses: place.addresses.iter().map(IpNet::addr).collect(),
         mtu,
-        network,
+        network: network_name(place.network.as_ref()),
+        further: place.network.as_ref().is_some_and(AttachedNetwork::is_further),
         host_ports: host_ports::wanted(runtime),
         bandwidth: bandwidth(&runtime.bandwidth),
     })

@@ -25,7 +25,7 @@ use super::shared::Shared;
 use crate::api::model;
 use crate::cluster::{Cluster, InterfaceName, UplinkPort};
 use crate::kernel::{KernelError, Link, Netlink};
-use crate::plan::{self, LocalUplink, NodePlan, Steered};
+use crate::plan::{self, LocalUplink, NodePlan, POD_SEGMENT, Steered};
 use problem::UplinkProblem;
 
 struct Uplink {
@@ -224,17 +224,22 @@ fn steered_ports(protocol: u8, ports: PortRange) -> SteeredPorts {
     SteeredPorts { protocol, first: ports.first(), last: ports.last() }
 }
 
-/// Addresses of pods, where networks outside or nodes on the link know the way to them; of the latter also the node's own
+/// Addresses of pods of the pods' segment, where networks outside or nodes on the link know the way to them; of the latter also the node's own
 /// among pods, which answers to it and to connections that were masqueraded find.
 fn directly_reached(plan: &NodePlan) -> HashSet<IpAddr> {
     let mut routes = plan.segments.values().flat_map(|segment| segment.routes.values());
     let by_nodes = routes.any(|route| matches!(route.target, RouteTarget::Direct { .. }));
     let is_reached = by_nodes || !plan.outside.exempt.is_empty();
     let pods = plan.ports.values().filter_map(|port| match &port.role {
-        PortRole::Pod(pod) if is_reached => Some(pod.addresses.iter().copied()),
+        PortRole::Pod(pod) if is_reached && pod.segment == POD_SEGMENT => Some(pod.addresses.iter().copied()),
         _ => None,
     });
-    let own = plan.segments.values().filter(|_| by_nodes).flat_map(|segment| segment.router_addresses.iter().copied());
+    let own = plan
+        .segments
+        .get(&POD_SEGMENT)
+        .filter(|_| by_nodes)
+        .into_iter()
+        .flat_map(|segment| segment.router_addresses.iter().copied());
     pods.flatten().chain(own).collect()
 }
 

@@ -252,6 +252,9 @@ pub struct BlockRecord {
     pub cidr: Cidr,
     /// The pool it is part of.
     pub pool: PoolName,
+    /// The network whose pods have these addresses; `None` for the pods' segment. As it was when the block was claimed: a
+    /// pool that changes hands leaves the blocks that are in use where they are.
+    pub network: Option<NetworkName>,
     /// The node whose pods have these addresses, but for those assigned elsewhere.
     pub node: NodeName,
     /// Places that the node does not use without asking: any node may take one, by compare-and-swap on the object.

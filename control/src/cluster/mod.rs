@@ -8,6 +8,7 @@ mod addressing;
 mod bandwidth;
 mod bridging;
 mod cursor;
+mod membership;
 mod name;
 mod network;
 mod node;
@@ -27,11 +28,12 @@ pub use bridging::{
     StationPlace, StationRecord, VlanId, VlanIdError,
 };
 pub use cursor::Cursor;
+pub use membership::Memberships;
 pub use name::{
     BlockName, BridgeName, InterfaceName, NameError, NamespaceName, NetworkName, NodeName, PodName, PoolName, PortName,
     ServiceName, ServiceRangeName, SliceName, UplinkName,
 };
-pub use network::{NetworkRecord, SubnetRecord};
+pub use network::{NetworkKind, NetworkRecord, PODS, RoutedNetwork, SubnetRecord, WireRecord};
 pub use node::{NodeRecord, StationMac, StationMacError, TunnelEnd, UplinkPort, UplinkPortKind, UplinkRecord};
 pub use offsets::{Offsets, OffsetsError};
 pub use policy::{NetworkBlock, Peer, PolicyName, PolicyRecord, PortRecord, RuleRecord, Tier};
@@ -40,7 +42,9 @@ pub use service::{
     ClientSubnet, Distribution, EndpointGroup, EndpointRecord, ServicePortRecord, ServiceRangeRecord, ServiceRecord,
     SlicePort, SliceRecord, Slices, TargetPort,
 };
-pub use workload::{AddressWishes, ContainerPort, HostPort, NamespaceRecord, PodPrecedence, PodRecord};
+pub use workload::{
+    AddressWishes, ContainerPort, FurtherInterface, HostPort, NamespaceRecord, PodPrecedence, PodRecord,
+};
 
 /// The present state, of all objects that are valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,14 +73,26 @@ pub struct Cluster {
     pub bridges: BTreeMap<BridgeName, BridgeRecord>,
     /// Ports of standalone switches.
     pub ports: BTreeMap<PortName, BridgePortRecord>,
-    /// Networks that pods may be plugged into directly.
+    /// Networks that pods may be plugged into instead of the pods' segment.
     pub networks: BTreeMap<NetworkName, NetworkRecord>,
+    /// Which pods and namespaces name a network.
+    pub memberships: Memberships,
 }
 
 impl Cluster {
-    /// Whether a block's addresses are of a network of their own and not of the pods' segment.
+    /// The pools of a network; of the pods' segment for `None`.
+    pub fn pools_of<'a>(&'a self, network: Option<&'a NetworkName>) -> impl Iterator<Item = &'a PoolRecord> + Clone {
+        self.pools.values().filter(move |pool| pool.network.as_ref() == network)
+    }
+
+    /// The blocks of a network; of the pods' segment for `None`.
+    pub fn blocks_of<'a>(&'a self, network: Option<&'a NetworkName>) -> impl Iterator<Item = &'a BlockRecord> + Clone {
+        self.blocks.values().filter(move |block| block.network.as_ref() == network)
+    }
+
+    /// The network of a name, if it is a tenant's routed one.
     #[must_use]
-    pub fn is_of_network(&self, block: &BlockRecord) -> bool {
-        self.pools.get(&block.pool).is_some_and(|pool| pool.network.is_some())
+    pub fn routed_network(&self, name: &NetworkName) -> Option<&RoutedNetwork> {
+        self.networks.get(name).and_then(NetworkRecord::routed)
     }
 }

@@ -8,7 +8,7 @@ use millrace_engine::tables::Bandwidth;
 
 use super::selector::{Labels, NAMESPACE_NAME_LABEL};
 
-use super::{NamespaceName, NetworkName, NodeName, PodName, PoolName};
+use super::{InterfaceName, NamespaceName, NetworkName, NodeName, PodName, PoolName};
 
 /// A pod, on any node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,12 +93,23 @@ pub struct AddressWishes {
     pub fixed: Vec<IpAddr>,
     /// The pools its addresses are to come from; empty for those of its namespace, or of everybody.
     pub pools: Vec<PoolName>,
-    /// The network it is plugged into, instead of the pods' segment.
+    /// The network that its first interface is in; `None` as its namespace says.
     pub network: Option<NetworkName>,
+    /// Its further interfaces.
+    pub further: Vec<FurtherInterface>,
     /// Whether its interface must be a veth; `None` as its namespace says.
     pub veth: Option<bool>,
     /// The StatefulSet that owns it: its addresses are kept while it is made anew.
     pub stateful_set: Option<Arc<str>>,
+}
+
+/// An interface that a pod has beside the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FurtherInterface {
+    /// Its name in the pod.
+    pub interface: InterfaceName,
+    /// The network it is in.
+    pub network: NetworkName,
 }
 
 /// A namespace.
@@ -108,6 +119,8 @@ pub struct NamespaceRecord {
     pub name: NamespaceName,
     /// The pools that addresses of its pods come from; empty for those of everybody.
     pub pools: Vec<PoolName>,
+    /// The network that its pods are in, unless they say otherwise, and its Services; `None` for the pods' segment.
+    pub network: Option<NetworkName>,
     /// Whether interfaces of its pods must be veths, unless they say otherwise.
     pub veth: bool,
     /// Its labels, with the one that says its name.
@@ -121,6 +134,6 @@ impl NamespaceRecord {
     #[must_use]
     pub fn unlabelled(name: NamespaceName) -> Self {
         let labels = Labels::from([(NAMESPACE_NAME_LABEL.to_owned(), name.to_string())]);
-        Self { name, labels: Arc::new(labels), pools: Vec::new(), veth: false, logs_denied: false }
+        Self { name, labels: Arc::new(labels), pools: Vec::new(), network: None, veth: false, logs_denied: false }
     }
 }

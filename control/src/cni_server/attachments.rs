@@ -130,8 +130,22 @@ impl PodDevice {
 pub struct AttachedNetwork {
     /// Name of the `Network` object.
     pub name: String,
-    /// Its routers, of families that the pod has an address of.
+    /// Its routers, of families that the pod has an address of; none where the switch is the router.
     pub gateways: Vec<IpAddr>,
+    /// Whether the switch is its router.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub routed: bool,
+    /// Of a further interface, what is reached by its router; a first interface has the default route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destinations: Option<Vec<IpNet>>,
+}
+
+impl AttachedNetwork {
+    /// Whether the interface is one beside the pod's first.
+    #[must_use]
+    pub fn is_further(&self) -> bool {
+        self.destinations.is_some()
+    }
 }
 
 /// One record.
@@ -147,9 +161,24 @@ pub struct Attachment {
     /// The pod, if the runtime is a Kubernetes one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodReference>,
+    /// Of a further interface, the first one of its container, with which it comes and goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub further_to: Option<String>,
     /// The port; `None` while ADD is at work, and after it was cut short.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<AttachedPort>,
+}
+
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+impl Attachment {
+    /// Whether it is an interface beside this first one.
+    #[must_use]
+    pub fn is_further_to(&self, first: &AttachmentKey) -> bool {
+        self.key.container_id == first.container_id && self.further_to.as_ref() == Some(&first.interface)
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -9,6 +9,8 @@ use millrace_cni::protocol::{AddAnswer, AnswerAddress, AnswerRoute};
 use millrace_cni::spec::{Failure, code};
 use millrace_engine::packet::{Mac, PortIndex};
 
+use crate::cluster::{FurtherInterface, NetworkName};
+
 use super::{AttachedNetwork, Attachment, AttachmentKey, NetworkNamespace, PodDevice, PodReference, RuntimeConfig};
 
 /// Makes and takes away pods' attachments. Called from blocking threads, for one container at a time.
@@ -19,6 +21,14 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// # Errors
     /// The variant says what the runtime is told.
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure>;
+
+    /// The interfaces that the pod is to have beside the one that is asked for; none where nobody can ask for any.
+    ///
+    /// # Errors
+    /// What the pod asks for can never be, or nobody can be asked.
+    fn further(&self, _request: &AddRequest) -> Result<Vec<FurtherInterface>, CniFailure> {
+        Ok(Vec::new())
+    }
 
     /// Takes away what is there of an attachment. Its addresses and the number of its port stay taken until
     /// [`Self::release`]. What is missing is no error: it is called for attachments never made, half made, or whose
@@ -66,6 +76,8 @@ pub struct AddRequest {
     pub mac: Option<Mac>,
     /// What it has for the capabilities.
     pub runtime: RuntimeConfig,
+    /// The network, if it is a further interface of the pod; else the pod and its namespace say.
+    pub further: Option<NetworkName>,
 }
 
 /// What was made.
@@ -233,6 +245,7 @@ impl AddResult {
                     gateway: text(gateway),
                 })
                 .collect(),
+            further: Vec::new(),
         }
     }
 }

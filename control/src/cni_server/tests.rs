@@ -3,6 +3,7 @@
 mod moments;
 
 use super::*;
+use crate::cluster::{InterfaceName, NetworkName};
 use millrace_cni::spec::code;
 use millrace_engine::packet::{Mac, PortIndex};
 use std::collections::BTreeMap;
@@ -20,6 +21,8 @@ struct Notes {
     released: Mutex<Vec<String>>,
     /// Containers that hold addresses.
     holders: Mutex<Vec<AttachmentKey>>,
+    /// Interfaces beside the first, of every pod; one named `bad` cannot be made.
+    further: Mutex<Vec<&'static str>>,
 }
 
 fn key(container: &str) -> AttachmentKey {
@@ -43,9 +46,13 @@ impl Notes {
 impl PodNetwork for Notes {
     fn add(&self, request: &AddRequest) -> Result<AddResult, CniFailure> {
         let pod = request.pod.as_ref().map_or("-", |pod| pod.name.as_str());
-        self.note(format!("add {} {pod}", request.key.container_id))?;
+        let further = request.further.as_ref().map(|network| format!(" {} in {network}", request.key.interface));
+        self.note(format!("add {} {pod}{}", request.key.container_id, further.unwrap_or_default()))?;
+        if request.key.interface == "bad" {
+            return Err(CniFailure::Refused("bad".into()));
+        }
         Ok(AddResult {
-            port: PortIndex(7),
+            port: PortIndex(7 + request.key.interface.len() as u16 - 4 + u16::from(request.key.interface == "net1")),
             mac: Mac([2, 0, 0, 0, 0, 7]),
             mtu_bytes: 1450,
             addresses: vec![PodAddress {
@@ -58,6 +65,15 @@ impl PodNetwork for Notes {
         })
     }
 
+    fn further(&self, _request: &AddRequest) -> Result<Vec<FurtherInterface>, CniFailure> {
+        let further = self.further.lock().expect("no test panics here");
+        let wanted = further.iter().map(|name| FurtherInterface {
+            interface: InterfaceName::new(name).expect("name"),
+            network: NetworkName::new("blue").expect("name"),
+        });
+        Ok(wanted.collect())
+    }
+
     fn delete(&self, request: &DeleteRequest) -> Result<(), CniFailure> {
         let record = match &request.record {
             None => "no record",
@@ -65,12 +81,14 @@ impl PodNetwork for Notes {
             Some(_) => "incomplete record",
         };
         let namespace = if request.namespace.is_some() { "namespace" } else { "no namespace" };
-        self.note(format!("delete {} {record} {namespace}", request.key.container_id))
+        let further = if request.key.interface == "eth0" { "" } else { &request.key.interface };
+        self.note(format!("delete {} {record} {namespace} {further}", request.key.container_id).trim_end().to_owned())
     }
 
     fn check(&self, attachment: &Attachment) -> Result<(), CniFailure> {
         let mtu = attachment.port.as_ref().map_or(0, |port| port.mtu_bytes);
-        self.note(format!("check {} mtu {mtu}", attachment.key.container_id))
+        let further = if attachment.key.interface == "eth0" { "" } else { &attachment.key.interface };
+        self.note(format!("check {} mtu {mtu} {further}", attachment.key.container_id).trim_end().to_owned())
     }
 
     fn status(&self) -> Result<(), CniFailure> {
@@ -179,6 +197,58 @@ fn an_attachment_is_made_once_recorded_and_taken_away_as_often_as_asked() {
         notes.taken(),
         ["delete c1 whole record namespace", "delete c1 no record no namespace", "delete c1 no record no namespace"]
     );
+    assert!(server.attachments.all().is_empty());
+}
+
+#[test]
+fn interfaces_beside_the_first_come_and_go_with_it() {
+    let place = Place::new();
+    let namespace = place.namespace("n1");
+    let (server, notes) = place.server();
+    *notes.further.lock().expect("whole") = vec!["net1"];
+    let answer = server.add(add(&namespace)).expect("attached");
+    assert_eq!(answer.further.iter().map(|further| further.name.as_str()).collect::<Vec<_>>(), ["net1"]);
+    let result = answer.into_result(&add(&namespace));
+    let names: Vec<&str> = result.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+    assert_eq!((names, result.ips[1].interface), (vec!["eth0", "net1"], Some(1)));
+    assert_eq!(notes.taken(), ["add c1 web-0", "add c1 web-0 net1 in blue"]);
+
+    // Another process knows them; CHECK looks at both, GC keeps both, DEL takes both, the first last.
+    let (server, notes) = place.server();
+    server
+        .check(protocol::CheckRequest {
+            network: "millrace".into(),
+            container_id: "c1".into(),
+            interface: "eth0".into(),
+            network_namespace: namespace.clone(),
+            mac: None,
+            addresses: vec!["10.1.0.5".parse().expect("address")],
+            mtu_bytes: None,
+        })
+        .expect("as it was made");
+    assert_eq!(notes.taken(), ["check c1 mtu 1450", "check c1 mtu 1450 net1"]);
+    let valid = vec![protocol::ValidAttachment { container_id: "c1".into(), interface: "eth0".into() }];
+    server.collect(protocol::CollectRequest { network: "millrace".into(), valid }).expect("collected");
+    assert_eq!(notes.taken(), Vec::<String>::new());
+    server.delete(delete(Some(&namespace))).expect("detached");
+    assert_eq!(notes.taken(), ["delete c1 whole record namespace net1", "delete c1 whole record namespace"]);
+    assert!(server.attachments.all().is_empty());
+
+    // One that cannot be made takes the others along.
+    *notes.further.lock().expect("whole") = vec!["net1", "bad"];
+    assert_eq!(server.add(add(&namespace)).expect_err("refused").code(), code::INVALID_CONFIGURATION);
+    assert_eq!(notes.taken()[3..], ["delete c1 whole record namespace net1", "delete c1 whole record namespace"]);
+    assert!(server.attachments.all().is_empty());
+
+    // The first was lost while the agent was down: what is left of the pod goes too.
+    *notes.further.lock().expect("whole") = vec!["net1"];
+    server.add(add(&namespace)).expect("attached");
+    let mut first = server.attachments.all().into_iter().find(|record| record.further_to.is_none()).expect("the first");
+    first.port = None;
+    server.attachments.put(first).expect("written");
+    let (server, notes) = place.server();
+    assert!(server.release_lost().is_empty());
+    assert!(notes.taken().contains(&"delete c1 whole record namespace net1".to_owned()));
     assert!(server.attachments.all().is_empty());
 }
 

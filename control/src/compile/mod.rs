@@ -158,6 +158,8 @@ fn routed_segment(previous: Option<(&SegmentPlan, &Segment)>, plan: &SegmentPlan
         gateway_addresses: plan.gateway_addresses.clone(),
         router_addresses: plan.router_addresses.clone(),
         masquerade_ports: plan.masquerade_ports,
+        known_outside: plan.known_outside,
+        connected: plan.connected.iter().map(|(prefix, segment)| (*prefix, *segment)).collect(),
         tunnel_mac: plan.tunnel_mac,
         routes_ipv4: trees.0,
         routes_ipv6: trees.1,
@@ -190,6 +192,9 @@ fn outside(before: &OutsidePlan, plan: &OutsidePlan, outside: &mut Outside) {
     outside.ports = plan.ports;
     if before.exempt != plan.exempt {
         outside.exempt = plan.exempt.iter().copied().collect();
+    }
+    if before.tenants != plan.tenants {
+        outside.tenants = plan.tenants.iter().copied().collect();
     }
     if before.announced != plan.announced {
         let mut announced: Vec<_> = plan.announced.iter().map(|(address, port)| (*port, *address)).collect();

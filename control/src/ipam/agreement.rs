@@ -9,7 +9,9 @@
 use std::net::IpAddr;
 
 use super::IpamError;
-use crate::cluster::{AssignedAddress, BlockName, BlockRecord, KeptFor, NodeName, Offsets, PodName, PoolRecord};
+use crate::cluster::{
+    AssignedAddress, BlockName, BlockRecord, KeptFor, NetworkName, NodeName, Offsets, PodName, PoolRecord,
+};
 use crate::observe::{self, IP_BLOCK, Record};
 use crate::stable_hash::hash_64;
 use crate::store::{ObjectKey, ObjectStore, StoreError};
@@ -17,11 +19,11 @@ use crate::store::{ObjectKey, ObjectStore, StoreError};
 /// How often a change is tried against others before it is an error.
 const ATTEMPTS: u32 = 64;
 
-/// All blocks in the store that can be read.
-pub(super) fn blocks(store: &dyn ObjectStore) -> Result<Vec<BlockRecord>, IpamError> {
+/// All blocks of a network in the store that can be read.
+pub(super) fn blocks(store: &dyn ObjectStore, network: Option<&NetworkName>) -> Result<Vec<BlockRecord>, IpamError> {
     let objects = store.list(&IP_BLOCK).map_err(|source| IpamError::List { source })?;
     let block = |object| match observe::read(&object) {
-        Ok(Some(Record::Block(block))) => Some(block),
+        Ok(Some(Record::Block(block))) if block.network.as_ref() == network => Some(block),
         _ => None,
     };
     Ok(objects.into_iter().filter_map(block).collect())
@@ -93,14 +95,15 @@ pub(super) fn offer(
 }
 
 /// Borrows an address of another node's block; of the highest, since its node takes the lowest. `None` if none of
-/// these pools has one to lend.
+/// these pools, which are of one network, has one to lend.
 pub(super) fn borrow(
     store: &dyn ObjectStore,
     node: &NodeName,
     pools: &[&PoolRecord],
 ) -> Result<Option<(IpAddr, BlockRecord)>, IpamError> {
     let pool_of = |block: &BlockRecord| pools.iter().find(|pool| pool.cidr().contains(block.cidr)).copied();
-    let mut lenders = blocks(store)?;
+    let network = pools.first().and_then(|pool| pool.network.as_ref());
+    let mut lenders = blocks(store, network)?;
     lenders.retain(|block| block.node != *node && !block.lendable.is_empty() && pool_of(block).is_some());
     let lenders_count = lenders.len().max(1);
     // Nodes begin at different blocks, so that they seldom write the same object.
@@ -181,12 +184,12 @@ pub(super) fn keep_for(
 /// The address of a family that is kept for the pod, now moved to this node.
 pub(super) fn take_kept(
     store: &dyn ObjectStore,
-    node: &NodeName,
+    (node, network): (&NodeName, Option<&NetworkName>),
     pod: &PodName,
     ipv4: bool,
 ) -> Result<Option<(IpAddr, BlockRecord)>, IpamError> {
     let is_kept = |entry: &AssignedAddress| entry.kept_for.as_ref().is_some_and(|kept| kept.pod == *pod);
-    for block in blocks(store)?.iter().filter(|block| block.cidr.is_ipv4() == ipv4) {
+    for block in blocks(store, network)?.iter().filter(|block| block.cidr.is_ipv4() == ipv4) {
         let Some((address, entry)) = block.assigned.iter().find(|(_, entry)| is_kept(entry)) else { continue };
         if entry.node == *node {
             return Ok(Some((*address, block.clone())));

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Holder;
-use crate::cluster::{Cluster, NodeName, PodName};
+use crate::cluster::{Cluster, NetworkName, NodeName, PodName};
 
 /// An attachment as the check sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,11 +99,12 @@ pub struct Finding {
     pub message: String,
 }
 
-/// Finds the leaks. `uses_blocks` is false where the node has addresses from its `podCIDR`.
+/// Finds the leaks of a network; of the pods' segment for `None`. `held` and `attached` are those of this network.
+/// `uses_blocks` is false where the node has addresses from its `podCIDR`.
 #[must_use]
 pub fn check(
     cluster: &Cluster,
-    node: &NodeName,
+    (node, network): (&NodeName, Option<&NetworkName>),
     held: &BTreeMap<IpAddr, Holder>,
     attached: &[Attached],
     uses_blocks: bool,
@@ -111,11 +112,11 @@ pub fn check(
     let mut findings = Vec::new();
     held_addresses(held, attached, &mut findings);
     attachments(cluster, attached, &mut findings);
-    pods(cluster, node, held, &mut findings);
+    pods(cluster, (node, network), held, &mut findings);
     if uses_blocks {
-        places(cluster, node, held, &mut findings);
+        places(cluster, (node, network), held, &mut findings);
     }
-    blocks(cluster, &mut findings);
+    blocks(cluster, network, &mut findings);
     findings.sort_unstable();
     findings
 }
@@ -149,9 +150,14 @@ fn attachments(cluster: &Cluster, attached: &[Attached], findings: &mut Vec<Find
     }
 }
 
-fn pods(cluster: &Cluster, node: &NodeName, held: &BTreeMap<IpAddr, Holder>, findings: &mut Vec<Finding>) {
+fn pods(
+    cluster: &Cluster,
+    (node, network): (&NodeName, Option<&NetworkName>),
+    held: &BTreeMap<IpAddr, Holder>,
+    findings: &mut Vec<Finding>,
+) {
     let here = cluster.pods.values().filter(|pod| pod.node.as_ref() == Some(node) && !pod.host_network);
-    for pod in here {
+    for pod in here.filter(|pod| cluster.memberships.of_pod(&pod.name) == network) {
         for address in pod.addresses.iter().filter(|address| !held.contains_key(*address)) {
             let message = format!("pod {} has it by its status, and nothing on this node holds it", pod.name);
             findings.push(finding(FindingKind::PodWithoutAddress, address, message));
@@ -159,9 +165,14 @@ fn pods(cluster: &Cluster, node: &NodeName, held: &BTreeMap<IpAddr, Holder>, fin
     }
 }
 
-fn places(cluster: &Cluster, node: &NodeName, held: &BTreeMap<IpAddr, Holder>, findings: &mut Vec<Finding>) {
+fn places(
+    cluster: &Cluster,
+    (node, network): (&NodeName, Option<&NetworkName>),
+    held: &BTreeMap<IpAddr, Holder>,
+    findings: &mut Vec<Finding>,
+) {
     for (address, holder) in held {
-        let ours = cluster.blocks.values().any(|block| match block.assigned.get(address) {
+        let ours = cluster.blocks_of(network).any(|block| match block.assigned.get(address) {
             Some(entry) => entry.node == *node,
             None => block.node == *node && block.cidr.has(*address),
         });
@@ -172,8 +183,8 @@ fn places(cluster: &Cluster, node: &NodeName, held: &BTreeMap<IpAddr, Holder>, f
     }
 }
 
-fn blocks(cluster: &Cluster, findings: &mut Vec<Finding>) {
-    for block in cluster.blocks.values() {
+fn blocks(cluster: &Cluster, network: Option<&NetworkName>, findings: &mut Vec<Finding>) {
+    for block in cluster.blocks_of(network) {
         if !cluster.nodes.contains_key(&block.node) {
             let message = format!("{} belongs to node {}, which does not exist", block.cidr, block.node);
             findings.push(finding(FindingKind::BlockOfVanishedNode, &block.name, message));

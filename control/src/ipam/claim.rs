@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::block::last_offset;
 use super::{IpamError, KEPT_AT_CLAIM};
-use crate::cluster::{BlockName, BlockRecord, Cidr, NodeName, Offsets, PoolRecord};
+use crate::cluster::{BlockName, BlockRecord, Cidr, NetworkName, NodeName, Offsets, PoolRecord};
 use crate::observe::{self, IP_BLOCK, Record};
 use crate::stable_hash::ContentHash;
 use crate::store::{ObjectStore, StoreError};
@@ -25,7 +25,7 @@ pub(super) fn claim(
 ) -> Result<Option<BlockRecord>, IpamError> {
     let mut unseen = 0;
     loop {
-        let claimed = Claimed::read(store)?;
+        let claimed = Claimed::read(store, pool)?;
         if let Some(own) = claimed.own(node, pool).find(|block| !known(block.cidr)) {
             return Ok(Some(own.clone()));
         }
@@ -45,7 +45,7 @@ pub(super) fn claim_around(
 ) -> Result<Option<BlockRecord>, IpamError> {
     let block = IpNet::new(address, pool.block_length()).ok().and_then(|prefix| Cidr::new(prefix.trunc()).ok());
     let Some(cidr) = block else { return Ok(None) };
-    if Claimed::read(store)?.obstacle(cidr).is_some() {
+    if Claimed::read(store, pool)?.obstacle(cidr).is_some() {
         return Ok(None);
     }
     create(store, node, pool, cidr, &mut 0)
@@ -53,8 +53,9 @@ pub(super) fn claim_around(
 
 /// Whether a pool has a block that nobody has claimed, as far as these blocks tell.
 pub(super) fn has_free_block<'a>(blocks: impl Iterator<Item = &'a BlockRecord>, pool: &PoolRecord) -> bool {
-    let mut claimed = Claimed { blocks: blocks.cloned().collect(), names: BTreeSet::new() };
-    claimed.blocks.retain(|block| block.cidr.overlaps(pool.cidr()));
+    let network = pool.network.clone();
+    let mut claimed = Claimed { network, blocks: blocks.cloned().collect(), names: BTreeSet::new() };
+    claimed.blocks.retain(|block| block.network == pool.network && block.cidr.overlaps(pool.cidr()));
     claimed.first_free_from(0, pool).is_some()
 }
 
@@ -70,7 +71,7 @@ fn create(
     let failed = |source| IpamError::Store { pool: pool.name().clone(), source };
     match store.create(&observe::block_object(&block)) {
         Ok(created) => {
-            if !Claimed::read(store)?.overlaps_another(&block.name, cidr) {
+            if !Claimed::read(store, pool)?.overlaps_another(&block.name, cidr) {
                 return Ok(Some(BlockRecord { resource_version: created.resource_version, ..block }));
             }
             // Somebody with another block size took part of it meanwhile. Whoever wrote last sees the other and
@@ -82,7 +83,7 @@ fn create(
         }
         // Another node was faster: the block is in the list now.
         Err(error) if error.is_race() => {
-            if !Claimed::read(store)?.names.contains(block.name.as_str()) {
+            if !Claimed::read(store, pool)?.names.contains(block.name.as_str()) {
                 // Given back at once by the other, or there but not readable; nothing gets past the latter.
                 *unseen += 1;
                 if *unseen > UNSEEN {
@@ -101,9 +102,10 @@ fn new_block(node: &NodeName, pool: &PoolRecord, cidr: Cidr) -> BlockRecord {
     let reserved = |offset: &u16| cidr.address(u128::from(*offset)).is_some_and(|address| pool.reserves(address));
     (1..KEPT_AT_CLAIM.min(last_offset(cidr))).filter(reserved).for_each(|offset| lendable.insert(offset));
     BlockRecord {
-        name: block_name(cidr),
+        name: block_name(pool.network.as_ref(), cidr),
         cidr,
         pool: pool.name().clone(),
+        network: pool.network.clone(),
         node: node.clone(),
         lendable,
         assigned: BTreeMap::new(),
@@ -111,20 +113,23 @@ fn new_block(node: &NodeName, pool: &PoolRecord, cidr: Cidr) -> BlockRecord {
     }
 }
 
-/// All claims there are.
+/// All claims there are in the network of a pool.
 struct Claimed {
+    network: Option<NetworkName>,
     blocks: Vec<BlockRecord>,
     names: BTreeSet<String>,
 }
 
 impl Claimed {
-    fn read(store: &dyn ObjectStore) -> Result<Self, IpamError> {
+    fn read(store: &dyn ObjectStore, pool: &PoolRecord) -> Result<Self, IpamError> {
         let objects = store.list(&IP_BLOCK).map_err(|source| IpamError::List { source })?;
-        let mut claimed = Self { blocks: Vec::new(), names: BTreeSet::new() };
+        let mut claimed = Self { network: pool.network.clone(), blocks: Vec::new(), names: BTreeSet::new() };
         for object in objects {
             // An object that is not valid still has a name, and the name is what a claim competes for.
             claimed.names.insert(object.key.name.clone());
-            if let Ok(Some(Record::Block(block))) = observe::read(&object) {
+            if let Ok(Some(Record::Block(block))) = observe::read(&object)
+                && block.network == pool.network
+            {
                 claimed.blocks.push(block);
             }
         }
@@ -175,7 +180,7 @@ impl Claimed {
     /// A claim that keeps this block from being claimed, the largest if there are several.
     fn obstacle(&self, cidr: Cidr) -> Option<Cidr> {
         let overlapping = self.blocks.iter().map(|block| block.cidr).filter(|other| other.overlaps(cidr));
-        let named = self.names.contains(block_name(cidr).as_str()).then_some(cidr);
+        let named = self.names.contains(block_name(self.network.as_ref(), cidr).as_str()).then_some(cidr);
         overlapping.chain(named).min_by_key(|other| other.length())
     }
 }
@@ -191,9 +196,10 @@ fn preferred(node: &NodeName, pool: &PoolRecord) -> u128 {
     hash ^ (hash >> 64) ^ (hash >> 32)
 }
 
-/// The name of a block: its prefix, so that who claims the same block writes the same object.
+/// The name of a block: its network, if it is not of the pods' segment, and its prefix, so that who claims the same block
+/// writes the same object.
 #[must_use]
-pub(crate) fn block_name(cidr: Cidr) -> BlockName {
+pub(crate) fn block_name(network: Option<&NetworkName>, cidr: Cidr) -> BlockName {
     let text = match cidr.net() {
         IpNet::V4(prefix) => {
             let [a, b, c, d] = prefix.addr().octets();
@@ -204,5 +210,6 @@ pub(crate) fn block_name(cidr: Cidr) -> BlockName {
             format!("{groups}-{}", prefix.prefix_len())
         }
     };
+    let text = network.map_or_else(|| text.clone(), |network| format!("{network}.{text}"));
     BlockName::new(&text).unwrap_or_else(|_| unreachable!("digits and dashes make a name"))
 }

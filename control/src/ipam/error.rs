@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Holder;
-use crate::cluster::{BlockName, NodeName, PoolName};
+use crate::cluster::{BlockName, NetworkName, NodeName, PODS, PoolName};
 use crate::store::StoreError;
 
 /// Why no address can be given.
@@ -18,6 +18,17 @@ pub enum IpamError {
     UnknownPool {
         /// Its name.
         pool: PoolName,
+    },
+    /// A pod or its namespace names a pool whose addresses mean something elsewhere.
+    #[error(
+        "IpPool {pool}, which the annotation millrace.dev/ip-pools names, is for pods of {}",
+        network_name(network)
+    )]
+    OfAnotherNetwork {
+        /// Its name.
+        pool: PoolName,
+        /// The network it is for; `None` for the pods' segment.
+        network: Option<NetworkName>,
     },
     /// All blocks of the pools of a family are claimed and all addresses of ours are in use.
     #[error("all addresses are in use: pool{} {} of node {node} {} exhausted", if pools.len() == 1 { "" } else { "s" },
@@ -96,8 +107,18 @@ impl IpamError {
     /// Whether the request itself asks for what cannot be, so that trying again does not help.
     #[must_use]
     pub const fn is_of_the_request(&self) -> bool {
-        matches!(self, Self::UnknownPool { .. } | Self::NotOfAnyPool { .. } | Self::OfTheNode { .. })
+        matches!(
+            self,
+            Self::UnknownPool { .. }
+                | Self::OfAnotherNetwork { .. }
+                | Self::NotOfAnyPool { .. }
+                | Self::OfTheNode { .. }
+        )
     }
+}
+
+fn network_name(network: &Option<NetworkName>) -> String {
+    network.as_ref().map_or_else(|| PODS.to_owned(), |network| format!("network {network}"))
 }
 
 fn names(pools: &[PoolName]) -> String {

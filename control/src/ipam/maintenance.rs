@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{AddressAllocator, AddressSource, EMPTY_BEFORE_RETURN, IpamError, agreement, claim};
-use crate::cluster::{BlockName, BlockRecord, Cidr, Cluster, KeptFor, NodeName, Offsets};
+use crate::cluster::{BlockName, BlockRecord, Cidr, Cluster, KeptFor, Offsets, PodRecord};
 use crate::observe::{IP_BLOCK, STATEFUL_SET};
 use crate::store::{ObjectKey, ObjectStore, StoreError};
 
@@ -55,7 +55,7 @@ impl AddressAllocator {
         for (address, borrowed) in self.borrowed.iter().filter(|(_, borrowed)| !borrowed.kept) {
             unused.insert(*address, borrowed.block.clone());
         }
-        for block in cluster.blocks.values() {
+        for block in cluster.blocks_of(self.network.as_ref()) {
             for (address, _) in block.assigned.iter().filter(|(_, entry)| entry.node == self.node) {
                 unused.insert(*address, block.name.clone());
             }
@@ -100,18 +100,21 @@ impl AddressAllocator {
         now: Instant,
         done: &mut Maintained,
     ) {
-        let first = first_blocks(cluster, &self.node);
+        let first = self.first_blocks(cluster);
         // Pods as the cluster has them, too: they count if the record of attachments was lost.
         let mut pods: BTreeSet<IpAddr> = BTreeSet::new();
-        for pod in cluster.pods.values().filter(|pod| pod.node.as_ref() == Some(&self.node)) {
+        let of_network = |pod: &&PodRecord| cluster.memberships.of_pod(&pod.name) == self.network();
+        for pod in cluster.pods.values().filter(|pod| pod.node.as_ref() == Some(&self.node)).filter(of_network) {
             pods.extend(&pod.addresses);
         }
         let is_own = |cidr: &Cidr| {
             let known = own.iter().any(|address| address.is_ipv4() == cidr.is_ipv4());
             own.iter().any(|address| cidr.has(*address)) || !known && first.contains(cidr)
         };
+        let network = self.network.clone();
         let is_empty = |cidr: &Cidr, used: usize| {
-            let assigned = cluster.blocks.values().any(|block| block.cidr == *cidr && !block.assigned.is_empty());
+            let mut blocks = cluster.blocks_of(network.as_ref());
+            let assigned = blocks.any(|block| block.cidr == *cidr && !block.assigned.is_empty());
             used == 0 && !assigned && !is_own(cidr) && !pods.iter().any(|address| cidr.has(*address))
         };
         for (cidr, block) in &mut self.blocks {
@@ -124,7 +127,9 @@ impl AddressAllocator {
             self.blocks.iter().filter(|(_, block)| long_empty(block.empty_since)).map(|(cidr, _)| *cidr).collect();
         for cidr in candidates {
             let has_room = |other: &Cidr| *other != cidr && other.is_ipv4() == cidr.is_ipv4();
-            let room = self.blocks.iter().any(|(other, block)| has_room(other) && block.used() < block.capacity());
+            // A network that has no pod here any more needs no block here.
+            let room = self.network.is_some()
+                || self.blocks.iter().any(|(other, block)| has_room(other) && block.used() < block.capacity());
             if !room {
                 continue;
             }
@@ -137,7 +142,7 @@ impl AddressAllocator {
     }
 
     fn return_block(&mut self, store: &dyn ObjectStore, cidr: Cidr) -> Result<bool, IpamError> {
-        let name = claim::block_name(cidr);
+        let name = self.block_name(cidr);
         let Some(present) = agreement::read(store, &name)?.filter(|block| block.node == self.node) else {
             return Ok(false);
         };
@@ -158,9 +163,11 @@ impl AddressAllocator {
     }
 
     fn offer_when_short(&mut self, store: &dyn ObjectStore, cluster: &Cluster, done: &mut Maintained) {
-        for pool in cluster.pools.values() {
+        for pool in cluster.pools.values().filter(|pool| pool.network == self.network) {
             let ours = |block: &BlockRecord| block.node == self.node && pool.cidr().contains(block.cidr);
-            if !cluster.blocks.values().any(ours) || claim::has_free_block(cluster.blocks.values(), pool) {
+            if !cluster.blocks_of(self.network.as_ref()).any(ours)
+                || claim::has_free_block(cluster.blocks.values(), pool)
+            {
                 continue;
             }
             for (cidr, block) in self.blocks.iter_mut().filter(|(cidr, _)| pool.cidr().contains(**cidr)) {
@@ -169,7 +176,7 @@ impl AddressAllocator {
                 if places.is_empty() {
                     continue;
                 }
-                match agreement::offer(store, &claim::block_name(*cidr), &places) {
+                match agreement::offer(store, &claim::block_name(self.network.as_ref(), *cidr), &places) {
                     Ok(Some(record)) => {
                         block.follow(&record);
                         done.offered += places.count();
@@ -181,15 +188,16 @@ impl AddressAllocator {
             self.short[usize::from(!pool.cidr().is_ipv4())] = true;
         }
     }
-}
 
-/// The first block of each family by name: where the plan looks for the node's own address before it has one.
-fn first_blocks(cluster: &Cluster, node: &NodeName) -> Vec<Cidr> {
-    let first = |ipv4: bool| {
-        let mut own = cluster.blocks.values().filter(|block| block.node == *node);
-        own.find(|block| block.cidr.is_ipv4() == ipv4).map(|block| block.cidr)
-    };
-    [first(true), first(false)].into_iter().flatten().collect()
+    /// The first block of each family by name: where the plan looks for the node's own address before it has one. The node
+    /// has none in a network.
+    fn first_blocks(&self, cluster: &Cluster) -> Vec<Cidr> {
+        let first = |ipv4: bool| {
+            let mut own = cluster.blocks_of(None).filter(|block| block.node == self.node);
+            own.find(|block| block.cidr.is_ipv4() == ipv4).map(|block| block.cidr)
+        };
+        if self.network.is_some() { Vec::new() } else { [first(true), first(false)].into_iter().flatten().collect() }
+    }
 }
 
 /// Whether the StatefulSet is there and large enough to make the pod again.

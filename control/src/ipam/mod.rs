@@ -17,12 +17,16 @@
 //! With [`AddressSource::PodCidr`] the prefixes that the cluster assigned to the node take the place of blocks:
 //! nothing is written, claimed or borrowed.
 //!
+//! Networks of their own have allocators of their own ([`AddressAllocators`]), always with blocks: what one hands out says
+//! nothing of the same address in another.
+//!
 //! The first address of each block is kept for the node itself. The last is as good as any: pods have routes of their
 //! own, no broadcast address exists. Which addresses are in use is recorded by the caller, who tells it at start. The
 //! allocator is used under one lock, also while it waits for the store.
 
 mod agreement;
 mod block;
+mod by_network;
 pub mod check;
 mod claim;
 mod error;
@@ -33,9 +37,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use block::OwnBlock;
+pub use by_network::AddressAllocators;
 pub use error::IpamError;
 
-use crate::cluster::{BlockName, BlockRecord, Cidr, Cluster, KeptFor, NodeName, PodName, PoolName, PoolRecord};
+use crate::cluster::{
+    BlockName, BlockRecord, Cidr, Cluster, KeptFor, NetworkName, NodeName, PodName, PoolName, PoolRecord,
+};
 use crate::store::ObjectStore;
 
 /// Who holds an address: the caller's name for an attachment, e.g. container and interface.
@@ -99,10 +106,11 @@ struct Borrowed {
     kept: bool,
 }
 
-/// The allocator of one node.
+/// The allocator of one node, for the pods' segment or for one network.
 #[derive(Debug)]
 pub struct AddressAllocator {
     node: NodeName,
+    network: Option<NetworkName>,
     source: AddressSource,
     blocks: BTreeMap<Cidr, OwnBlock>,
     borrowed: BTreeMap<IpAddr, Borrowed>,
@@ -123,12 +131,27 @@ impl AddressAllocator {
     pub fn with_source(node: NodeName, source: AddressSource) -> Self {
         Self {
             node,
+            network: None,
             source,
             blocks: BTreeMap::new(),
             borrowed: BTreeMap::new(),
             held: BTreeMap::new(),
             short: [false; 2],
         }
+    }
+
+    /// An allocator of addresses of a network, out of blocks of that network.
+    #[must_use]
+    pub fn of_network(node: NodeName, network: NetworkName) -> Self {
+        Self { network: Some(network), ..Self::new(node) }
+    }
+
+    fn network(&self) -> Option<&NetworkName> {
+        self.network.as_ref()
+    }
+
+    fn block_name(&self, cidr: Cidr) -> BlockName {
+        claim::block_name(self.network(), cidr)
     }
 
     /// Where addresses come from.
@@ -157,7 +180,7 @@ impl AddressAllocator {
         self.follow(store, cluster)?;
         let assigned = self.assigned_pools(cluster);
         let pools = match self.source {
-            AddressSource::Blocks => pools(cluster, request.pools)?,
+            AddressSource::Blocks => self.pools(cluster, request.pools)?,
             AddressSource::PodCidr => by_family(assigned.iter()),
         };
         let fixed = |ipv4: bool| request.fixed.iter().copied().find(|address| address.is_ipv4() == ipv4);
@@ -202,8 +225,12 @@ impl AddressAllocator {
         if self.source == AddressSource::PodCidr {
             return Ok(());
         }
+        let network = self.network.clone();
         let claim_family = |ipv4: bool| {
-            let pools = || cluster.pools.values().filter(|pool| pool.cidr().is_ipv4() == ipv4 && !pool.only_on_request);
+            let pools = || {
+                let pools = cluster.pools_of(network.as_ref());
+                pools.filter(|pool| pool.cidr().is_ipv4() == ipv4 && !pool.only_on_request)
+            };
             let ours = |cidr: &Cidr| pools().any(|pool| pool.cidr().contains(*cidr));
             if pools().next().is_none() || self.blocks.keys().any(ours) {
                 return Ok(());
@@ -274,9 +301,10 @@ impl AddressAllocator {
             return Ok(());
         }
         let owners: BTreeMap<Cidr, bool> =
-            cluster.blocks.values().map(|block| (block.cidr, block.node == self.node)).collect();
+            cluster.blocks_of(self.network()).map(|block| (block.cidr, block.node == self.node)).collect();
         self.blocks.retain(|cidr, block| block.is_still_ours(owners.get(cidr).copied()));
-        for block in cluster.blocks.values() {
+        let network = self.network.clone();
+        for block in cluster.blocks_of(network.as_ref()) {
             if block.node == self.node && !self.blocks.contains_key(&block.cidr) {
                 // What was observed may be older than our own return of the block.
                 let present = agreement::read(store, &block.name)?.filter(|present| present.node == self.node);
@@ -309,7 +337,8 @@ impl AddressAllocator {
     ) -> Result<IpAddr, IpamError> {
         let kept_for = request.kept_for().filter(|_| self.source == AddressSource::Blocks);
         if let Some(kept_for) = &kept_for
-            && let Some((address, block)) = agreement::take_kept(store, &self.node, &kept_for.pod, ipv4)?
+            && let Some((address, block)) =
+                agreement::take_kept(store, (&self.node, self.network()), &kept_for.pod, ipv4)?
         {
             if let Some(holder) = self.held.get(&address) {
                 // The pod's former sandbox is still there: its DEL is to come first.
@@ -320,7 +349,7 @@ impl AddressAllocator {
         }
         let address = self.free_address(store, pools, ipv4)?;
         if let Some(kept_for) = kept_for {
-            let own = self.blocks.keys().find(|cidr| cidr.has(address)).map(|cidr| claim::block_name(*cidr));
+            let own = self.blocks.keys().find(|cidr| cidr.has(address)).map(|cidr| self.block_name(*cidr));
             let name = own.or_else(|| self.borrowed.get(&address).map(|borrowed| borrowed.block.clone()));
             if let Some(name) = name
                 && let Some(block) = agreement::keep_for(store, &self.node, &name, address, &kept_for)?
@@ -382,7 +411,7 @@ impl AddressAllocator {
         let count = if self.short[usize::from(!ipv4)] { 1 } else { KEPT_MORE };
         for block in self.blocks.values_mut() {
             let Some(pool) = pools.iter().find(|pool| pool.cidr().contains(block.cidr())) else { continue };
-            let name = claim::block_name(block.cidr());
+            let name = claim::block_name(self.network.as_ref(), block.cidr());
             if let Some(record) = agreement::keep_more(store, &name, count, |address| pool.reserves(address))? {
                 block.follow(&record);
                 return Ok(());
@@ -422,14 +451,14 @@ impl AddressAllocator {
         if self.borrowed.get(&address).is_some_and(|borrowed| !borrowed.kept) {
             return Ok(address);
         }
-        let pool = cluster.pools.values().find(|pool| pool.cidr().has(address));
+        let pool = cluster.pools.values().find(|pool| pool.network == self.network && pool.cidr().has(address));
         if self.take_own(store, request, address)? {
             return Ok(address);
         }
         let pool = pool.filter(|_| self.source == AddressSource::Blocks).ok_or(IpamError::NotOfAnyPool { address })?;
         // Somebody may claim or return the block meanwhile: look twice.
         for _ in 0..2 {
-            let covering = agreement::blocks(store)?.into_iter().find(|block| block.cidr.has(address));
+            let covering = agreement::blocks(store, self.network())?.into_iter().find(|block| block.cidr.has(address));
             match covering {
                 Some(block) if block.node == self.node => {
                     self.adopt(&block);
@@ -472,7 +501,7 @@ impl AddressAllocator {
         if !block.is_shared(address) {
             return Ok(!block.is_in_use(address));
         }
-        let name = claim::block_name(block.cidr());
+        let name = claim::block_name(self.network.as_ref(), block.cidr());
         let taken = agreement::change(store, &name, |record| {
             let lendable = record.offset(address).is_some_and(|offset| record.lendable.remove(offset));
             let kept = record.assigned.get(&address).and_then(|entry| entry.kept_for.as_ref());
@@ -508,16 +537,22 @@ impl AddressAllocator {
         self.held.keys().for_each(|address| block.take(*address));
         self.blocks.insert(block.cidr(), block);
     }
-}
 
-/// The pools to take from, by family.
-fn pools<'a>(cluster: &'a Cluster, wanted: &[PoolName]) -> Result<[Vec<&'a PoolRecord>; 2], IpamError> {
-    if wanted.is_empty() {
-        return Ok(by_family(cluster.pools.values().filter(|pool| !pool.only_on_request)));
+    /// The pools to take from, by family.
+    fn pools<'a>(&self, cluster: &'a Cluster, wanted: &[PoolName]) -> Result<[Vec<&'a PoolRecord>; 2], IpamError> {
+        if wanted.is_empty() {
+            let pools = cluster.pools.values().filter(|pool| pool.network == self.network);
+            return Ok(by_family(pools.filter(|pool| !pool.only_on_request)));
+        }
+        let named = |name: &PoolName| {
+            let pool = cluster.pools.get(name).ok_or_else(|| IpamError::UnknownPool { pool: name.clone() })?;
+            let is_ours = pool.network == self.network;
+            let refused = || IpamError::OfAnotherNetwork { pool: name.clone(), network: pool.network.clone() };
+            is_ours.then_some(pool).ok_or_else(refused)
+        };
+        let found = wanted.iter().map(named).collect::<Result<Vec<_>, _>>()?;
+        Ok(by_family(found.into_iter()))
     }
-    let named = |name: &PoolName| cluster.pools.get(name).ok_or_else(|| IpamError::UnknownPool { pool: name.clone() });
-    let found = wanted.iter().map(named).collect::<Result<Vec<_>, _>>()?;
-    Ok(by_family(found.into_iter()))
 }
 
 fn by_family<'a>(pools: impl Iterator<Item = &'a PoolRecord>) -> [Vec<&'a PoolRecord>; 2] {

@@ -5,7 +5,8 @@
 //! every node. The gateway's MAC address is the same everywhere too and is fixed, so that the first packet waits for
 //! no resolution.
 //!
-//! A pod of a network has addresses with the network's own prefixes and routers, and resolves them as any machine there.
+//! In a network that the switch does not route, a pod has addresses with the network's own prefixes and routers, and
+//! resolves them as any machine there. A further interface has no default route: that is the first one's.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -27,8 +28,10 @@ pub const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub struct PodInterface {
     /// The pod's addresses: at most one of each IP version is usual.
     pub addresses: Vec<IpNet>,
-    /// Who routes everything else, for each IP version at most one.
+    /// Who routes what is not on the link, for each IP version at most one.
     pub gateways: Vec<Gateway>,
+    /// What the gateways are asked for; `None` for everything else.
+    pub destinations: Option<Vec<IpNet>>,
     /// The interface's MAC address.
     pub mac: Mac,
     /// Its MTU: that of the tunnel.
@@ -55,14 +58,14 @@ impl PodInterface {
         let gateways = ours.into_iter().filter(of_family).map(|address| Gateway { address, mac: Some(gateway_mac) });
         let gateways = gateways.collect();
         let addresses = addresses.into_iter().map(IpNet::from).collect();
-        Self { addresses, gateways, mac, mtu, gso_max_size: limits::POD_GSO_BYTES }
+        Self { addresses, gateways, destinations: None, mac, mtu, gso_max_size: limits::POD_GSO_BYTES }
     }
 
     /// An interface in a network, with the network's routers.
     #[must_use]
     pub fn in_network(addresses: Vec<IpNet>, gateways: &[IpAddr], mac: Mac, mtu: u32) -> Self {
         let gateways = gateways.iter().map(|address| Gateway { address: *address, mac: None }).collect();
-        Self { addresses, gateways, mac, mtu, gso_max_size: limits::POD_GSO_BYTES }
+        Self { addresses, gateways, destinations: None, mac, mtu, gso_max_size: limits::POD_GSO_BYTES }
     }
 
     fn has_ipv6(&self) -> bool {
@@ -97,12 +100,26 @@ pub fn configure_pod_interface(
         netlink.add_address(name, *address)?;
     }
     for Gateway { address, mac } in &interface.gateways {
-        let default: IpNet = if address.is_ipv4() { Ipv4Net::default().into() } else { Ipv6Net::default().into() };
         if let Some(mac) = mac {
             netlink.set_permanent_neighbour(name, *address, *mac)?;
-            netlink.set_route(&Route::on_link(IpNet::from(*address), link.index))?;
         }
-        netlink.set_route(&Route::by_gateway(default, *address, link.index))?;
+        match &interface.destinations {
+            None => {
+                // The route to the gateway itself is the first interface's: the others have the same gateway.
+                if mac.is_some() {
+                    netlink.set_route(&Route::on_link(IpNet::from(*address), link.index))?;
+                }
+                let default: IpNet =
+                    if address.is_ipv4() { Ipv4Net::default().into() } else { Ipv6Net::default().into() };
+                netlink.set_route(&Route::by_gateway(default, *address, link.index))?;
+            }
+            Some(destinations) => {
+                let of_family = destinations.iter().filter(|prefix| prefix.addr().is_ipv4() == address.is_ipv4());
+                for destination in of_family {
+                    netlink.set_route(&Route::by_gateway(*destination, *address, link.index))?;
+                }
+            }
+        }
     }
     Ok(())
 }

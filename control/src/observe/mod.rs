@@ -253,8 +253,14 @@ impl Observed {
         self.touched.note(&record, cluster);
         match record {
             Record::Node(node) => drop(cluster.nodes.insert(node.name.clone(), node)),
-            Record::Pod(pod) => drop(cluster.pods.insert(pod.name.clone(), pod)),
-            Record::Namespace(namespace) => drop(cluster.namespaces.insert(namespace.name.clone(), namespace)),
+            Record::Pod(pod) => {
+                cluster.memberships.note_pod(&pod);
+                cluster.pods.insert(pod.name.clone(), pod);
+            }
+            Record::Namespace(namespace) => {
+                cluster.memberships.note_namespace(&namespace);
+                cluster.namespaces.insert(namespace.name.clone(), namespace);
+            }
             Record::Uplink(uplink) => drop(cluster.uplinks.insert(uplink.name.clone(), uplink)),
             Record::Pool(pool) => drop(cluster.pools.insert(pool.name().clone(), pool)),
             Record::Block(block) => drop(cluster.blocks.insert(block.name.clone(), block)),
@@ -282,6 +288,7 @@ impl Observed {
             }
             kind if *kind == NAMESPACE => {
                 self.touched.namespaces.extend(NamespaceName::new(name));
+                NamespaceName::new(name).iter().for_each(|name| cluster.memberships.forget_namespace(name));
                 remove(&mut cluster.namespaces, NamespaceName::new(name));
             }
             kind if *kind == UPLINK => remove(&mut cluster.uplinks, UplinkName::new(name)),
@@ -295,7 +302,10 @@ impl Observed {
             }
             kind if *kind == BRIDGE => remove(&mut cluster.bridges, BridgeName::new(name)),
             kind if *kind == PORT => remove(&mut cluster.ports, PortName::new(name)),
-            kind if *kind == NETWORK => remove(&mut cluster.networks, NetworkName::new(name)),
+            kind if *kind == NETWORK => {
+                self.touched.addressing = true;
+                remove(&mut cluster.networks, NetworkName::new(name));
+            }
             kind if *kind == SERVICE => remove(&mut cluster.services, ServiceName::new(namespace, name)),
             kind if *kind == SERVICE_CIDR => remove(&mut cluster.service_ranges, ServiceRangeName::new(name)),
             kind if *kind == ENDPOINT_SLICE => {
@@ -304,6 +314,7 @@ impl Observed {
             kind if *kind == POD => {
                 let pod = PodName::new(namespace, name);
                 self.touched.pods.extend(pod.clone());
+                pod.iter().for_each(|pod| cluster.memberships.forget_pod(pod));
                 remove(&mut cluster.pods, pod);
             }
             kind if *kind == NETWORK_POLICY || *kind == CLUSTER_NETWORK_POLICY => {

@@ -97,6 +97,8 @@ enum TunnelSpec {
 struct IpBlockSpec {
     cidr: String,
     pool: String,
+    /// The network of the pool when it was claimed.
+    network: Option<String>,
     node: String,
     /// Places that any node may take by compare-and-swap.
     #[serde(default)]
@@ -182,7 +184,7 @@ pub(super) fn pool(object: &Object) -> Result<PoolRecord, FieldError> {
         TunnelSpec::Never => TunnelUse::Never,
     };
     pool.network = field(content, &["spec", "network"], spec.network.as_deref().map(NetworkName::new).transpose())?;
-    pool.only_on_request = spec.only_on_request || pool.network.is_some();
+    pool.only_on_request = spec.only_on_request;
     Ok(pool)
 }
 
@@ -207,6 +209,7 @@ pub(super) fn block(object: &Object) -> Result<BlockRecord, FieldError> {
         lendable: field(content, &["spec", "lendable"], spec.lendable.parse::<Offsets>())?,
         assigned,
         pool: field(content, &["spec", "pool"], PoolName::new(&spec.pool))?,
+        network: field(content, &["spec", "network"], spec.network.as_deref().map(NetworkName::new).transpose())?,
         node: field(content, &["spec", "node"], NodeName::new(&spec.node))?,
         resource_version: object.resource_version.clone(),
     })
@@ -237,6 +240,9 @@ pub fn block_object(block: &BlockRecord) -> serde_json::Value {
         "pool": block.pool.as_str(),
         "node": block.node.as_str(),
     });
+    if let Some(network) = &block.network {
+        spec["network"] = json!(network.as_str());
+    }
     if !block.lendable.is_empty() {
         spec["lendable"] = json!(block.lendable.to_string());
     }

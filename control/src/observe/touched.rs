@@ -19,8 +19,8 @@ pub struct Touched {
     pub nodes: BTreeSet<NodeName>,
     /// Policies.
     pub policies: BTreeSet<PolicyName>,
-    /// Whether pools, blocks or prefixes assigned to nodes came, went or became others: where pods and nodes have their
-    /// addresses.
+    /// Whether pools, blocks, networks or prefixes assigned to nodes came, went or became others: where pods and nodes have
+    /// their addresses.
     pub addressing: bool,
 }
 
@@ -50,11 +50,14 @@ impl Touched {
             Record::Policy(policy) => drop(self.policies.insert(policy.name.clone())),
             Record::Pool(pool) => self.addressing |= cluster.pools.get(pool.name()) != Some(pool),
             Record::Block(block) => {
-                let place = |block: &crate::cluster::BlockRecord| (block.cidr, block.pool.clone(), block.node.clone());
+                let place = |block: &crate::cluster::BlockRecord| {
+                    (block.cidr, block.pool.clone(), block.network.clone(), block.node.clone())
+                };
                 self.addressing |= cluster.blocks.get(&block.name).map(place) != Some(place(block));
             }
             Record::Uplink(_) | Record::Service(_) | Record::Slice(_) | Record::ServiceRange(..) => {}
-            Record::Bridge(_) | Record::Port(_) | Record::Network(_) => {}
+            Record::Network(network) => self.addressing |= cluster.networks.get(&network.name) != Some(network),
+            Record::Bridge(_) | Record::Port(_) => {}
         }
     }
 }

@@ -11,8 +11,8 @@ use millrace_engine::tables::Bandwidth;
 use super::service::{port_number, protocol_number};
 use super::{policy, quantity};
 use crate::cluster::{
-    AddressWishes, ContainerPort, HostPort, NAMESPACE_NAME_LABEL, NamespaceName, NamespaceRecord, NetworkName,
-    NodeName, PodName, PodRecord, PoolName, rate_limit,
+    AddressWishes, ContainerPort, FurtherInterface, HostPort, InterfaceName, NAMESPACE_NAME_LABEL, NamespaceName,
+    NamespaceRecord, NetworkName, NodeName, PodName, PodRecord, PoolName, rate_limit,
 };
 use crate::store::{FieldError, Object};
 
@@ -22,8 +22,12 @@ const FIXED: &str = "millrace.dev/ip";
 const POOLS: &str = "millrace.dev/ip-pools";
 /// Annotation of a pod or a namespace: what interfaces are made of, "tap" or "veth".
 const INTERFACE: &str = "millrace.dev/interface";
-/// Annotation of a pod: the network it is plugged into.
+/// Annotation of a pod or a namespace: the network that first interfaces are in.
 const NETWORK: &str = "millrace.dev/network";
+/// Annotation of a pod: its further interfaces, `NETWORK` or `NETWORK@INTERFACE`, separated by commas.
+const NETWORKS: &str = "millrace.dev/networks";
+/// Further interfaces of a pod, each a port of the switch.
+const FURTHER_INTERFACES: usize = 8;
 /// Annotations of a pod: most bits per second that it receives, and that it sends (`pkg/util/bandwidth` of Kubernetes).
 const INGRESS_BANDWIDTH: &str = "kubernetes.io/ingress-bandwidth";
 const EGRESS_BANDWIDTH: &str = "kubernetes.io/egress-bandwidth";
@@ -56,6 +60,7 @@ pub(super) fn pod(object: &Object) -> Result<PodRecord, FieldError> {
         fixed: fixed(object)?,
         pools: pools(object)?,
         network: network(object)?,
+        further: further(object)?,
         veth: veth(object)?,
         stateful_set: sets.next().map(|owner| Arc::from(owner.name.as_str())),
     };
@@ -119,7 +124,8 @@ pub(super) fn namespace(object: &Object) -> Result<NamespaceRecord, FieldError> 
     let mut labels = namespace.metadata.labels.unwrap_or_default();
     labels.insert(NAMESPACE_NAME_LABEL.to_owned(), name.to_string());
     let veth = veth(object)?.unwrap_or_default();
-    Ok(NamespaceRecord { name, labels: Arc::new(labels), pools: pools(object)?, veth, logs_denied })
+    let (labels, network) = (Arc::new(labels), network(object)?);
+    Ok(NamespaceRecord { name, labels, pools: pools(object)?, network, veth, logs_denied })
 }
 
 /// The parts of an annotation, without blanks; none if it is absent.
@@ -161,9 +167,33 @@ fn network(object: &Object) -> Result<Option<NetworkName>, FieldError> {
     let name = parts.next().map(NetworkName::new).transpose();
     let name = name.map_err(|error| refused(object, NETWORK, error.to_string()))?;
     match parts.next() {
-        Some(_) => Err(refused(object, NETWORK, "a pod has one interface, and so one network".to_owned())),
+        Some(_) => {
+            let message = format!("the first interface is in one network; `{NETWORKS}` names those of further ones");
+            Err(refused(object, NETWORK, message))
+        }
         None => Ok(name),
     }
+}
+
+/// Further interfaces are named by their place in the list where nothing else is said.
+fn further(object: &Object) -> Result<Vec<FurtherInterface>, FieldError> {
+    let wrong = |message: String| refused(object, NETWORKS, message);
+    let mut found: Vec<FurtherInterface> = Vec::new();
+    for part in annotation(object, NETWORKS) {
+        let by_place = format!("net{}", found.len() + 1);
+        let (network, interface) = part.split_once('@').unwrap_or((part, &by_place));
+        let network = NetworkName::new(network).map_err(|error| wrong(error.to_string()))?;
+        let interface = InterfaceName::new(interface).map_err(|error| wrong(error.to_string()))?;
+        if let Some(other) = found.iter().find(|other| other.interface == interface || other.network == network) {
+            let message = format!("{part:?} and {}@{} share a name", other.network, other.interface);
+            return Err(wrong(message));
+        }
+        found.push(FurtherInterface { interface, network });
+    }
+    if found.len() > FURTHER_INTERFACES {
+        return Err(wrong(format!("a pod has at most {FURTHER_INTERFACES} further interfaces")));
+    }
+    Ok(found)
 }
 
 fn veth(object: &Object) -> Result<Option<bool>, FieldError> {

@@ -12,7 +12,8 @@ use crate::cluster::Cluster;
 /// Limits by port; pods without any are not in it.
 pub(super) fn limits(cluster: &Cluster, local: &LocalView) -> BTreeMap<PortIndex, Bandwidth> {
     let of_pod = |(port, pod): (&PortIndex, &AttachedPod)| {
-        let object = cluster.pods.get(&pod.pod).filter(|object| pod.is_of(object));
+        // What a pod says it says of its first interface.
+        let object = cluster.pods.get(&pod.pod).filter(|object| !pod.further && pod.is_of(object));
         let annotated = object.map(|object| object.bandwidth).unwrap_or_default();
         let bandwidth = Bandwidth {
             from_port: pod.bandwidth.from_port.or(annotated.from_port),

@@ -15,10 +15,13 @@ use millrace_engine::tables::{
     BridgedPort, BridgedSegment, Location, Member, Mirror, Port, PortRole, SegmentIndex, Tag, VlanMember, Vni,
 };
 
+use super::broadcast_domains;
 use super::local::{AttachedPod, LocalView};
+use super::tenants::Tenants;
+use super::tunnels::Reach;
 use crate::cluster::{
-    BridgeName, BridgePortRecord, BridgeRecord, Cluster, DEFAULT_VLAN, Membership, PortName, PortVlans, StationPlace,
-    VlanId,
+    BridgeName, BridgePortRecord, BridgeRecord, Cluster, DEFAULT_VLAN, Membership, PODS, PortName, PortVlans,
+    StationPlace, VlanId,
 };
 use crate::observe::{BRIDGE, PORT};
 use crate::problem::Problem;
@@ -66,19 +69,21 @@ pub(super) fn any(cluster: &Cluster, local: &LocalView) -> bool {
     cluster.bridges.values().any(|bridge| bridge.is_for(&local.node))
 }
 
-/// Plans bridges and the ports that are plugged in. `taken` are the identifiers of other segments.
+/// Plans bridges and the ports that are plugged in.
 pub(super) fn bridges(
     cluster: &Cluster,
     local: &LocalView,
+    tenants: &Tenants,
     peers: &BTreeSet<IpAddr>,
-    taken: &[Vni],
+    reach: &Reach<'_>,
     problems: &mut Vec<Problem>,
 ) -> Bridges {
-    let objects = Objects::of(cluster, local);
+    let objects = Objects::of(cluster, local, broadcast_domains::bridges(cluster, local, tenants, reach));
     let mut planner = Planner {
         objects: &objects,
         cluster,
         local,
+        tenants,
         problems,
         members: BTreeMap::new(),
         places: BTreeMap::new(),
@@ -88,7 +93,7 @@ pub(super) fn bridges(
     planner.find_pods();
     let numbers = planner.numbers();
     let ports = planner.ports(&numbers);
-    let segments = planner.segments(&numbers, peers, taken);
+    let segments = planner.segments(&numbers, peers);
     let mirrors = planner.mirrors();
     Bridges { ports, segments, mirrors }
 }
@@ -101,11 +106,15 @@ struct Objects<'a> {
 
 impl<'a> Objects<'a> {
     /// Of a bridge or port of the same name as a network's the network's counts: its pods are plugged in.
-    fn of(cluster: &'a Cluster, local: &LocalView) -> Self {
+    fn of(cluster: &'a Cluster, local: &LocalView, tenants: Vec<BridgeRecord>) -> Self {
         let mut objects = Self { bridges: Cow::Borrowed(&cluster.bridges), ports: Cow::Borrowed(&cluster.ports) };
+        for bridge in tenants {
+            objects.bridges.to_mut().insert(bridge.name.clone(), bridge);
+        }
         for network in cluster.networks.values().filter(|network| network.is_for(&local.node)) {
+            let Some(ports) = network.wire_ports() else { continue };
             objects.bridges.to_mut().insert(network.bridge_name(), network.bridge());
-            for port in [network.wire_port(), network.host_port()] {
+            for port in ports {
                 objects.ports.to_mut().insert(port.name.clone(), port);
             }
         }
@@ -117,6 +126,7 @@ struct Planner<'a, 'b> {
     objects: &'a Objects<'a>,
     cluster: &'a Cluster,
     local: &'a LocalView,
+    tenants: &'a Tenants,
     problems: &'b mut Vec<Problem>,
     members: BTreeMap<Vlan<'a>, Vec<Member>>,
     /// Numbers of the ports that are plugged in.
@@ -168,7 +178,9 @@ impl<'a> Planner<'a, '_> {
 
     fn find_pods(&mut self) {
         for (index, pod) in &self.local.pods {
-            let Some(name) = &pod.network else { continue };
+            let Some(name) = pod.network.as_ref().filter(|name| self.tenants.segment(Some(*name)).is_none()) else {
+                continue;
+            };
             let network = self.cluster.networks.get(name).filter(|network| network.is_for(&self.local.node));
             let known = network.and_then(|network| {
                 let (bridge, _) = self.objects.bridges.get_key_value(&network.bridge_name())?;
@@ -186,16 +198,17 @@ impl<'a> Planner<'a, '_> {
     }
 
     fn numbers(&self) -> BTreeMap<Vlan<'a>, SegmentIndex> {
-        let mut used = BTreeSet::new();
+        let mut used = self.tenants.numbers();
         let mut numbers = BTreeMap::new();
         let last = limits::SEGMENTS as u64 - 1;
-        for vlan in self.members.keys().copied().take(limits::SEGMENTS - 1) {
+        for vlan in self.members.keys().copied().take(last as usize - used.len()) {
+            // The first number is the pods' segment.
+            let segment = |number: u64| SegmentIndex(number as u16 + 1);
             let mut number = hash_64(&name_of(vlan)) % last;
-            while !used.insert(number) {
+            while !used.insert(segment(number)) {
                 number = (number + 1) % last;
             }
-            // The first number is the pods' segment.
-            numbers.insert(vlan, SegmentIndex(number as u16 + 1));
+            numbers.insert(vlan, segment(number));
         }
         numbers
     }
@@ -213,7 +226,7 @@ impl<'a> Planner<'a, '_> {
         let of_network = |(index, (vlan, pod)): (&PortIndex, &(Vlan<'a>, &'a AttachedPod))| {
             let untagged = Some(*numbers.get(vlan)?);
             let role = PortRole::Bridged(BridgedPort { untagged, station_limit: 0, ..BridgedPort::default() });
-            Some(Port { index: *index, name: pod.pod.to_string().into(), mtu: pod.mtu, role })
+            Some(Port { index: *index, name: pod.port_name().into(), mtu: pod.mtu, role })
         };
         self.plugged().filter_map(port).chain(self.pods.iter().filter_map(of_network)).collect()
     }
@@ -222,9 +235,14 @@ impl<'a> Planner<'a, '_> {
         &mut self,
         numbers: &BTreeMap<Vlan<'a>, SegmentIndex>,
         peers: &BTreeSet<IpAddr>,
-        taken: &[Vni],
     ) -> BTreeMap<SegmentIndex, BridgedPlan> {
-        let mut taken: BTreeMap<Vni, Arc<str>> = taken.iter().map(|vni| (*vni, Arc::from("pods"))).collect();
+        let mut taken: BTreeMap<Vni, Arc<str>> = BTreeMap::from([(self.local.vni, Arc::from(PODS))]);
+        let networks = self.cluster.networks.values().filter_map(|network| Some((network.vni()?, network)));
+        for (vni, network) in networks {
+            let name =
+                if network.routed().is_some() { network.name.to_string() } else { network.bridge_name().to_string() };
+            taken.entry(vni).or_insert_with(|| name.into());
+        }
         let mut segments = BTreeMap::new();
         for (vlan, members) in std::mem::take(&mut self.members) {
             let (Some(bridge), Some(number)) = (self.bridge(vlan.0), numbers.get(&vlan)) else { continue };

@@ -13,6 +13,7 @@ use millrace_engine::tables::HostPort;
 
 use super::POD_SEGMENT;
 use super::local::{LocalHost, LocalView};
+use super::tenants::connected_with_pods;
 use crate::cluster::{Cluster, NodeName};
 
 /// What the host's own interface shall have.
@@ -30,7 +31,7 @@ impl HostPlan {
     pub(super) fn new(cluster: &Cluster, node: &NodeName, addresses: &[IpAddr]) -> Self {
         let of_family = |ipv4: bool| addresses.iter().any(|address| address.is_ipv4() == ipv4);
         let prefixes = pod_prefixes(cluster, node).into_iter().filter(|prefix| of_family(prefix.addr().is_ipv4()));
-        let mut pools = cluster.pools.values().filter(|pool| pool.network.is_none());
+        let mut pools = cluster.pools_of(None);
         let lacks_block = pools.any(|pool| !of_family(pool.cidr().is_ipv4()));
         Self { addresses: addresses.to_vec(), prefixes: prefixes.collect(), lacks_block }
     }
@@ -39,8 +40,7 @@ impl HostPlan {
 /// The node's own addresses among pods: those its interface has already, as long as they are the first of a block of
 /// this node, else the first of the first block by name.
 pub(super) fn router_addresses(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr> {
-    let of_segment = cluster.blocks.values().filter(|block| !cluster.is_of_network(block));
-    let blocks = of_segment.filter(|block| block.node == local.node);
+    let blocks = cluster.blocks_of(None).filter(|block| block.node == local.node);
     let mut candidates: Vec<IpAddr> = blocks.filter_map(|block| block.cidr.address(0)).collect();
     if candidates.is_empty() {
         // A node without blocks has addresses from its assigned prefixes, or none yet.
@@ -67,10 +67,13 @@ pub(super) fn role(host: &LocalHost, router_addresses: &[IpAddr]) -> HostPort {
     HostPort { segment: POD_SEGMENT, mac: host.mac, addresses }
 }
 
-/// Pools, blocks outside of any pool, and prefixes that the cluster assigned to other nodes; the widest of each only.
+/// Pools, also of networks that are connected with the pods' segment, blocks outside of any pool, and prefixes that the
+/// cluster assigned to other nodes; the widest of each only.
 fn pod_prefixes(cluster: &Cluster, node: &NodeName) -> BTreeSet<IpNet> {
-    let pools = cluster.pools.values().filter(|pool| pool.network.is_none()).map(|pool| pool.cidr());
-    let blocks = cluster.blocks.values().filter(|block| !cluster.is_of_network(block)).map(|block| block.cidr);
+    let connected = connected_with_pods(cluster);
+    let of_networks = connected.iter().flat_map(|network| cluster.pools_of(Some(network)));
+    let pools = cluster.pools_of(None).chain(of_networks).map(|pool| pool.cidr());
+    let blocks = cluster.blocks_of(None).map(|block| block.cidr);
     let others = cluster.nodes.values().filter(|other| other.name != *node);
     let assigned = others.flat_map(|other| other.pod_cidrs.iter().copied());
     widest(pools.chain(blocks).chain(assigned).map(|cidr| cidr.net())).into_iter().collect()

@@ -69,10 +69,11 @@ impl LocalView {
         }
     }
 
-    /// The addresses a pod was plugged in with; none if it is not here.
+    /// The addresses of a pod's first interface; none if it is not here.
     #[must_use]
     pub fn addresses_of(&self, pod: &PodName) -> Vec<IpAddr> {
-        self.pods.values().filter(|attached| attached.pod == *pod).flat_map(|pod| pod.addresses.clone()).collect()
+        let first = self.pods.values().filter(|attached| attached.pod == *pod && !attached.further);
+        first.flat_map(|pod| pod.addresses.clone()).collect()
     }
 }
 
@@ -93,8 +94,10 @@ pub struct AttachedPod {
     pub addresses: Vec<IpAddr>,
     /// Its MTU.
     pub mtu: u32,
-    /// The network it is plugged into, instead of the pods' segment.
+    /// The network that this interface is in, instead of the pods' segment.
     pub network: Option<NetworkName>,
+    /// Whether this is an interface beside the pod's first.
+    pub further: bool,
     /// Ports of the node that lead to it, as the runtime asked for them; each has a host's side.
     pub host_ports: Vec<ContainerPort>,
     /// How much it may send (`from_port`) and receive (`to_port`), as the runtime asked for it.
@@ -106,6 +109,12 @@ impl AttachedPod {
     #[must_use]
     pub fn is_of(&self, object: &PodRecord) -> bool {
         same_pod(object.uid.as_deref(), self.uid.as_deref())
+    }
+
+    /// What its port is called: as the pod, and as the interface if it is not the pod's first.
+    #[must_use]
+    pub fn port_name(&self) -> String {
+        if self.further { format!("{} {}", self.pod, self.interface) } else { self.pod.to_string() }
     }
 
     /// The families it has addresses of, true for IPv4.

@@ -7,12 +7,15 @@
 
 mod bandwidth;
 mod bridges;
+mod broadcast_domains;
 mod host;
 mod local;
 mod outside;
 pub mod policy;
 mod routes;
 mod services;
+mod tenant_segments;
+mod tenants;
 mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,14 +31,17 @@ use millrace_engine::tables::{
 };
 
 use self::policy::PolicyPlanner;
+use self::tenant_segments::Surroundings;
 pub use bridges::BridgedPlan;
 pub use host::HostPlan;
 pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, OutsidePath, OutsideView, UnderlayPath};
 pub use outside::OutsidePlan;
 pub use services::{FrontendKey, HealthCheck, HostServices, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
+pub(crate) use tenants::Tenants;
+pub use tenants::connected_with;
 
-use crate::cluster::{Cluster, NodeName, PodName, TunnelUse, UplinkRecord};
-use crate::observe::{IP_POOL, POD, Touched};
+use crate::cluster::{Cluster, NodeName, PODS, PodName, TunnelUse, UplinkRecord};
+use crate::observe::{POD, Touched};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
@@ -61,7 +67,7 @@ pub const MTU_WITHOUT_UPLINK: u32 = 1500;
 pub struct NodePlan {
     /// Its ports.
     pub ports: BTreeMap<PortIndex, tables::Port>,
-    /// Its routed segments.
+    /// Its routed segments: the pods', and those of tenants.
     pub segments: BTreeMap<SegmentIndex, SegmentPlan>,
     /// Its bridged segments.
     pub bridged: BTreeMap<SegmentIndex, BridgedPlan>,
@@ -77,6 +83,8 @@ pub struct NodePlan {
     pub host: HostPlan,
     /// MTU for interfaces of pods that are plugged in from now on, and for the host's own.
     pub pod_mtu: u32,
+    /// The same for interfaces in tenants' networks, whose packets always go through tunnels.
+    pub network_mtu: u32,
     /// Its Services.
     pub services: ServicesPlan,
     /// Who may talk to whom.
@@ -98,6 +106,10 @@ pub struct SegmentPlan {
     pub router_addresses: Vec<IpAddr>,
     /// Source ports of masqueraded connections.
     pub masquerade_ports: PortRange,
+    /// Whether networks outside that know the way to pods know the way to its members.
+    pub known_outside: bool,
+    /// Prefixes of segments it is connected with, none inside another.
+    pub connected: BTreeMap<IpNet, SegmentIndex>,
     /// MAC address of this node's tunnel end.
     pub tunnel_mac: Mac,
     /// Routes of both families.
@@ -143,12 +155,13 @@ impl Planner {
     #[must_use]
     pub fn plan(&mut self, cluster: &Cluster, local: &LocalView, touched: &Touched) -> Planned {
         let mut problems = Vec::new();
-        let services = self.services.plan(cluster, local, &mut problems);
+        let tenants = Tenants::of(cluster, local.vni, &mut problems);
+        let services = self.services.plan(cluster, local, &tenants, &mut problems);
         let policy = self.policy.update(cluster, local, touched);
         problems.extend(self.policy.problems().cloned());
-        unenforced_policies(local, &policy, &mut problems);
+        unenforced_policies(local, &tenants, &policy, &mut problems);
         let announced = self.services.announced(cluster, local, &mut problems);
-        plan_with(cluster, local, (services, announced), policy, problems)
+        plan_with(cluster, local, &tenants, (services, announced), policy, problems)
     }
 
     /// Services planned since the start; grows by those whose objects changed.
@@ -161,6 +174,7 @@ impl Planner {
 fn plan_with(
     cluster: &Cluster,
     local: &LocalView,
+    tenants: &Tenants,
     (services, announced): (ServicesPlan, BTreeMap<IpAddr, PortIndex>),
     policy: PolicyTable,
     mut problems: Vec<Problem>,
@@ -168,34 +182,66 @@ fn plan_with(
     let ends = tunnels::own_ends(cluster, local, &mut problems);
     let remotes = bridges::remotes(cluster, local);
     let reach = tunnels::reach(cluster, &local.node, &ends, &mut problems);
-    overlapping_pools(cluster, &mut problems);
+    tenants::overlapping_pools(cluster, &mut problems);
+    tenants::report(cluster, &mut problems);
     let peers = tunnels::peers(local, &ends, &reach, &remotes);
     let known: BTreeSet<IpAddr> = peers.keys().copied().collect();
-    let bridges = bridges::bridges(cluster, local, &known, &[local.vni], &mut problems);
+    let bridges = bridges::bridges(cluster, local, tenants, &known, &reach, &mut problems);
     let router_addresses = host::router_addresses(cluster, local);
-    let ports = ports(local, &router_addresses, bridges.ports, &mut problems);
-    let segment = SegmentPlan {
-        name: "pods".into(),
+    let ports = ports(local, tenants, &router_addresses, bridges.ports, &mut problems);
+    let around =
+        Surroundings { cluster, local, tenants, ports: &ports, reach: &reach, router_addresses: &router_addresses };
+    let present = tenant_segments::present(cluster, local, tenants);
+    let tenant_segments = present.iter().filter_map(|network| around.segment(network, &mut problems));
+    let mut segments: BTreeMap<SegmentIndex, SegmentPlan> = tenant_segments.collect();
+    let pods = pod_segment(&around, &mut problems);
+    let callable = present.iter().filter(|network| cluster.routed_network(network).is_some_and(|routed| routed.egress));
+    let callable = callable.filter_map(|network| tenants.segment(Some(network))).collect();
+    let outside = OutsidePlan::new(local, &pods.routes, callable, announced);
+    let host = HostPlan::new(cluster, &local.node, &pods.router_addresses);
+    segments.insert(POD_SEGMENT, pods);
+    let pod_mtu = pod_mtu(cluster, local, &ends, &peers);
+    let network_mtu = network_mtu(local, &ends, &peers);
+    let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
+    problems.sort_unstable();
+    problems.dedup();
+    let (bridged, mirrors) = (bridges.segments, bridges.mirrors);
+    let bandwidth = bandwidth::limits(cluster, local);
+    let plan = NodePlan {
+        ports,
+        segments,
+        bridged,
+        mirrors,
+        bandwidth,
+        tunnels,
+        outside,
+        host,
+        pod_mtu,
+        network_mtu,
+        services,
+        policy,
+    };
+    Planned { plan, problems }
+}
+
+/// The pods' segment, with the ways to the outside.
+fn pod_segment(around: &Surroundings<'_>, problems: &mut Vec<Problem>) -> SegmentPlan {
+    let (cluster, local) = (around.cluster, around.local);
+    let connected = around.numbered(tenants::connected_with_pods(cluster).into_iter().map(Some).collect());
+    let mut routes = around.routes(None, &connected, problems);
+    outside::add_routes(local, around.ports, &mut routes);
+    SegmentPlan {
+        name: PODS.into(),
         vni: local.vni,
         gateway_mac: GATEWAY_MAC,
         gateway_addresses: GATEWAY_ADDRESSES.to_vec(),
         tunnel_mac: tunnels::own_mac(cluster.nodes.get(&local.node), &local.node),
-        routes: routes::routes(cluster, local, &ports, &reach, &router_addresses, &mut problems),
-        router_addresses,
+        routes,
+        router_addresses: around.router_addresses.to_vec(),
         masquerade_ports: local.masquerade_ports,
-    };
-    let outside = OutsidePlan::new(local, &segment.routes, announced);
-    let host = HostPlan::new(cluster, &local.node, &segment.router_addresses);
-    let pod_mtu = pod_mtu(cluster, local, &ends, &peers);
-    let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
-    problems.sort_unstable();
-    problems.dedup();
-    let segments = BTreeMap::from([(POD_SEGMENT, segment)]);
-    let (bridged, mirrors) = (bridges.segments, bridges.mirrors);
-    let bandwidth = bandwidth::limits(cluster, local);
-    let plan =
-        NodePlan { ports, segments, bridged, mirrors, bandwidth, tunnels, outside, host, pod_mtu, services, policy };
-    Planned { plan, problems }
+        known_outside: true,
+        connected: around.prefixes(PODS, &connected, problems),
+    }
 }
 
 /// Names a pod's object.
@@ -203,9 +249,10 @@ fn pod_key(pod: &PodName) -> ObjectKey {
     ObjectKey { kind: POD, namespace: Some(pod.namespace().to_string()), name: pod.name().to_owned() }
 }
 
-/// Pods on a wire of their own meet no policy, whatever selects them: their author must not believe otherwise.
-fn unenforced_policies(local: &LocalView, policy: &PolicyTable, problems: &mut Vec<Problem>) {
-    for (port, pod) in &local.pods {
+/// Pods in networks that are not routed meet no policy, whatever selects them: their author must not believe otherwise.
+fn unenforced_policies(local: &LocalView, tenants: &Tenants, policy: &PolicyTable, problems: &mut Vec<Problem>) {
+    let bridged = local.pods.iter().filter(|(_, pod)| tenants.segment(pod.network.as_ref()).is_none());
+    for (port, pod) in bridged {
         let (Some(network), Some(judged)) = (&pod.network, policy.pods.known(*port)) else { continue };
         let lists = [&judged.ingress, &judged.egress].into_iter().flat_map(|direction| direction.isolating.iter());
         let names: BTreeSet<String> = lists.map(|list| list.policy.name.to_string()).collect();
@@ -233,20 +280,9 @@ pub fn underlay_destinations(cluster: &Cluster, local: &LocalView) -> Vec<IpAddr
     destinations
 }
 
-/// Few pools, so each is held against each.
-fn overlapping_pools(cluster: &Cluster, problems: &mut Vec<Problem>) {
-    let pools: Vec<_> = cluster.pools.values().collect();
-    for (at, pool) in pools.iter().enumerate() {
-        for first in pools[..at].iter().filter(|first| first.cidr().overlaps(pool.cidr())) {
-            let message = format!("{} overlaps {} of pool {}", pool.cidr(), first.cidr(), first.name());
-            let key = ObjectKey::cluster_scoped(IP_POOL, pool.name().as_str());
-            problems.push(Problem::new(message).of(&key).kind("address_contested"));
-        }
-    }
-}
-
 fn ports(
     local: &LocalView,
+    tenants: &Tenants,
     router_addresses: &[IpAddr],
     bridge_ports: Vec<tables::Port>,
     problems: &mut Vec<Problem>,
@@ -264,12 +300,10 @@ fn ports(
         mtu: uplink.mtu,
         role: PortRole::Uplink(UplinkPort { mac: uplink.mac, hand_back }),
     });
-    let of_segment = local.pods.iter().filter(|(_, pod)| pod.network.is_none());
-    let pods = of_segment.map(|(index, pod)| tables::Port {
-        index: *index,
-        name: pod.pod.to_string().into(),
-        mtu: pod.mtu,
-        role: PortRole::Pod(PodPort { segment: POD_SEGMENT, mac: pod.mac, addresses: pod.addresses.clone() }),
+    let pods = local.pods.iter().filter_map(|(index, pod)| {
+        let segment = tenants.segment(pod.network.as_ref())?;
+        let role = PortRole::Pod(PodPort { segment, mac: pod.mac, addresses: pod.addresses.clone() });
+        Some(tables::Port { index: *index, name: pod.port_name().into(), mtu: pod.mtu, role })
     });
     let mut ports = BTreeMap::new();
     for port in host.chain(uplinks).chain(pods).chain(bridge_ports) {
@@ -293,13 +327,25 @@ fn pod_mtu(cluster: &Cluster, local: &LocalView, ends: &[Vtep], peers: &BTreeMap
     if let Some(configured) = local.pod_mtu {
         return configured;
     }
+    let mut pools = cluster.pools_of(None).peekable();
+    if pools.peek().is_some() && pools.all(|pool| pool.tunnel == TunnelUse::Never) {
+        return uplink_mtu(local, ends).unwrap_or(MTU_WITHOUT_UPLINK);
+    }
+    network_mtu(local, ends, peers)
+}
+
+fn uplink_mtu(local: &LocalView, ends: &[Vtep]) -> Option<u32> {
     let carries = |index: &PortIndex| ends.is_empty() || ends.iter().any(|end| end.port == *index);
     let uplinks = local.uplinks.iter().filter(|(index, _)| carries(index));
-    let Some(mtu) = uplinks.map(|(_, uplink)| uplink.mtu).min() else { return MTU_WITHOUT_UPLINK };
-    let mut pools = cluster.pools.values().filter(|pool| pool.network.is_none()).peekable();
-    if pools.peek().is_some() && pools.all(|pool| pool.tunnel == TunnelUse::Never) {
-        return mtu;
+    uplinks.map(|(_, uplink)| uplink.mtu).min()
+}
+
+/// What an uplink carries, less the tunnel's headers.
+fn network_mtu(local: &LocalView, ends: &[Vtep], peers: &BTreeMap<IpAddr, Peer>) -> u32 {
+    if let Some(configured) = local.pod_mtu {
+        return configured;
     }
+    let Some(mtu) = uplink_mtu(local, ends) else { return MTU_WITHOUT_UPLINK };
     let only_ipv6 = !ends.is_empty() && ends.iter().all(|end| end.address.is_ipv6());
     let ipv6 = only_ipv6 || peers.keys().any(IpAddr::is_ipv6);
     mtu.saturating_sub(if ipv6 { TUNNEL_BYTES_IPV6 } else { TUNNEL_BYTES_IPV4 })

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::{Outside, Port, PortRange, PortRole, Route, RouteTarget};
+use millrace_engine::tables::{Outside, Port, PortRange, PortRole, Route, RouteTarget, SegmentIndex};
 
 use super::local::LocalView;
 
@@ -25,14 +25,22 @@ pub struct OutsidePlan {
     pub sources: BTreeSet<IpAddr>,
     /// MAC addresses of neighbours on the links of uplinks.
     pub neighbours: BTreeMap<(PortIndex, IpAddr), Mac>,
+    /// Tenants' segments whose Services are called from outside.
+    pub tenants: BTreeSet<SegmentIndex>,
     /// Addresses of load balancers that this node has on the link of an uplink.
     pub announced: BTreeMap<IpAddr, PortIndex>,
 }
 
 impl Default for OutsidePlan {
     fn default() -> Self {
-        let (ports, exempt) = (Outside::default().ports, BTreeSet::new());
-        Self { ports, exempt, sources: BTreeSet::new(), neighbours: BTreeMap::new(), announced: BTreeMap::new() }
+        Self {
+            ports: Outside::default().ports,
+            exempt: BTreeSet::new(),
+            sources: BTreeSet::new(),
+            neighbours: BTreeMap::new(),
+            tenants: BTreeSet::new(),
+            announced: BTreeMap::new(),
+        }
     }
 }
 
@@ -40,6 +48,7 @@ impl OutsidePlan {
     pub(super) fn new(
         local: &LocalView,
         routes: &BTreeMap<IpNet, Route>,
+        tenants: BTreeSet<SegmentIndex>,
         announced: BTreeMap<IpAddr, PortIndex>,
     ) -> Self {
         let source = |route: &Route| match route.target {
@@ -53,7 +62,7 @@ impl OutsidePlan {
         let exempt = local.exempt.iter().map(IpNet::trunc).take(limits::OUTSIDE_EXEMPT).collect();
         let neighbours = local.outside.neighbours.iter().take(limits::OUTSIDE_NEIGHBOURS);
         let neighbours = neighbours.map(|(at, mac)| (*at, *mac)).collect();
-        Self { ports: local.outside_ports, exempt, sources, neighbours, announced }
+        Self { ports: local.outside_ports, exempt, sources, neighbours, tenants, announced }
     }
 }
 

@@ -3,8 +3,8 @@
 //! A pod here has a route of its own, and so has each address of the host. The blocks of this node lead nowhere, so that an address without a pod is
 //! answered at once instead of travelling. Blocks of other nodes, and prefixes assigned to nodes that are not run by
 //! this program, lead through the tunnel; blocks of a pool that says so lead directly to nodes on one link with this. An
-//! address that a node borrowed out of another's block has a route of its own, longer than the block's. All else goes
-//! where the host's routes by uplinks lead.
+//! address that a node borrowed out of another's block has a route of its own, longer than the block's. Tenants' segments have
+//! the same, of their own pods and blocks, always through tunnels.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -15,38 +15,53 @@ use millrace_engine::tables::{Port, PortRole, Route, RouteTarget};
 
 use super::local::{LocalHost, LocalView};
 use super::pod_key;
+use super::tenant_segments::Surroundings;
 use super::tunnels::Reach;
-use crate::cluster::{BlockRecord, Cluster, NodeName, NodeRecord, TunnelUse};
+use crate::cluster::{BlockRecord, Cluster, NetworkName, NodeName, NodeRecord, TunnelUse};
 use crate::observe::{IP_BLOCK, NODE};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
 
-/// All routes of the pods' segment. Of two for the same prefix the first counts: pods by port number, then the host,
-/// then single addresses of blocks that nodes agreed upon, then blocks by name, then assigned prefixes by node, last those of
-/// the host to the outside.
+/// Whose addresses a segment has routes to.
+pub(super) struct Extent<'a> {
+    /// Its own: a network's, or the pods' segment's.
+    pub(super) of: Option<&'a NetworkName>,
+    /// Those of segments it is connected with.
+    pub(super) connected: &'a [Option<NetworkName>],
+}
+
+/// All routes of a segment to the cluster's own addresses. Of two for the same prefix the first counts: pods by port number,
+/// then the host, then single addresses of blocks that nodes agreed upon, then blocks by name, then assigned prefixes by
+/// node, last a network's pools.
 pub(super) fn routes(
-    cluster: &Cluster,
-    local: &LocalView,
-    ports: &BTreeMap<PortIndex, Port>,
-    reach: &Reach<'_>,
-    router_addresses: &[IpAddr],
+    around: &Surroundings<'_>,
+    extent: &Extent<'_>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<IpNet, Route> {
-    let mut table = RouteList { routes: BTreeMap::new(), problems };
-    pods(local, ports, &mut table);
-    host(local, ports, router_addresses, &mut table);
-    lent(cluster, local, reach, &mut table);
-    blocks(cluster, local, reach, &mut table);
-    assigned(cluster, local, reach, &mut table);
-    let RouteList { mut routes, problems } = table;
-    super::outside::add_routes(local, ports, &mut routes);
-    overlapping_blocks(cluster, problems);
+    let Surroundings { cluster, local, ports, reach, router_addresses, .. } = around;
+    let mut table = RouteList { routes: BTreeMap::new(), problems, of: extent.of };
+    for network in std::iter::once(extent.of).chain(extent.connected.iter().map(Option::as_ref)) {
+        pods(local, ports, network, &mut table);
+        if network.is_none() {
+            host(local, ports, router_addresses, &mut table);
+        }
+        lent(cluster, local, reach, network, &mut table);
+        blocks(cluster, local, reach, network, &mut table);
+        match network {
+            None => assigned(cluster, local, reach, &mut table),
+            Some(network) => pools(cluster, network, &mut table),
+        }
+    }
+    let RouteList { routes, problems, .. } = table;
+    overlapping_blocks(cluster, extent.of, problems);
     routes
 }
 
 struct RouteList<'a> {
     routes: BTreeMap<IpNet, Route>,
     problems: &'a mut Vec<Problem>,
+    /// Whose segment it is.
+    of: Option<&'a NetworkName>,
 }
 
 impl RouteList<'_> {
@@ -59,12 +74,26 @@ impl RouteList<'_> {
             None => drop(self.routes.insert(prefix, Route { name: name.into(), target })),
         }
     }
+
+    /// Where a packet of a network meets the outside of tunnels, nobody could tell whose it is.
+    fn tunnel_use(&self, cluster: &Cluster, block: &BlockRecord) -> TunnelUse {
+        if self.of.is_some() || block.network.is_some() {
+            return TunnelUse::Always;
+        }
+        cluster.pools.get(&block.pool).map(|pool| pool.tunnel).unwrap_or_default()
+    }
 }
 
 /// Of those pods only that have a port in the plan.
-fn pods(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, table: &mut RouteList<'_>) {
+fn pods(
+    local: &LocalView,
+    ports: &BTreeMap<PortIndex, Port>,
+    network: Option<&NetworkName>,
+    table: &mut RouteList<'_>,
+) {
     let planned = |index: &PortIndex| ports.get(index).is_some_and(|port| matches!(port.role, PortRole::Pod(_)));
-    for (port, attached) in local.pods.iter().filter(|(index, _)| planned(index)) {
+    let members = local.pods.iter().filter(|(_, pod)| pod.network.as_ref() == network);
+    for (port, attached) in members.filter(|(index, _)| planned(index)) {
         for address in &attached.addresses {
             let target = RouteTarget::Port { port: *port, mac: attached.mac };
             let pod = &attached.pod;
@@ -87,8 +116,14 @@ fn host(local: &LocalView, ports: &BTreeMap<PortIndex, Port>, router_addresses: 
 
 /// Addresses that nodes agreed upon, out of whose block ever: they lead to the node that has them now. One of this
 /// node's without a pod leads nowhere, or it would travel to the block's node and back.
-fn lent(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
-    for block in cluster.blocks.values().filter(|block| !cluster.is_of_network(block)) {
+fn lent(
+    cluster: &Cluster,
+    local: &LocalView,
+    reach: &Reach<'_>,
+    network: Option<&NetworkName>,
+    table: &mut RouteList<'_>,
+) {
+    for block in cluster.blocks_of(network) {
         for (address, entry) in block.assigned.iter().filter(|(_, entry)| entry.node != block.node) {
             let prefix = IpNet::from(*address);
             let (name, target) = if entry.node == local.node {
@@ -98,15 +133,21 @@ fn lent(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut Rou
                 (format!("address of block {} borrowed by this node", block.name), RouteTarget::Unreachable)
             } else {
                 let name = format!("address of block {} borrowed by node {}", block.name, entry.node);
-                (name, towards(local, reach, &entry.node, address.is_ipv4(), tunnel_use(cluster, block)))
+                (name, towards(local, reach, &entry.node, address.is_ipv4(), table.tunnel_use(cluster, block)))
             };
             table.add(prefix, name, target, || ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str()));
         }
     }
 }
 
-fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
-    for block in cluster.blocks.values().filter(|block| !cluster.is_of_network(block)) {
+fn blocks(
+    cluster: &Cluster,
+    local: &LocalView,
+    reach: &Reach<'_>,
+    network: Option<&NetworkName>,
+    table: &mut RouteList<'_>,
+) {
+    for block in cluster.blocks_of(network) {
         let key = || ObjectKey::cluster_scoped(IP_BLOCK, block.name.as_str());
         if let Some(pool) = cluster.pools.get(&block.pool).filter(|pool| !pool.cidr().contains(block.cidr)) {
             let message = format!("{} lies outside its pool {} ({})", block.cidr, pool.name(), pool.cidr());
@@ -118,7 +159,7 @@ fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut R
             if !cluster.nodes.contains_key(&block.node) {
                 table.problems.push(Problem::new(format!("its node {} does not exist", block.node)).of(&key()));
             }
-            let target = towards(local, reach, &block.node, block.cidr.is_ipv4(), tunnel_use(cluster, block));
+            let target = towards(local, reach, &block.node, block.cidr.is_ipv4(), table.tunnel_use(cluster, block));
             if target == RouteTarget::Unreachable && reach.end(&block.node, block.cidr.is_ipv4()).is_some() {
                 let message =
                     format!("node {} is not on a link of this node, and its pool allows no tunnel", block.node);
@@ -133,7 +174,7 @@ fn blocks(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut R
 /// Prefixes that the cluster assigned to nodes without a block: those that flannel runs, and those that have addresses
 /// from there. This node's own lead nowhere, as its blocks do.
 fn assigned(cluster: &Cluster, local: &LocalView, reach: &Reach<'_>, table: &mut RouteList<'_>) {
-    let owners: BTreeSet<&NodeName> = cluster.blocks.values().map(|block| &block.node).collect();
+    let owners: BTreeSet<&NodeName> = cluster.blocks_of(None).map(|block| &block.node).collect();
     for node in cluster.nodes.values().filter(|node: &&NodeRecord| !owners.contains(&node.name)) {
         for prefix in &node.pod_cidrs {
             let key = || ObjectKey::cluster_scoped(NODE, node.name.as_str());
@@ -159,13 +200,18 @@ fn towards(local: &LocalView, reach: &Reach<'_>, node: &NodeName, ipv4: bool, tu
     }
 }
 
-fn tunnel_use(cluster: &Cluster, block: &BlockRecord) -> TunnelUse {
-    cluster.pools.get(&block.pool).map(|pool| pool.tunnel).unwrap_or_default()
+/// What of a network's pools nobody has claimed is nobody's, and not outside either.
+fn pools(cluster: &Cluster, network: &NetworkName, table: &mut RouteList<'_>) {
+    for pool in cluster.pools_of(Some(network)) {
+        let name = || format!("pool {} of network {network}", pool.name()).into();
+        let nowhere = || Route { name: name(), target: RouteTarget::Unreachable };
+        table.routes.entry(pool.cidr().net()).or_insert_with(nowhere);
+    }
 }
 
 /// Blocks one inside the other: both are routed, but two nodes may hand out one address.
-fn overlapping_blocks(cluster: &Cluster, problems: &mut Vec<Problem>) {
-    let mut sorted: Vec<&BlockRecord> = cluster.blocks.values().collect();
+fn overlapping_blocks(cluster: &Cluster, network: Option<&NetworkName>, problems: &mut Vec<Problem>) {
+    let mut sorted: Vec<&BlockRecord> = cluster.blocks_of(network).collect();
     sorted.sort_by_key(|block| (block.cidr, &block.name));
     let mut around: Option<&BlockRecord> = None;
     for block in sorted {

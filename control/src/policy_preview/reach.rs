@@ -13,17 +13,17 @@ use std::sync::Arc;
 use millrace_engine::limits;
 use millrace_engine::packet::parse::protocol;
 use millrace_engine::packet::{Mac, PortIndex};
-use millrace_engine::tables::Snapshot;
 use millrace_engine::tables::policy::{
     Action, Denial, Direction, Judgement, Packet, PeerView, PodPolicy, PolicyTable, PortRange, Ports, RuleList,
 };
+use millrace_engine::tables::{SegmentIndex, Snapshot};
 
 use super::words;
 use crate::api::model::{PolicyReachReport, ReachReport, UnusedRuleReport};
-use crate::cluster::{Cluster, InterfaceName, NodeName, NodeRecord, PodName};
+use crate::cluster::{Cluster, InterfaceName, NetworkName, NodeName, NodeRecord, PodName};
 use crate::observe::Touched;
 use crate::plan::policy::{PolicyPlanner, node_addresses};
-use crate::plan::{AttachedPod, LocalView, POD_SEGMENT};
+use crate::plan::{AttachedPod, LocalView, Tenants, connected_with};
 
 /// Pairs that are judged for one question; more must be narrowed down.
 const PAIRS: usize = 1_000_000;
@@ -92,6 +92,8 @@ pub struct Question {
 struct End {
     name: String,
     addresses: Vec<IpAddr>,
+    /// The network it is in; as the other end for an address that is nobody's.
+    network: Option<Option<NetworkName>>,
     policy: Option<Arc<PodPolicy>>,
     /// Addresses of the pod's node, which it reaches and which reaches it.
     own_node: Arc<[IpAddr]>,
@@ -110,12 +112,34 @@ pub fn reach(cluster: &Cluster, local: &LocalView, question: &Question) -> Resul
         return Err(format!("these are {pairs} pairs, of which at most {PAIRS} are judged; say from whom or to whom"));
     }
     let mut report = PolicyReachReport::default();
+    let networks = Networks(Tenants::of(cluster, local.vni, &mut Vec::new()));
     for source in &sources {
         for target in targets.iter().filter(|target| target.name != source.name) {
-            pair(&table, source, target, question.limit, &mut report);
+            if let Some(segments) = networks.common(cluster, source, target) {
+                pair((&table, segments), source, target, question.limit, &mut report);
+            }
         }
     }
     Ok(report)
+}
+
+/// The networks that pods of a cluster may be in.
+struct Networks(Tenants);
+
+impl Networks {
+    /// The segments that know the two ends, if their networks are one or connected. Pods in networks that are not routed are
+    /// judged by nobody.
+    fn common(&self, cluster: &Cluster, source: &End, target: &End) -> Option<[SegmentIndex; 2]> {
+        let known = || source.network.as_ref().or(target.network.as_ref()).cloned().flatten();
+        let networks = [source, target].map(|end| end.network.clone().unwrap_or_else(known));
+        let [one, other] = &networks;
+        let is_met = |one: &Option<NetworkName>, other| {
+            one.as_ref().is_some_and(|one| connected_with(cluster, one).contains(other))
+        };
+        let meet = one == other || is_met(one, other) || is_met(other, one);
+        let segments = networks.each_ref().map(|network| self.0.segment(network.as_ref()));
+        meet.then_some(segments).and_then(|[source, target]| Some([source?, target?]))
+    }
 }
 
 /// All pods with addresses, each with what judges it, and what is known of all addresses.
@@ -130,10 +154,14 @@ fn judged_pods(cluster: &Cluster, local: &LocalView, planner: &mut PolicyPlanner
     let mut all: BTreeMap<PodName, Vec<IpAddr>> =
         known.map(|pod| (pod.name.clone(), placed(&pod.name, &pod.addresses))).collect();
     // A pod whose object is not known yet has an address nevertheless.
-    for attached in local.pods.values() {
+    for attached in local.pods.values().filter(|attached| !attached.further) {
         all.entry(attached.pod.clone()).or_insert_with(|| attached.addresses.clone());
     }
     all.retain(|_, addresses| !addresses.is_empty());
+    let network = |pod: &PodName| {
+        let attached = local.pods.values().find(|attached| attached.pod == *pod && !attached.further);
+        attached.map_or_else(|| cluster.memberships.of_pod(pod).cloned(), |attached| attached.network.clone())
+    };
     let all: Vec<(PodName, Vec<IpAddr>)> = all.into_iter().collect();
     let nodes = addresses_of_nodes(cluster);
     let own_node = |pod: &PodName| {
@@ -144,14 +172,19 @@ fn judged_pods(cluster: &Cluster, local: &LocalView, planner: &mut PolicyPlanner
     let mut aside = LocalView { pods: BTreeMap::new(), ..local.clone() };
     for some in all.chunks(limits::PORTS) {
         let port = |at: usize| PortIndex(at as u16);
-        aside.pods =
-            some.iter().enumerate().map(|(at, (pod, addresses))| (port(at), attached(pod, addresses))).collect();
+        aside.pods = some
+            .iter()
+            .enumerate()
+            .map(|(at, (pod, addresses))| (port(at), attached(pod, network(pod), addresses)))
+            .collect();
         let table = planner.update(cluster, &aside, &touched());
         ends.extend(some.iter().enumerate().map(|(at, (pod, addresses))| End {
             name: pod.to_string(),
             addresses: addresses.clone(),
+            network: Some(network(pod)),
             policy: table.pods.known(port(at)).cloned(),
-            own_node: own_node(pod),
+            // No node is in a tenant's network.
+            own_node: if network(pod).is_none() { own_node(pod) } else { Arc::default() },
         }));
     }
     let table = planner.update(cluster, local, &touched());
@@ -168,12 +201,13 @@ fn addresses_of_nodes(cluster: &Cluster) -> BTreeMap<NodeName, Arc<[IpAddr]>> {
     cluster.nodes.iter().map(of_node).collect()
 }
 
-fn attached(pod: &PodName, addresses: &[IpAddr]) -> AttachedPod {
+fn attached(pod: &PodName, network: Option<NetworkName>, addresses: &[IpAddr]) -> AttachedPod {
     AttachedPod {
         host_ports: Vec::new(),
         bandwidth: Default::default(),
         uid: None,
-        network: None,
+        network,
+        further: false,
         pod: pod.clone(),
         container_id: String::new(),
         interface: InterfaceName::new("eth0").unwrap_or_else(|_| unreachable!("the name is a valid one")),
@@ -193,8 +227,13 @@ fn ends<'a>(pods: &'a [End], selection: &Selection) -> Result<Vec<Cow<'a, End>>,
     let found: Vec<_> = pods.iter().filter(is_meant).map(Cow::Borrowed).collect();
     match selection {
         Selection::Address(address) if found.is_empty() => {
-            let end =
-                End { name: address.to_string(), addresses: vec![*address], policy: None, own_node: Arc::default() };
+            let end = End {
+                name: address.to_string(),
+                addresses: vec![*address],
+                network: None,
+                policy: None,
+                own_node: Arc::default(),
+            };
             Ok(vec![Cow::Owned(end)])
         }
         Selection::Pod(name) | Selection::Namespace(name) if found.is_empty() => {
@@ -205,10 +244,16 @@ fn ends<'a>(pods: &'a [End], selection: &Selection) -> Result<Vec<Cow<'a, End>>,
 }
 
 /// What one may reach of the other, by family where the two differ.
-fn pair(table: &PolicyTable, source: &End, target: &End, limit: usize, report: &mut PolicyReachReport) {
+fn pair(
+    (table, segments): (&PolicyTable, [SegmentIndex; 2]),
+    source: &End,
+    target: &End,
+    limit: usize,
+    report: &mut PolicyReachReport,
+) {
     let of_family = |ipv4: bool| {
         let first = |end: &End| end.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4);
-        Some(open_ports(table, (source, first(source)?), (target, first(target)?)))
+        Some(open_ports((table, segments), (source, first(source)?), (target, first(target)?)))
     };
     let families: Vec<(&str, Vec<String>)> = match (of_family(true), of_family(false)) {
         (Some(ipv4), Some(ipv6)) if ipv4 == ipv6 => vec![("both", ipv4)],
@@ -232,11 +277,11 @@ fn pair(table: &PolicyTable, source: &End, target: &End, limit: usize, report: &
 
 /// The ports that are open from one address to another, as ranges: `tcp/80`, `udp/all`, `icmp`; `all` for everything.
 fn open_ports(
-    table: &PolicyTable,
+    (table, segments): (&PolicyTable, [SegmentIndex; 2]),
     (source, source_address): (&End, IpAddr),
     (target, target_address): (&End, IpAddr),
 ) -> Vec<String> {
-    let views = [source_address, target_address].map(|address| table.peer(POD_SEGMENT, address));
+    let views = [table.peer(segments[0], source_address), table.peer(segments[1], target_address)];
     let policies = [
         source.policy.as_deref().map(|policy| (policy, Direction::Egress)),
         target.policy.as_deref().map(|policy| (policy, Direction::Ingress)),

@@ -24,7 +24,7 @@ use millrace_engine::port::pcap::Capture;
 use millrace_engine::tables::Tunnels;
 
 use crate::agent::{FIRST_BRIDGE_PORT, FIRST_POD_PORT, HOST_INTERFACE};
-use crate::cluster::{BridgePortRecord, Cluster, DeviceKind, InterfaceName, NodeName};
+use crate::cluster::{BridgePortRecord, Cluster, DeviceKind, InterfaceName, NetworkRecord, NodeName};
 use crate::plan::{
     self, AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, OutsidePath, OutsideView, UnderlayPath,
     wanted_uplinks,
@@ -132,7 +132,7 @@ pub(super) fn host(cluster: &Cluster, node: &NodeName, captures: &Captures) -> (
 /// Ports of bridges, and of networks.
 pub(super) fn bridge_ports(cluster: &Cluster, node: &NodeName) -> (BTreeMap<PortIndex, LocalPort>, Vec<Device>) {
     let networks = cluster.networks.values().filter(|network| network.is_for(node));
-    let made = networks.flat_map(|network| [network.wire_port(), network.host_port()]);
+    let made = networks.filter_map(NetworkRecord::wire_ports).flatten();
     let mut records: Vec<BridgePortRecord> = cluster.ports.values().filter(|port| port.is_for(node)).cloned().collect();
     records.extend(made);
     records.sort_unstable_by(|one, other| one.name.cmp(&other.name));
@@ -159,14 +159,15 @@ pub(super) fn pods(
     captures: &Captures,
 ) -> (BTreeMap<PortIndex, AttachedPod>, Vec<Device>) {
     let here = cluster.pods.values().filter(|pod| pod.node.as_ref() == Some(node) && !pod.host_network);
-    let here = here.filter(|pod| !pod.addresses.is_empty() || pod.address_wishes.network.is_some());
+    let here = here.filter(|pod| !pod.addresses.is_empty() || cluster.memberships.of_pod(&pod.name).is_some());
     let eth0 = InterfaceName::new("eth0").unwrap_or_else(|_| unreachable!("the name is a valid one"));
     let (mut pods, mut devices) = (BTreeMap::new(), Vec::new());
     for (number, pod) in (FIRST_POD_PORT..FIRST_BRIDGE_PORT).zip(here) {
         let (port, name) = (PortIndex(number), pod.name.to_string());
         let mac = captures.get(&name).and_then(sender).unwrap_or_else(|| made_up(&format!("pod {name}")));
-        let network = pod.address_wishes.network.clone();
-        let mtu = if network.is_some() { MTU } else { mtu };
+        let network = cluster.memberships.of_pod(&pod.name).cloned();
+        let on_wire = network.as_ref().and_then(|network| cluster.networks.get(network)?.wire()).is_some();
+        let mtu = if on_wire { MTU } else { mtu };
         let attached = AttachedPod {
             host_ports: Vec::new(),
             bandwidth: Default::default(),
@@ -178,6 +179,7 @@ pub(super) fn pods(
             addresses: pod.addresses.clone(),
             mtu,
             network,
+            further: false,
         };
         pods.insert(port, attached);
         devices.push(Device { port, name, capabilities: MemoryQueue::LIKE_TAP });

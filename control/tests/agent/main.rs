@@ -44,6 +44,7 @@ mod runtimes;
 mod services;
 mod standalone;
 mod subnets;
+mod tenants;
 mod traffic;
 mod uplinks;
 mod verbs;
@@ -102,6 +103,8 @@ const TESTS: &[Test] = &[
         announcing::one_node_announces_a_load_balancer_and_another_takes_over,
     ),
     ("pods_stand_on_the_nodes_wire", networks::pods_stand_on_the_nodes_wire),
+    ("tenants_share_addresses_and_never_meet", tenants::tenants_share_addresses_and_never_meet),
+    ("a_pod_has_interfaces_in_several_networks", tenants::a_pod_has_interfaces_in_several_networks),
     ("a_pod_may_have_a_veth", veth::a_pod_may_have_a_veth),
     ("units_of_a_veth_stay_whole", veth::units_of_a_veth_stay_whole),
     ("a_network_that_is_not_there_is_named", networks::a_network_that_is_not_there_is_named),

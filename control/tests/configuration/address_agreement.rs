@@ -279,7 +279,7 @@ fn a_check_finds_each_sort_of_leak_and_nothing_else() {
     let mut held: BTreeMap<IpAddr, String> =
         attachments.iter().map(|entry| (entry.addresses[0], entry.holder.clone())).collect();
     held.insert(address("10.1.0.5"), "c4/eth0".to_owned());
-    let found = check(&cluster, &node_name("a"), &held, &attachments, true);
+    let found = check(&cluster, (&node_name("a"), None), &held, &attachments, true);
     let found: Vec<(FindingKind, &str)> =
         found.iter().map(|finding| (finding.kind, finding.subject.as_str())).collect();
     let expected = [

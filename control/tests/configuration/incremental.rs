@@ -46,6 +46,8 @@ fn segment(number: u16) -> SegmentPlan {
         gateway_addresses: vec![address("169.254.1.1")],
         router_addresses: Vec::new(),
         masquerade_ports: PortRange::default(),
+        known_outside: number.is_multiple_of(2),
+        connected: BTreeMap::from([("10.9.0.0/16".parse().expect("prefix"), SegmentIndex(number + 1))]),
         tunnel_mac: Mac([2, 0, 0, 0, 0, 2]),
         routes: BTreeMap::new(),
     }

@@ -13,3 +13,4 @@ mod order;
 mod policies;
 mod services;
 mod support;
+mod tenants;

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use millrace_control::cluster::NetworkName;
 use millrace_control::observe::KINDS;
-use millrace_control::plan::LocalView;
+use millrace_control::plan::{AttachedPod, LocalView};
 use millrace_control::reconcile::{Input, Reconciler};
 use millrace_control::store::{Event, Object, ObjectKey, ObjectStore};
 use proptest::prelude::*;
@@ -46,6 +47,18 @@ fn objects() -> Vec<Object> {
         );
     }
     text += "---\n{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: kubernetes}, spec: {cidrs: [10.96.0.0/16]}}\n";
+    text += "---\n{apiVersion: millrace.dev/v1alpha1, kind: Network, metadata: {name: blue}, spec: {vni: 5001, connect: [red]}}\n\
+             ---\n{apiVersion: millrace.dev/v1alpha1, kind: Network, metadata: {name: red}, spec: {vni: 5002, connect: [blue]}}\n\
+             ---\n{apiVersion: millrace.dev/v1alpha1, kind: Network, metadata: {name: twin}, spec: {vni: 5002}}\n\
+             ---\n{apiVersion: millrace.dev/v1alpha1, kind: Network, metadata: {name: lan}, spec: {vni: 5003, layer: 2}}\n\
+             ---\n{apiVersion: millrace.dev/v1alpha1, kind: IpPool, metadata: {name: blue}, spec: {cidr: 10.1.0.0/16, network: blue}}\n\
+             ---\n{apiVersion: millrace.dev/v1alpha1, kind: IpBlock, metadata: {name: blue.b}, spec: {cidr: 10.1.0.0/26, pool: blue, \
+             network: blue, node: n1}}\n\
+             ---\n{apiVersion: v1, kind: Namespace, metadata: {name: shop, annotations: {millrace.dev/network: blue}}}\n\
+             ---\n{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop, labels: {app: web}}, spec: {nodeName: n1}, \
+             status: {podIP: 10.1.0.1}}\n\
+             ---\n{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, spec: {clusterIPs: [10.96.0.99], \
+             selector: {app: web}, ports: [{port: 80, nodePort: 30099}]}}\n";
     // Contradictions and faults must come out the same in any order too.
     text += &node("twin", &["192.0.2.3"]);
     text += &block("b2-again", "10.1.2.0/26", "four", "n4");
@@ -58,7 +71,16 @@ fn objects() -> Vec<Object> {
 }
 
 fn facts() -> [Input; 3] {
-    let pods = [attached(3, "web", &["10.1.0.1"]), attached(4, "db", &["10.1.0.2", "fd00::2"])];
+    let member = |port, pod, address, network| {
+        let (port, plugged) = attached(port, pod, &[address]);
+        (port, AttachedPod { network: Some(NetworkName::new(network).expect("name")), ..plugged })
+    };
+    let pods = [
+        attached(3, "web", &["10.1.0.1"]),
+        attached(4, "db", &["10.1.0.2", "fd00::2"]),
+        member(5, "tenant", "10.1.0.2", "blue"),
+        member(6, "flat", "10.1.0.2", "lan"),
+    ];
     let underlay = (2..7).map(|last| (address(&format!("192.0.2.{last}")), path(0, "192.0.2.1")));
     [
         Input::Pods(BTreeMap::from(pods)),

@@ -14,6 +14,7 @@ use millrace_control::api::model::*;
 use millrace_control::api::server::{Limits, serve};
 use millrace_control::api::socket::Socket;
 use millrace_control::api::{Inspect, InspectFailure};
+use millrace_control::cluster::FurtherInterface;
 use millrace_control::cni_server::*;
 use millrace_engine::packet::{Mac, PortIndex};
 
@@ -51,6 +52,10 @@ impl PodNetwork for TestNetwork {
                 gateway: Some("169.254.1.1".parse().expect("an address")),
             }],
         })
+    }
+
+    fn further(&self, _request: &AddRequest) -> Result<Vec<FurtherInterface>, CniFailure> {
+        Ok(Vec::new())
     }
 
     fn delete(&self, request: &DeleteRequest) -> Result<(), CniFailure> {

@@ -6,12 +6,15 @@ use super::rewrites::Rewrites;
 use super::table::Table;
 use crate::edit::{Rewrite, Translation};
 use crate::packet::PortIndex;
+use crate::tables::SegmentIndex;
 
 /// One flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowView {
     /// What its packets have in common.
     pub key: KeyFields,
+    /// The segment that its packets came in by.
+    pub segment: SegmentIndex,
     /// Port they leave by.
     pub egress: PortIndex,
     /// What is done to them.
@@ -50,10 +53,12 @@ fn show<K: FlowKey>(
     now_ms: u32,
     mut visit: impl FnMut(&FlowView),
 ) {
-    let entries = table.entries.get(slots).unwrap_or(&[]);
-    for entry in entries.iter().filter(|entry| entry.in_use()) {
+    let entries = table.entries.get(slots.clone()).unwrap_or(&[]);
+    let cold = table.cold.get(slots).unwrap_or(&[]);
+    for (entry, cold) in entries.iter().zip(cold).filter(|(entry, _)| entry.in_use()) {
         visit(&FlowView {
             key: entry.key.fields(),
+            segment: cold.dependencies.segment,
             egress: entry.egress(),
             rewrite: rewrites.get(entry.rewrite).rewrite,
             translation: entry.ends().translation(),

@@ -18,7 +18,7 @@ use crate::packet::parse::{flag, protocol};
 use crate::packet::wire::{arp, nd, vlan};
 use crate::packet::{Headers, Mac, Network};
 use crate::state::Fragmented;
-use crate::tables::services::Found;
+use crate::tables::services::{Found, Frontend, FrontendKind};
 use crate::tables::{
     BridgedPort, HandBack, Port, PortRole, RouteTarget, Segment, SegmentIndex, SegmentKind, TagProtocol, UplinkPort,
 };
@@ -142,7 +142,8 @@ fn admit_plain<'a>(walk: &mut Walk<'a>, port: &Port, uplink: &UplinkPort) -> Con
     }
     let other_end = known_outside(walk).and_then(|index| walk.tables.segments.get(index));
     let is_ours = || calls_service(walk, segment.index) || reaches_pod(walk, segment);
-    let Some(segment) = other_end.or_else(|| is_ours().then_some(segment)) else {
+    let called = || if is_ours() { Some(segment) } else { tenant_called(walk) };
+    let Some(segment) = other_end.or_else(called) else {
         return not_ours(walk, port, target, host);
     };
     walk.from_outside = true;
@@ -199,11 +200,28 @@ fn reaches_pod(walk: &Walk<'_>, segment: &Segment) -> bool {
 }
 
 fn calls_service(walk: &Walk<'_>, segment: SegmentIndex) -> bool {
+    called_in(walk, segment).is_some()
+}
+
+/// The address of a Service of the segment that a packet is for.
+fn called_in<'a>(walk: &Walk<'a>, segment: SegmentIndex) -> Option<&'a Frontend> {
     let headers = walk.arrival.headers;
-    let services = walk.tables.services.get(segment).filter(|_| !headers.has(flag::LATER_FRAGMENT));
-    let found =
-        services.map(|services| services.find(headers.destination_address(), headers.protocol, headers.ports[1]));
-    matches!(found, Some(Found::Frontend(_)))
+    let services = walk.tables.services.get(segment).filter(|_| !headers.has(flag::LATER_FRAGMENT))?;
+    match services.find(headers.destination_address(), headers.protocol, headers.ports[1]) {
+        Found::Frontend(frontend) => Some(frontend),
+        Found::WrongPort | Found::Unallocated(_) | Found::Nothing => None,
+    }
+}
+
+/// The tenant whose Service is called, at an address that is meant for callers from outside. Who calls must not claim an
+/// address of the tenant's own.
+fn tenant_called<'a>(walk: &Walk<'a>) -> Option<&'a Arc<Segment>> {
+    let source = walk.arrival.headers.source_address();
+    let calls = |index: &&SegmentIndex| {
+        called_in(walk, **index).is_some_and(|frontend| frontend.kind != FrontendKind::ClusterIp)
+    };
+    let called = walk.tables.outside.tenants.iter().find(calls)?;
+    walk.tables.segments.get(*called).filter(|segment| !is_of_cluster(segment, source))
 }
 
 /// Nothing of this packet is known here: it is the host's. Of a packet in fragments the first one decides, so a later one

@@ -57,11 +57,11 @@ impl Masquerade {
 pub(super) fn masquerade(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarget) -> ControlFlow<Verdict> {
     let SegmentKind::Routed(routed) = &segment.kind else { return ControlFlow::Continue(()) };
     let leaves = matches!(target, RouteTarget::Outside { .. });
-    let far_side = if leaves { SegmentIndex::OUTSIDE } else { segment.index };
+    let far_side = if leaves { SegmentIndex::OUTSIDE } else { segment.home_of(walk.destination()) };
     if source_is_another(walk, routed, target, far_side) {
         walk.reopen_towards_server();
     }
-    let is_exempt = walk.tables.outside.is_exempt(walk.destination());
+    let is_exempt = routed.known_outside && walk.tables.outside.is_exempt(walk.destination());
     let Some(opening) = walk.opening() else {
         return if leaves && !is_exempt && !answers_come_from(walk, far_side) {
             walk.drop(Stage::Masquerade, DropReason::OutsideUntracked)

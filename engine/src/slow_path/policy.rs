@@ -64,7 +64,7 @@ pub(super) fn policy(walk: &mut Walk<'_>, segment: &Segment, target: &RouteTarge
         return ControlFlow::Continue(());
     }
     let known = matches!(walk.tracking, Tracking::Known(..) | Tracking::Related(..));
-    let question = Question::new(walk.tables, segment.index, &ends(walk, target));
+    let question = Question::new(walk.tables, Some(segment), &ends(walk, target));
     for (pod, direction) in question.asked().into_iter().flatten() {
         let Some(reason) = question.judge(walk.tables, pod, direction, known) else { continue };
         let denied = match &reason {
@@ -99,7 +99,11 @@ pub fn judge_connection(tables: &Snapshot, connection: &Connection) -> Vec<Reaso
         client: port_to(tables, connection.reply.segment, source),
         server: port_to(tables, connection.original.segment, destination),
     };
-    let question = Question::new(tables, connection.original.segment, &ends);
+    let known_from = match connection.original.segment {
+        SegmentIndex::OUTSIDE => connection.reply.segment,
+        segment => segment,
+    };
+    let question = Question::new(tables, tables.segments.get(known_from).map(AsRef::as_ref), &ends);
     let mut reasons = Vec::new();
     for (pod, direction) in question.asked().into_iter().flatten() {
         reasons.extend(question.judge(tables, pod, direction, true));
@@ -147,15 +151,17 @@ fn ends(walk: &Walk<'_>, target: &RouteTarget) -> Ends {
 }
 
 impl<'a> Question<'a> {
-    fn new(tables: &'a Snapshot, segment: SegmentIndex, ends: &Ends) -> Self {
+    /// `segment`: as one of the two ends sees them.
+    fn new(tables: &'a Snapshot, segment: Option<&Segment>, ends: &Ends) -> Self {
+        let home = |address| segment.map_or(SegmentIndex::OUTSIDE, |segment| segment.home_of(address));
         let role = |port: PortIndex| tables.ports.get(port).map(|port| &port.role);
         let pod = |port: Option<PortIndex>| port.filter(|port| matches!(role(*port), Some(PortRole::Pod(_))));
         let is_host = |port: Option<PortIndex>| port.is_some_and(|port| matches!(role(port), Some(PortRole::Host(_))));
         let has_ports = matches!(ends.protocol, protocol::TCP | protocol::UDP | protocol::SCTP);
         Self {
             packet: Packet { protocol: ends.protocol, port: ends.port.filter(|_| has_ports) },
-            source: tables.policy.peer(segment, ends.source),
-            destination: tables.policy.peer(segment, ends.destination),
+            source: tables.policy.peer(home(ends.source), ends.source),
+            destination: tables.policy.peer(home(ends.destination), ends.destination),
             source_pod: pod(ends.client),
             destination_pod: pod(ends.server),
             from_host: is_host(ends.client),

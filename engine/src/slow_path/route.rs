@@ -34,7 +34,7 @@ pub(super) fn route<'a>(walk: &mut Walk<'a>, segment: &'a Segment) -> ControlFlo
             walk.drop(Stage::Route, DropReason::SplitHorizon)
         }
         // This node is the way out for its own pods only; answers of what it masqueraded itself are known.
-        RouteTarget::Outside { .. } if walk.is_from_node() && !walk.tracking.is_known() => {
+        RouteTarget::Outside { .. } if walk.is_from_node() && !walk.tracking.is_answer() => {
             walk.drop(Stage::Route, DropReason::SplitHorizon)
         }
         target => ControlFlow::Continue(target),

@@ -123,9 +123,9 @@ impl Opening {
 }
 
 impl Tracking {
-    /// Whether the packet belongs to a connection that is open already, or is about one.
-    pub(super) fn is_known(&self) -> bool {
-        matches!(self, Tracking::Known(..) | Tracking::Related(..))
+    /// Whether the packet goes back to who opened its connection, or is about what does.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self, Tracking::Known(_, Direction::Reply) | Tracking::Related(_, Direction::Reply))
     }
 
     /// What is done to this packet.

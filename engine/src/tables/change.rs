@@ -61,6 +61,7 @@ pub fn changes(old: &Snapshot, new: &Snapshot) -> ChangeSet {
     outside(old, new, &mut changes);
     old.services.changes(&new.services, &mut changes);
     policies(old, new, &mut changes);
+    connected(new, &mut changes);
     changes.sort_unstable();
     changes.dedup();
     ChangeSet { generation: new.generation, changes }
@@ -104,6 +105,8 @@ fn segment_changes(before: &Segment, after: &Segment, changes: &mut Vec<Change>)
             if frame(old) != frame(new)
                 || old.gateway_addresses != new.gateway_addresses
                 || old.router_addresses != new.router_addresses
+                || old.known_outside != new.known_outside
+                || old.connected != new.connected
             {
                 changes.push(Change::Segment(after.index));
                 return;
@@ -119,6 +122,25 @@ fn segment_changes(before: &Segment, after: &Segment, changes: &mut Vec<Change>)
         (SegmentKind::Bridged(old), SegmentKind::Bridged(new)) => bridged_changes(after.index, old, new, changes),
         _ => changes.push(Change::Segment(after.index)),
     }
+}
+
+/// What changed of a segment's addresses changed for the segments that have its routes.
+fn connected(new: &Snapshot, changes: &mut Vec<Change>) {
+    let mut more = Vec::new();
+    for segment in new.segments.iter() {
+        let SegmentKind::Routed(routed) = &segment.kind else { continue };
+        let sees = |other: &SegmentIndex| routed.connected.iter().any(|(_, connected)| connected == other);
+        for change in changes.iter().filter(|_| !routed.connected.is_empty()) {
+            match change {
+                Change::Prefix(other, network) if sees(other) => more.push(Change::Prefix(segment.index, *network)),
+                Change::Identity(other, address) if sees(other) => {
+                    more.push(Change::Identity(segment.index, *address));
+                }
+                _ => {}
+            }
+        }
+    }
+    changes.append(&mut more);
 }
 
 /// Floods are never cached, so members and remotes that only take part in floods change no flow. Flows to and from a

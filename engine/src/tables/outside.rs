@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::PortRange;
+use super::{PortRange, SegmentIndex};
 use crate::limits;
 use crate::packet::{Mac, PortIndex};
 
@@ -22,6 +22,8 @@ pub struct Outside {
     /// Networks that know the way to pods: towards them pods keep their own addresses, and from them pods are reached. At
     /// most [`OUTSIDE_EXEMPT`](limits::OUTSIDE_EXEMPT), since all are compared.
     pub exempt: Arc<[IpNet]>,
+    /// Tenants' segments whose Services are called from outside, beside that of the host's port. In order, each once.
+    pub tenants: Arc<[SegmentIndex]>,
     /// Addresses that this node has on the links of uplinks for Services, in order, each once.
     pub announced: Arc<[(PortIndex, IpAddr)]>,
     /// In order of port and address, each once.
@@ -34,7 +36,13 @@ impl Default for Outside {
     fn default() -> Self {
         let (first, last) = limits::OUTSIDE_PORTS;
         let ports = PortRange::new(first, last).unwrap_or_default();
-        Self { ports, exempt: Arc::default(), announced: Arc::default(), neighbours: Arc::default() }
+        Self {
+            ports,
+            exempt: Arc::default(),
+            tenants: Arc::default(),
+            announced: Arc::default(),
+            neighbours: Arc::default(),
+        }
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::BridgedSegment;
 use super::lookup::PrefixTree;
 use crate::limits;
@@ -56,6 +58,18 @@ pub struct Segment {
     pub kind: SegmentKind,
 }
 
+impl Segment {
+    /// The segment that `address` is of, as this one sees it.
+    #[must_use]
+    pub fn home_of(&self, address: IpAddr) -> SegmentIndex {
+        let connected = match &self.kind {
+            SegmentKind::Routed(routed) => routed.other_home_of(address),
+            SegmentKind::Bridged(_) => None,
+        };
+        connected.unwrap_or(self.index)
+    }
+}
+
 /// How packets find their way in a segment.
 #[derive(Clone, Debug)]
 pub enum SegmentKind {
@@ -77,6 +91,11 @@ pub struct RoutedSegment {
     pub router_addresses: Vec<IpAddr>,
     /// Source ports that masqueraded connections get.
     pub masquerade_ports: PortRange,
+    /// Whether networks outside that know the way to pods know the way to its members: there is one such segment.
+    pub known_outside: bool,
+    /// Prefixes that are of other segments, which this one has the routes of: nobody else here has an address in them, and
+    /// none lies inside another. Few, since all are compared.
+    pub connected: Arc<[(IpNet, SegmentIndex)]>,
     /// MAC address of this node's end of the tunnel: inner source of what it sends, inner destination of what it gets.
     pub tunnel_mac: Mac,
     /// IPv4 routes, addresses left-aligned in 128 bits (see [`address_bits`]).
@@ -153,6 +172,12 @@ impl RoutedSegment {
             |own: &IpAddr| matches!(target(*own), own @ Some(RouteTarget::Port { .. }) if own == target(receiver));
         let own = self.router_addresses.iter().find(same_family).filter(|own| !same_port(own));
         own.or_else(|| self.gateway_addresses.iter().find(same_family)).copied()
+    }
+
+    /// The segment that `address` is of, as this one sees it: a connected one, or none other than this.
+    #[must_use]
+    pub fn other_home_of(&self, address: IpAddr) -> Option<SegmentIndex> {
+        self.connected.iter().find(|(prefix, _)| prefix.contains(&address)).map(|(_, segment)| *segment)
     }
 
     /// The longest prefix that covers `address`.

@@ -252,6 +252,8 @@ pub fn pods_snapshot(pods: &[TestPod], uplink: u16, tunnel_mac: Mac, peers: &[Te
         gateway_addresses: vec!["169.254.1.1".parse().expect("address"), "fe80::1".parse().expect("address")],
         router_addresses: Vec::new(),
         masquerade_ports: PortRange::default(),
+        known_outside: true,
+        connected: Default::default(),
         tunnel_mac,
         routes_ipv4: Default::default(),
         routes_ipv6: Default::default(),

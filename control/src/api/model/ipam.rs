@@ -30,6 +30,9 @@ pub struct PoolReport {
     pub blocks: u64,
     /// Blocks there are room for; a pool of IPv6 may have more than fit a number here, then the largest number.
     pub blocks_possible: u64,
+    /// The network whose pods its addresses are for; absent for the pods' segment.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<String>,
     /// Whether only pods that name it get addresses of it.
     pub only_on_request: bool,
 }
@@ -41,6 +44,9 @@ pub struct BlockReport {
     pub cidr: String,
     /// The pool it is part of; empty for an assigned prefix.
     pub pool: String,
+    /// The network whose pods have its addresses; absent for the pods' segment.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<String>,
     /// The node that hands its addresses out.
     pub node: String,
     /// Addresses in use on this node, of blocks of this node.
@@ -71,6 +77,9 @@ pub struct AssignedReport {
 pub struct AddressReport {
     /// The address.
     pub address: String,
+    /// The network it is an address of; absent for the pods' segment.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<String>,
     /// The attachment that holds it, as `container/interface`.
     pub holder: String,
     /// The pod, as `namespace/name`.

@@ -9,7 +9,12 @@ use crate::api::model::{BlockReport, IpamCheckReport, IpamReport, PoolReport};
 pub(in crate::cli) fn ipam(report: &IpamReport) -> String {
     let mut text = String::new();
     let pool = |pool: &PoolReport| {
-        let use_of = if pool.only_on_request { "pods that name it" } else { "everybody" };
+        let use_of = match (&pool.network, pool.only_on_request) {
+            (Some(network), false) => format!("pods of {network}"),
+            (Some(network), true) => format!("pods of {network} that name it"),
+            (None, true) => "pods that name it".to_owned(),
+            (None, false) => "everybody".to_owned(),
+        };
         let blocks = format!("{} of {}", number(pool.blocks), number(pool.blocks_possible));
         vec![left(&pool.name), left(&pool.cidr), right(format!("/{}", pool.block_length)), right(blocks), left(use_of)]
     };
@@ -18,7 +23,7 @@ pub(in crate::cli) fn ipam(report: &IpamReport) -> String {
     let block = |block: &BlockReport| {
         let used = block.used.map_or_else(|| "?".to_owned(), number);
         vec![
-            left(&block.cidr),
+            left(of_network(&block.cidr, block.network.as_deref())),
             left(&block.node),
             right(format!("{used} of {}", number(block.capacity))),
             right(number(block.lendable)),
@@ -29,12 +34,16 @@ pub(in crate::cli) fn ipam(report: &IpamReport) -> String {
     let heads = ["Block", "Node", "Used", "Lendable", "Assigned"];
     text.push_str(&render(&heads, report.blocks.iter().map(block), "No block is claimed."));
     text.push('\n');
-    let rows = report
-        .addresses
-        .iter()
-        .map(|entry| vec![left(&entry.address), left(entry.pod.as_deref().unwrap_or("-")), left(&entry.holder)]);
+    let rows = report.addresses.iter().map(|entry| {
+        let address = of_network(&entry.address, entry.network.as_deref());
+        vec![left(address), left(entry.pod.as_deref().unwrap_or("-")), left(&entry.holder)]
+    });
     text.push_str(&render(&["Address", "Pod", "Held by"], rows, "No address is in use on this node."));
     text
+}
+
+fn of_network(place: &str, network: Option<&str>) -> String {
+    network.map_or_else(|| place.to_owned(), |network| format!("{place} in {network}"))
 }
 
 fn assigned(block: &BlockReport) -> String {

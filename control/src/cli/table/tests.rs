@@ -305,10 +305,12 @@ fn addresses_are_shown_by_pool_block_and_holder_and_leaks_with_what_to_do() {
             block_length: 26,
             blocks: 2,
             blocks_possible: 4,
+            network: None,
             only_on_request: false,
         }],
         blocks: vec![
             BlockReport {
+                network: None,
                 cidr: "10.1.0.0/26".into(),
                 pool: "pods".into(),
                 node: "a".into(),
@@ -320,6 +322,7 @@ fn addresses_are_shown_by_pool_block_and_holder_and_leaks_with_what_to_do() {
             BlockReport { cidr: "10.1.0.64/26".into(), node: "b".into(), capacity: 63, ..Default::default() },
         ],
         addresses: vec![AddressReport {
+            network: None,
             address: "10.1.0.5".into(),
             holder: "c1/eth0".into(),
             pod: Some("default/web-0".into()),

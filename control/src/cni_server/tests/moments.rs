@@ -43,7 +43,8 @@ fn collection_takes_no_address_from_an_add_that_crosses_it() {
     let (attachments, _) = Attachments::load(&place.record()).expect("readable");
     let attachments = Arc::new(attachments);
     let namespace = NetworkNamespace { path: place.namespace("n1").into(), inode: 1 };
-    let record = Attachment { key: key("c1"), network: "millrace".into(), namespace, pod: None, port: None };
+    let record =
+        Attachment { key: key("c1"), network: "millrace".into(), namespace, pod: None, further_to: None, port: None };
     let crossing = Arc::new(Crossing { attachments: attachments.clone(), record, released: Mutex::new(false) });
     let server = CniServer::new(crossing.clone(), attachments);
     server.collect(protocol::CollectRequest { network: "millrace".into(), valid: Vec::new() }).expect("collected");

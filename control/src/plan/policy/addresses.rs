@@ -1,4 +1,4 @@
-//! Whose each address is, and with it what is known of it.
+//! Whose each address of each segment is, and with it what is known of it.
 //!
 //! A pod plugged in here has its addresses whatever objects say: the switch itself lets nobody else use them. Else a
 //! node's address is the node's; else that of a pod whose status has it, of several the one that
@@ -11,18 +11,18 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 use millrace_engine::packet::PortIndex;
+use millrace_engine::tables::SegmentIndex;
 use millrace_engine::tables::policy::{Identity, IdentityTable};
 
 use crate::cluster::{NodeName, PodName, PodPrecedence};
-use crate::plan::POD_SEGMENT;
 
 /// Who says an address is theirs; the first sort has it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Claimant {
     /// The pod that is plugged in at this port.
     Attached(PortIndex),
-    /// A node.
-    Node(NodeName),
+    /// A node, by its addresses in this segment.
+    Node(NodeName, SegmentIndex),
     /// A pod, by its status.
     Pod(PodName),
 }
@@ -37,17 +37,21 @@ enum Claims {
 /// All claims, and who the claimants are.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Addresses {
-    claims: HashMap<IpAddr, Claims>,
+    claims: HashMap<Place, Claims>,
     identities: HashMap<Claimant, Known>,
     /// Identities in use, so that pods that no policy tells apart share one.
     shared: HashSet<Arc<Identity>>,
     /// Size of `shared` at which those without users are cleared out.
     clear_at: usize,
-    dirty: HashSet<IpAddr>,
+    dirty: HashSet<Place>,
 }
+
+/// An address where it means something.
+type Place = (SegmentIndex, IpAddr);
 
 #[derive(Clone, Debug)]
 struct Known {
+    segment: SegmentIndex,
     addresses: Box<[IpAddr]>,
     /// Among pods by their status.
     precedence: PodPrecedence,
@@ -59,7 +63,7 @@ impl Claimant {
     const fn sort(&self) -> u8 {
         match self {
             Claimant::Attached(_) => 0,
-            Claimant::Node(_) => 1,
+            Claimant::Node(..) => 1,
             Claimant::Pod(_) => 2,
         }
     }
@@ -71,29 +75,34 @@ impl Addresses {
     pub(super) fn set(
         &mut self,
         claimant: &Claimant,
-        addresses: &[IpAddr],
+        (segment, addresses): (SegmentIndex, &[IpAddr]),
         precedence: PodPrecedence,
         identity: Identity,
     ) {
         let before = self.identities.get(claimant);
         let is_same = |known: &Known| {
-            *known.addresses == *addresses && known.precedence == precedence && *known.identity == identity
+            known.segment == segment
+                && *known.addresses == *addresses
+                && known.precedence == precedence
+                && *known.identity == identity
         };
         if before.is_some_and(is_same) || (before.is_none() && addresses.is_empty()) {
             return;
         }
         let identity = self.share(identity);
         let before = self.identities.remove(claimant);
-        let old = before.map(|known| known.addresses).unwrap_or_default();
-        for address in old.iter().filter(|address| !addresses.contains(address)) {
-            self.withdraw(*address, claimant);
+        let places = |segment, addresses: &[IpAddr]| addresses.iter().map(|address| (segment, *address)).collect();
+        let old: Vec<Place> = before.map(|known| places(known.segment, &known.addresses)).unwrap_or_default();
+        let new: Vec<Place> = places(segment, addresses);
+        for place in old.iter().filter(|place| !new.contains(place)) {
+            self.withdraw(*place, claimant);
         }
-        for address in addresses.iter().filter(|address| !old.contains(address)) {
-            self.claim(*address, claimant);
+        for place in new.iter().filter(|place| !old.contains(place)) {
+            self.claim(*place, claimant);
         }
-        self.dirty.extend(old.iter().chain(addresses));
+        self.dirty.extend(old.iter().chain(&new));
         if !addresses.is_empty() {
-            let known = Known { addresses: addresses.into(), precedence, identity };
+            let known = Known { segment, addresses: addresses.into(), precedence, identity };
             self.identities.insert(claimant.clone(), known);
         }
     }
@@ -111,9 +120,9 @@ impl Addresses {
         identity
     }
 
-    fn claim(&mut self, address: IpAddr, claimant: &Claimant) {
-        match self.claims.get_mut(&address) {
-            None => drop(self.claims.insert(address, Claims::One(claimant.clone()))),
+    fn claim(&mut self, place: Place, claimant: &Claimant) {
+        match self.claims.get_mut(&place) {
+            None => drop(self.claims.insert(place, Claims::One(claimant.clone()))),
             Some(Claims::Many(claimants)) => claimants.push(claimant.clone()),
             Some(one @ Claims::One(_)) => {
                 let mut claimants = vec![claimant.clone()];
@@ -125,21 +134,21 @@ impl Addresses {
         }
     }
 
-    fn withdraw(&mut self, address: IpAddr, claimant: &Claimant) {
-        if let Some(Claims::Many(claimants)) = self.claims.get_mut(&address) {
+    fn withdraw(&mut self, place: Place, claimant: &Claimant) {
+        if let Some(Claims::Many(claimants)) = self.claims.get_mut(&place) {
             claimants.retain(|one| one != claimant);
             if !claimants.is_empty() {
                 return;
             }
         }
-        self.claims.remove(&address);
+        self.claims.remove(&place);
     }
 
     /// Brings the table into step with what was set since the last time.
     pub(super) fn apply(&mut self, table: &mut IdentityTable) {
-        for address in std::mem::take(&mut self.dirty) {
+        for place in std::mem::take(&mut self.dirty) {
             let known = |claimant| Some((claimant, self.identities.get(claimant)?));
-            let owner = self.claims.get(&address).and_then(|claims| match claims {
+            let owner = self.claims.get(&place).and_then(|claims| match claims {
                 Claims::One(claimant) => known(claimant),
                 Claims::Many(claimants) => {
                     let order =
@@ -148,8 +157,9 @@ impl Addresses {
                 }
             });
             let identity = owner.map(|(_, known)| Arc::clone(&known.identity));
-            if table.get(POD_SEGMENT, address) != identity.as_ref() {
-                table.set(POD_SEGMENT, address, identity);
+            let (segment, address) = place;
+            if table.get(segment, address) != identity.as_ref() {
+                table.set(segment, address, identity);
             }
         }
     }

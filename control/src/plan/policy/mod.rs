@@ -28,24 +28,29 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 use millrace_engine::limits;
 use millrace_engine::packet::PortIndex;
-use millrace_engine::tables::address_bits;
 use millrace_engine::tables::policy::{Direction, Identity, NamedPort, PeerSet, PodPolicies, PodPolicy, PolicyTable};
+use millrace_engine::tables::{SegmentIndex, address_bits};
 
 pub(crate) use self::ranges::node_addresses;
+pub(in crate::plan) use self::ranges::ranges_of;
 
 use self::addresses::{Addresses, Claimant};
 use self::label_index::Scope;
 use self::peer_sets::{PeerSets, SetChanges};
 use self::subjects::{KnownPolicy, Policies};
-use super::LocalView;
 use super::local::same_pod;
+use super::tenants::Tenants;
+use super::{LocalView, POD_SEGMENT};
 use crate::cluster::{
-    Cluster, ContainerPort, NamespaceName, NamespaceRecord, Namespaces, NodeName, PodName, PodPrecedence, PodRecord,
-    PodSelection, PolicyName,
+    Cluster, ContainerPort, NamespaceName, NamespaceRecord, Namespaces, NetworkName, NodeName, PodName, PodPrecedence,
+    PodRecord, PodSelection, PolicyName,
 };
 use crate::observe::{CLUSTER_NETWORK_POLICY, NETWORK_POLICY, Touched};
 use crate::problem::Problem;
 use crate::store::ObjectKey;
+
+/// No address of any segment.
+const NOWHERE: (SegmentIndex, &[IpAddr]) = (POD_SEGMENT, &[]);
 
 /// Pods that may be asked one by one about changed sets, for each pod there is; beyond it all are asked about all.
 const ASKED_EACH: usize = 2;
@@ -63,8 +68,12 @@ pub struct PolicyPlanner {
     attached: BTreeMap<PortIndex, Attachment>,
     /// Their ports by name.
     ports: HashMap<PodName, Vec<PortIndex>>,
-    /// Addresses of nodes among pods.
-    node_addresses: BTreeMap<NodeName, Vec<IpAddr>>,
+    /// Tenants with a segment.
+    tenants: Tenants,
+    /// The segment that members of each network are known in.
+    networks_known: BTreeMap<NetworkName, Option<SegmentIndex>>,
+    /// Addresses of nodes among pods, and in tenants' segments.
+    node_addresses: BTreeMap<NodeName, NodeAddresses>,
     /// Networks in the table.
     networks: BTreeMap<IpNet, Arc<[PeerSet]>>,
     /// Whether what is not known yet counts as nothing, instead of against a packet.
@@ -77,8 +86,13 @@ pub struct PolicyPlanner {
 struct Attachment {
     pod: PodName,
     uid: Option<Arc<str>>,
+    /// Where its addresses mean something to policies, if anywhere.
+    segment: Option<SegmentIndex>,
     addresses: Vec<IpAddr>,
 }
+
+/// Addresses of a node by segment.
+type NodeAddresses = BTreeMap<SegmentIndex, Vec<IpAddr>>;
 
 /// What one update has to look at.
 #[derive(Default)]
@@ -101,6 +115,8 @@ impl Default for PolicyPlanner {
             namespaces: BTreeMap::new(),
             attached: BTreeMap::new(),
             ports: HashMap::new(),
+            tenants: Tenants::default(),
+            networks_known: BTreeMap::new(),
             node_addresses: BTreeMap::new(),
             networks: BTreeMap::new(),
             unknown_pods_open: false,
@@ -118,7 +134,8 @@ impl PolicyPlanner {
             return self.update(cluster, local, &Touched::everything(cluster));
         }
         let mut dirty = Dirty { pods: touched.pods.clone(), ..Dirty::default() };
-        self.plugged(local, &mut dirty);
+        self.tenants(cluster, local, touched, &mut dirty);
+        self.plugged(cluster, local, &mut dirty);
         self.namespaces(cluster, touched, &mut dirty);
         self.policies(cluster, touched, &mut dirty);
         let changes = self.sets.take_changes();
@@ -145,6 +162,23 @@ impl PolicyPlanner {
         self.problems.values().flatten()
     }
 
+    /// Takes up which networks have a segment, and which another than before.
+    fn tenants(&mut self, cluster: &Cluster, local: &LocalView, touched: &Touched, dirty: &mut Dirty) {
+        if !touched.addressing {
+            return;
+        }
+        self.tenants = Tenants::of(cluster, local.vni, &mut Vec::new());
+        let segment = |name: &NetworkName| self.tenants.segment_of_policies(cluster, Some(name));
+        let now = cluster.networks.keys().map(|name| (name.clone(), segment(name))).collect();
+        let before = std::mem::replace(&mut self.networks_known, now);
+        let names: BTreeSet<&NetworkName> = before.keys().chain(self.networks_known.keys()).collect();
+        for name in names.into_iter().filter(|name| before.get(*name) != self.networks_known.get(*name)) {
+            let (namespaces, pods) = cluster.memberships.naming(name);
+            let of_namespaces = namespaces.flat_map(|namespace| pods_of(cluster, namespace)).map(|pod| &pod.name);
+            dirty.pods.extend(of_namespaces.chain(pods).cloned());
+        }
+    }
+
     fn namespaces(&mut self, cluster: &Cluster, touched: &Touched, dirty: &mut Dirty) {
         for name in &touched.namespaces {
             let (before, now) = (self.namespaces.get(name), cluster.namespaces.get(name));
@@ -154,7 +188,9 @@ impl PolicyPlanner {
                     |record| Arc::clone(&record.labels),
                 )
             };
-            if before.is_some() != now.is_some() || labels(before) != labels(now) {
+            let network = |record: Option<&NamespaceRecord>| record.and_then(|record| record.network.clone());
+            let differs = labels(before) != labels(now) || network(before) != network(now);
+            if before.is_some() != now.is_some() || differs {
                 dirty.pods.extend(pods_of(cluster, name).map(|pod| pod.name.clone()));
                 let of_namespace = |(_, attached): &(&PortIndex, &Attachment)| attached.pod.namespace() == name;
                 dirty.ports.extend(self.attached.iter().filter(of_namespace).map(|(port, _)| *port));
@@ -259,12 +295,13 @@ impl PolicyPlanner {
     fn claim_by_status(&mut self, cluster: &Cluster, local: &LocalView, name: &PodName) {
         let claimant = Claimant::Pod(name.clone());
         let counts = |pod: &&PodRecord| pod.has_addresses() && !self.is_plugged_in(local, pod);
-        match cluster.pods.get(name).filter(counts) {
-            Some(pod) => {
+        let segment = self.tenants.segment_of_policies(cluster, cluster.memberships.of_pod(name));
+        match cluster.pods.get(name).filter(counts).zip(segment) {
+            Some((pod, segment)) => {
                 let identity = self.identity(cluster, name, Some(pod));
-                self.addresses.set(&claimant, &pod.addresses, pod.precedence(), identity);
+                self.addresses.set(&claimant, (segment, &pod.addresses), pod.precedence(), identity);
             }
-            None => self.addresses.set(&claimant, &[], PodPrecedence::default(), Identity::default()),
+            None => self.addresses.set(&claimant, NOWHERE, PodPrecedence::default(), Identity::default()),
         }
     }
 
@@ -297,38 +334,56 @@ impl PolicyPlanner {
         }
     }
 
-    /// Where pods and nodes have their addresses; says of which nodes they are others now.
-    fn addressing(&mut self, cluster: &Cluster) -> BTreeSet<NodeName> {
-        let ranges = if self.unknown_pods_open { Vec::new() } else { ranges::pod_ranges(cluster) };
+    /// Where pods and nodes have their addresses; says of which nodes they are others now, and in which segments.
+    fn addressing(&mut self, cluster: &Cluster) -> BTreeMap<NodeName, BTreeSet<SegmentIndex>> {
+        let ranges = if self.unknown_pods_open { Vec::new() } else { ranges::pod_ranges(cluster, &self.tenants) };
         if *self.table.pod_ranges != *ranges {
             self.table.pod_ranges = ranges.into();
         }
-        let before = std::mem::replace(&mut self.node_addresses, ranges::node_addresses(cluster));
+        let mut now = ranges::router_addresses(cluster, &self.tenants);
+        for (node, addresses) in ranges::node_addresses(cluster) {
+            now.entry(node).or_default().insert(POD_SEGMENT, addresses);
+        }
+        let before = std::mem::replace(&mut self.node_addresses, now);
         let names: BTreeSet<&NodeName> = before.keys().chain(self.node_addresses.keys()).collect();
-        names.into_iter().filter(|name| before.get(*name) != self.node_addresses.get(*name)).cloned().collect()
+        let segments = |name: &NodeName| {
+            let both = [before.get(name), self.node_addresses.get(name)];
+            both.into_iter().flatten().flat_map(|addresses| addresses.keys().copied()).collect()
+        };
+        let moved = names.into_iter().filter(|name| before.get(*name) != self.node_addresses.get(*name));
+        moved.map(|name| (name.clone(), segments(name))).collect()
     }
 
     fn nodes(&mut self, cluster: &Cluster, touched: &Touched, changes: &SetChanges) {
-        let moved = if touched.addressing { self.addressing(cluster) } else { BTreeSet::new() };
+        let moved = if touched.addressing { self.addressing(cluster) } else { BTreeMap::new() };
         let all = if changes.nodes { Some(cluster.nodes.keys()) } else { None };
-        let names: BTreeSet<_> = touched.nodes.iter().chain(&moved).chain(all.into_iter().flatten()).collect();
+        let names: BTreeSet<_> = touched.nodes.iter().chain(moved.keys()).chain(all.into_iter().flatten()).collect();
         for name in names {
             let node = cluster.nodes.get(name);
             let sets = node.map(|node| self.sets.of_node(&node.labels)).unwrap_or_default();
-            let among_pods = node.and_then(|node| self.node_addresses.get(&node.name)).into_iter().flatten();
-            let own = node.into_iter().flat_map(|node| &node.addresses);
-            let addresses: Vec<IpAddr> = own.chain(among_pods).copied().collect();
+            let among_pods = node.and_then(|node| self.node_addresses.get(&node.name));
+            let known = among_pods.into_iter().flat_map(|addresses| addresses.keys().copied());
+            let mut segments: BTreeSet<SegmentIndex> = moved.get(name).cloned().unwrap_or_default();
+            segments.extend(known.chain([POD_SEGMENT]));
             let identity = Identity { sets, ..Identity::default() };
-            self.addresses.set(&Claimant::Node(name.clone()), &addresses, PodPrecedence::default(), identity);
+            for segment in segments {
+                let own = node.filter(|_| segment == POD_SEGMENT).into_iter().flat_map(|node| &node.addresses);
+                let among = among_pods.and_then(|addresses| addresses.get(&segment)).into_iter().flatten();
+                let addresses: Vec<IpAddr> = own.chain(among).copied().collect();
+                let (claimant, none) = (Claimant::Node(name.clone(), segment), PodPrecedence::default());
+                self.addresses.set(&claimant, (segment, &addresses), none, identity.clone());
+            }
         }
     }
 
     /// Takes up what was plugged in or out.
-    fn plugged(&mut self, local: &LocalView, dirty: &mut Dirty) {
+    fn plugged(&mut self, cluster: &Cluster, local: &LocalView, dirty: &mut Dirty) {
+        let segment = |pod: &super::AttachedPod| self.tenants.segment_of_policies(cluster, pod.network.as_ref());
         let planned = local.pods.iter().filter(|(port, _)| usize::from(port.0) < limits::PORTS);
         let is_same = |(port, attached): &(&PortIndex, &super::AttachedPod)| {
             self.attached.get(*port).is_some_and(|known| {
-                known.pod == attached.pod && known.uid == attached.uid && known.addresses == attached.addresses
+                (&known.pod, &known.uid, &known.addresses) == (&attached.pod, &attached.uid, &attached.addresses)
+                    && known.segment == segment(attached)
             })
         };
         // Nearly always nothing was plugged in or out.
@@ -337,7 +392,7 @@ impl PolicyPlanner {
         }
         let attachment = |(port, attached): (&PortIndex, &super::AttachedPod)| {
             let (pod, uid, addresses) = (attached.pod.clone(), attached.uid.clone(), attached.addresses.clone());
-            (*port, Attachment { pod, uid, addresses })
+            (*port, Attachment { pod, uid, segment: segment(attached), addresses })
         };
         let now: BTreeMap<PortIndex, Attachment> = planned.map(attachment).collect();
         for port in self.attached.keys().chain(now.keys()) {
@@ -357,15 +412,15 @@ impl PolicyPlanner {
     /// Pods plugged in here have their addresses before any status says so.
     fn claim_at_port(&mut self, cluster: &Cluster, port: PortIndex) {
         let (claimant, none) = (Claimant::Attached(port), PodPrecedence::default());
-        match self.attached.get(&port) {
-            Some(attached) => {
+        match self.attached.get(&port).and_then(|attached| Some((attached, attached.segment?))) {
+            Some((attached, segment)) => {
                 let identity = match object_of(cluster, attached) {
                     Some(pod) if !pod.has_addresses() => Identity::default(),
                     object => self.identity(cluster, &attached.pod, object),
                 };
-                self.addresses.set(&claimant, &attached.addresses, none, identity);
+                self.addresses.set(&claimant, (segment, &attached.addresses), none, identity);
             }
-            None => self.addresses.set(&claimant, &[], none, Identity::default()),
+            None => self.addresses.set(&claimant, NOWHERE, none, Identity::default()),
         }
     }
 

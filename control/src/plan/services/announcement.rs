@@ -33,7 +33,7 @@ impl Memory {
         problems: &mut Vec<Problem>,
     ) -> BTreeMap<IpAddr, PortIndex> {
         let mut services: BTreeMap<IpAddr, Vec<&Input>> = BTreeMap::new();
-        for input in self.inputs() {
+        for input in self.inputs().filter(|input| input.place.external && input.place.refused.is_none()) {
             for address in &input.service.load_balancer_ips {
                 services.entry(*address).or_default().push(input);
             }

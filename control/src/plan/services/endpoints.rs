@@ -13,6 +13,7 @@ use millrace_engine::packet::parse::protocol;
 use millrace_engine::tables::services::{Endpoint, EndpointSet, EndpointState, Scope, ServiceId, ServicePort};
 
 use super::Facts;
+use super::places::Place;
 use crate::cluster::{ClientSubnet, EndpointGroup, EndpointRecord, ServicePortRecord, ServiceRecord, SliceRecord};
 use crate::stable_hash::hash_64;
 
@@ -30,11 +31,11 @@ pub(super) fn service_port(
     service: &ServiceRecord,
     port: &ServicePortRecord,
     ipv4: bool,
-    slices: &[&Arc<SliceRecord>],
+    (slices, place): (&[&Arc<SliceRecord>], &Place),
     facts: &Facts,
     problems: &mut Vec<String>,
 ) -> ServicePort {
-    let records = records(port, ipv4, slices);
+    let records = records(port, ipv4, slices, place);
     if records.len() > ENDPOINTS_PER_SERVICE {
         problems.push(format!("has {} endpoints, of which {ENDPOINTS_PER_SERVICE} are used", records.len()));
     }
@@ -69,12 +70,15 @@ fn records<'a>(
     port: &ServicePortRecord,
     ipv4: bool,
     slices: &[&'a Arc<SliceRecord>],
+    place: &Place,
 ) -> BTreeMap<(IpAddr, u16), &'a EndpointRecord> {
     let mut records: BTreeMap<(IpAddr, u16), &EndpointRecord> = BTreeMap::new();
     for slice in slices.iter().filter(|slice| slice.ipv4 == ipv4) {
         let ports = slice.ports.iter().filter(|known| known.name == port.name && known.protocol == port.protocol);
         for number in ports.map(|known| known.port) {
-            for record in &slice.endpoints {
+            let is_here =
+                |record: &&EndpointRecord| record.pod.as_ref().is_none_or(|pod| !place.elsewhere.contains(pod));
+            for record in slice.endpoints.iter().filter(is_here) {
                 let known = records.entry((record.address, number)).or_insert(record);
                 if rank(state(record)) < rank(state(known)) {
                     *known = record;

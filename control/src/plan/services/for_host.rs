@@ -11,6 +11,7 @@ use millrace_engine::limits;
 
 use super::{FrontendKey, ServicesPlan};
 use crate::cluster::Cluster;
+use crate::plan::POD_SEGMENT;
 
 /// What the host sends to the switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,7 +39,9 @@ impl ServicesPlan {
         let mut host = HostServices { prefixes: self.ranges.iter().copied().collect(), ..HostServices::default() };
         let ranged = |address: IpAddr| self.ranges.iter().any(|range| range.contains(&address));
         let mut addresses = BTreeSet::new();
-        for (key, _) in self.owners.values().flat_map(|plan| &plan.frontends) {
+        // The host is no member of a tenant's segment.
+        let plans = self.owners.values().filter(|plan| plan.segment == POD_SEGMENT);
+        for (key, _) in plans.flat_map(|plan| &plan.frontends) {
             match *key {
                 FrontendKey::NodePort { ipv4, protocol, port } => {
                     let is_here = |address: &&IpAddr| address.is_ipv4() == ipv4 && own.contains(address);

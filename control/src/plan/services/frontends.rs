@@ -7,20 +7,35 @@ use ipnet::IpNet;
 use millrace_engine::tables::services::{EndpointState, Frontend, FrontendKind};
 
 use super::endpoints::service_port;
+use super::places::Place;
 use super::{Facts, FrontendKey, HealthCheck, ServicePlan};
 use crate::cluster::{ServiceRecord, SliceRecord};
 
-/// What a Service needs: in each family that it has a ClusterIP of, each port at each address.
-pub(super) fn service_plan(service: &ServiceRecord, slices: &[&Arc<SliceRecord>], facts: &Facts) -> ServicePlan {
+/// What a Service needs: in each family that it has a ClusterIP of, each port at each address. In a tenant's segment that
+/// does not reach the outside it has its ClusterIPs only.
+pub(super) fn service_plan(
+    service: &ServiceRecord,
+    slices: &[&Arc<SliceRecord>],
+    place: &Place,
+    facts: &Facts,
+) -> ServicePlan {
     let mut plan = ServicePlan::default();
+    plan.problems.extend(place.refused.clone());
+    if let Some(network) = place.network.as_ref().filter(|_| !place.external && is_external(service)) {
+        let message = format!("is called from inside only: its network {network} has no egress");
+        plan.problems.push(message);
+    }
+    let Some(segment) = place.segment else { return plan };
+    plan.segment = segment;
     for cluster_ip in &service.cluster_ips {
         let ipv4 = cluster_ip.is_ipv4();
         let own = |addresses: &[IpAddr]| -> Vec<IpAddr> {
             addresses.iter().copied().filter(|address| address.is_ipv4() == ipv4).collect()
         };
-        let (external, balancer) = (own(&service.external_ips), own(&service.load_balancer_ips));
+        let outer = |addresses| if place.external { own(addresses) } else { Vec::new() };
+        let (external, balancer) = (outer(&service.external_ips), outer(&service.load_balancer_ips));
         for port in &service.ports {
-            let served = Arc::new(service_port(service, port, ipv4, slices, facts, &mut plan.problems));
+            let served = Arc::new(service_port(service, port, ipv4, (slices, place), facts, &mut plan.problems));
             let mut add = |key, kind, sources| {
                 if plan.frontends.iter().all(|(known, _)| *known != key) {
                     plan.frontends.push((key, Frontend { kind, service: Arc::clone(&served), sources }));
@@ -32,19 +47,25 @@ pub(super) fn service_plan(service: &ServiceRecord, slices: &[&Arc<SliceRecord>]
             for address in &balancer {
                 add(at(*address), FrontendKind::LoadBalancer, allowed(&service.source_ranges, *address, facts));
             }
-            if let Some(number) = port.node_port {
+            if let Some(number) = port.node_port.filter(|_| place.external) {
                 let key = FrontendKey::NodePort { ipv4, protocol: port.protocol, port: number };
                 add(key, FrontendKind::NodePort, None);
             }
             plan.ports.push(served);
         }
     }
-    plan.health_check = service.health_check_port.map(|port| HealthCheck {
+    plan.health_check = service.health_check_port.filter(|_| place.external).map(|port| HealthCheck {
         port,
         local_ready_ipv4: local_ready(&plan, IpAddr::is_ipv4),
         local_ready_ipv6: local_ready(&plan, IpAddr::is_ipv6),
     });
     plan
+}
+
+/// Whether it has addresses or ports for clients outside.
+fn is_external(service: &ServiceRecord) -> bool {
+    let has_node_port = service.ports.iter().any(|port| port.node_port.is_some());
+    has_node_port || !service.external_ips.is_empty() || !service.load_balancer_ips.is_empty()
 }
 
 /// Local ready endpoints of a family, each address once: a load balancer asks for the Service, not for one of its ports.

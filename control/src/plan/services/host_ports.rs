@@ -14,7 +14,7 @@ use millrace_engine::tables::services::{
 
 use super::endpoints::protocol_name;
 use super::{Facts, FrontendKey, Owner, ServicePlan, ServicesPlan};
-use crate::cluster::{Cluster, ContainerPort, PodName, PodRecord};
+use crate::cluster::{Cluster, ContainerPort, NetworkName, PodName, PodRecord};
 use crate::plan::{AttachedPod, LocalView};
 use crate::stable_hash::hash_64;
 
@@ -22,6 +22,8 @@ use crate::stable_hash::hash_64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PodHostPorts {
     pub(super) pod: PodName,
+    /// The network it is in: then nobody reaches it by a port of the host.
+    network: Option<NetworkName>,
     ports: Vec<PodHostPort>,
 }
 
@@ -43,6 +45,11 @@ impl PodHostPorts {
     /// What the ports need: one endpoint each, at one or at every address of the node.
     pub(super) fn plan(&self, facts: &Facts) -> ServicePlan {
         let mut plan = ServicePlan::default();
+        if let Some(network) = &self.network {
+            let message = format!("its ports of the host are not served: it is in network {network}");
+            plan.problems.push(message);
+            return plan;
+        }
         for PodHostPort { port, addresses } in &self.ports {
             let never_leaves = |address: IpAddr| address.is_ipv6() && address.is_loopback();
             if let Some(host) = port.host.filter(|host| host.address.is_some_and(never_leaves)) {
@@ -69,7 +76,12 @@ impl PodHostPorts {
 /// Ports of all pods of this node that have any: of pods that are plugged in, and of those that have an object here.
 pub(super) fn of_node(cluster: &Cluster, local: &LocalView) -> BTreeMap<PodName, PodHostPorts> {
     let mut published: BTreeMap<PodName, PodHostPorts> = BTreeMap::new();
-    let of_pod = |pod: &PodName| PodHostPorts { pod: pod.clone(), ports: Vec::new() };
+    let of_pod = |pod: &PodName| {
+        let attached = local.pods.values().find(|attached| attached.pod == *pod && !attached.further);
+        let by_object = || cluster.memberships.of_pod(pod).cloned();
+        let network = attached.map_or_else(by_object, |attached| attached.network.clone());
+        PodHostPorts { pod: pod.clone(), network, ports: Vec::new() }
+    };
     let asked = local.pods.values().filter(|pod| !pod.host_ports.is_empty() && has_ports(cluster, pod));
     for attached in asked {
         let ports = published.entry(attached.pod.clone()).or_insert_with(|| of_pod(&attached.pod));

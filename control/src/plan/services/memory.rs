@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::host_ports::{self, PodHostPorts};
+use super::places::{Place, Places};
 use super::{Facts, FrontendKey, Owner, ServicePlan, ServicesPlan, derive, frontends};
 use crate::cluster::{Cluster, Cursor, PodName, ServiceName, ServiceRecord, SliceRecord};
-use crate::plan::LocalView;
+use crate::plan::tenants::Tenants;
+use crate::plan::{LocalView, POD_SEGMENT, tenant_segments};
 use crate::problem::Problem;
 
 /// What the plan of a Service came from.
@@ -16,6 +18,7 @@ use crate::problem::Problem;
 pub(super) struct Input {
     pub(super) service: Arc<ServiceRecord>,
     pub(super) slices: Vec<Arc<SliceRecord>>,
+    pub(super) place: Arc<Place>,
 }
 
 impl Input {
@@ -24,8 +27,10 @@ impl Input {
         &self,
         service: &Arc<ServiceRecord>,
         slices: impl ExactSizeIterator<Item = &'a Arc<SliceRecord>>,
+        place: &Place,
     ) -> bool {
         Arc::ptr_eq(&self.service, service)
+            && *self.place == *place
             && self.slices.len() == slices.len()
             && self.slices.iter().zip(slices).all(|(known, slice)| Arc::ptr_eq(known, slice) || known == slice)
     }
@@ -55,6 +60,7 @@ impl Memory {
         &mut self,
         cluster: &Cluster,
         local: &LocalView,
+        tenants: &Tenants,
         problems: &mut Vec<Problem>,
     ) -> ServicesPlan {
         let facts = Facts::new(cluster, local);
@@ -63,7 +69,11 @@ impl Memory {
         }
         let mut changed = Vec::new();
         let published = host_ports::of_node(cluster, local);
-        let kept = self.services(cluster, local, &mut changed) + self.host_ports(&published, &mut changed);
+        let present = tenant_segments::present(cluster, local, tenants);
+        let places = Places::of(cluster, tenants, &present);
+        let of_tenants = present.iter().filter_map(|network| tenants.segment(Some(network)));
+        let segments = std::iter::once(POD_SEGMENT).chain(of_tenants).collect();
+        let kept = self.services(cluster, local, &places, &mut changed) + self.host_ports(&published, &mut changed);
         if kept != self.services.len() + self.pods.len() {
             self.forget_the_gone(cluster, &published, &mut changed);
         }
@@ -72,6 +82,7 @@ impl Memory {
         ServicesPlan {
             owners: Arc::clone(&self.plans),
             contested: Arc::clone(&self.contested),
+            segments,
             node_addresses: self.facts.node_addresses.clone(),
             ranges: super::ranges(cluster, local),
             masquerade_all: local.services.masquerade_all,
@@ -94,6 +105,7 @@ impl Memory {
         &mut self,
         cluster: &Cluster,
         local: &LocalView,
+        places: &Places,
         changed: &mut Vec<(Owner, Option<ServicePlan>)>,
     ) -> usize {
         let (mut known, mut slices) = (Cursor::over(&self.services), cluster.slices.walk());
@@ -101,17 +113,19 @@ impl Memory {
         for (name, service) in cluster.services.iter().filter(|(_, service)| service.proxied) {
             count += 1;
             let (known, written) = (known.find(name), slices.find(name));
+            let place = places.get(name.namespace());
             let slices: Vec<Arc<SliceRecord>> = match written {
-                Some(written) if known.is_some_and(|known| known.is(service, written.values())) => continue,
+                Some(written) if known.is_some_and(|known| known.is(service, written.values(), place)) => continue,
                 Some(written) => written.values().cloned().collect(),
                 None => derive::slices(service, cluster, local, &self.facts),
             };
-            if known.is_some_and(|known| known.is(service, slices.iter())) {
+            if known.is_some_and(|known| known.is(service, slices.iter(), place)) {
                 continue;
             }
-            let plan = frontends::service_plan(service, &slices.iter().collect::<Vec<_>>(), &self.facts);
+            let plan = frontends::service_plan(service, &slices.iter().collect::<Vec<_>>(), place, &self.facts);
             changed.push((Owner::Service(name.clone()), Some(plan)));
-            inputs.push((name.clone(), Input { service: Arc::clone(service), slices }));
+            let (service, place) = (Arc::clone(service), Arc::clone(place));
+            inputs.push((name.clone(), Input { service, slices, place }));
         }
         self.services.extend(inputs);
         count

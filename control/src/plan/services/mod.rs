@@ -13,19 +13,21 @@ mod for_host;
 mod frontends;
 mod host_ports;
 mod memory;
+mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use millrace_engine::tables::services::{Frontend, ServicePort};
+use millrace_engine::tables::SegmentIndex;
+use millrace_engine::tables::services::{Frontend, FrontendKind, ServicePort};
 
 pub use for_host::HostServices;
 pub(super) use memory::Memory;
 
 use super::host::router_addresses;
-use super::{LocalView, pod_key};
+use super::{LocalView, POD_SEGMENT, pod_key};
 use crate::cluster::{Cluster, NodeName, PodName, ServiceName};
 use crate::observe::SERVICE;
 use crate::store::ObjectKey;
@@ -41,13 +43,15 @@ pub struct ServiceOptions {
     pub masquerade_all: bool,
 }
 
-/// All Services of the pods' segment.
+/// All Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicesPlan {
     /// What each Service, and each pod with host ports, needs.
     pub owners: Arc<BTreeMap<Owner, Arc<ServicePlan>>>,
     /// Claims that lost to an earlier owner of the same address and port.
     pub contested: Arc<BTreeSet<(FrontendKey, Owner)>>,
+    /// Segments that have Services: the pods', and those of tenants that this node has.
+    pub segments: BTreeSet<SegmentIndex>,
     /// Addresses at which node ports are served.
     pub node_addresses: Vec<IpAddr>,
     /// Ranges of ClusterIPs.
@@ -106,6 +110,8 @@ pub enum FrontendKey {
 /// What one Service needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicePlan {
+    /// The segment that it is served in.
+    pub segment: SegmentIndex,
     /// Its ports, each once for each family.
     pub ports: Vec<Arc<ServicePort>>,
     /// Where it is reached, each key once.
@@ -160,7 +166,13 @@ impl ServicesPlan {
     pub fn steered(&self) -> Vec<Steered> {
         let ranged = |address: &IpAddr| self.ranges.iter().any(|range| range.contains(address));
         let (mut steered, mut inside) = (Vec::new(), Vec::new());
-        for (key, _) in self.owners.values().flat_map(|plan| &plan.frontends) {
+        let called = |plan: &&Arc<ServicePlan>, frontend: &Frontend| {
+            plan.segment == POD_SEGMENT || frontend.kind != FrontendKind::ClusterIp
+        };
+        let plans = self.owners.values();
+        let frontends =
+            plans.flat_map(|plan| plan.frontends.iter().filter(move |(_, frontend)| called(&plan, frontend)));
+        for (key, _) in frontends {
             match *key {
                 FrontendKey::Address { address, protocol, port } => {
                     let list = if ranged(&address) { &mut inside } else { &mut steered };

@@ -25,12 +25,16 @@ use crate::packet::wire::tcp;
 use crate::state::{Connection, ConnectionFlags, ConnectionState, Direction, Tuple};
 use crate::tables::lookup::mix;
 use crate::tables::services::{Endpoint, Found, Frontend, FrontendKind, SegmentServices, ServiceId};
-use crate::tables::{PortRole, Segment, address_octets};
+use crate::tables::{PortRole, Segment, SegmentKind, Snapshot, address_octets};
 
 /// Gives what opens a connection to a Service its endpoint, or ends the walk.
 pub(super) fn service(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Verdict> {
-    let tables = walk.tables;
-    let Some(services) = tables.services.get(segment.index) else { return ControlFlow::Continue(()) };
+    let original = match &walk.tracking {
+        Tracking::Untracked | Tracking::Related(..) => return ControlFlow::Continue(()),
+        Tracking::Known(connection, _) => connection.original,
+        Tracking::Opening(opening) => opening.original,
+    };
+    let Some(services) = services(walk.tables, segment, &original) else { return ControlFlow::Continue(()) };
     match walk.tracking {
         Tracking::Untracked | Tracking::Related(..) => ControlFlow::Continue(()),
         Tracking::Known(connection, direction) => known(walk, services, &connection, direction),
@@ -41,6 +45,18 @@ pub(super) fn service(walk: &mut Walk<'_>, segment: &Segment) -> ControlFlow<Ver
             Found::Unallocated(_) => walk.drop(Stage::Service, DropReason::ServiceUnallocated),
         },
     }
+}
+
+/// The Services that are asked: those of a connected segment, if one of them is called and none of the segment's own.
+fn services<'a>(tables: &'a Snapshot, segment: &Segment, tuple: &Tuple) -> Option<&'a SegmentServices> {
+    let own = tables.services.get(segment.index);
+    let SegmentKind::Routed(routed) = &segment.kind else { return own };
+    let is_called = |services: &&SegmentServices| matches!(find(services, tuple), Found::Frontend(_));
+    if routed.connected.is_empty() || own.as_ref().is_some_and(is_called) {
+        return own;
+    }
+    let others = routed.connected.iter().filter_map(|(_, other)| tables.services.get(*other));
+    others.into_iter().find(is_called).or(own)
 }
 
 fn find<'a>(services: &'a SegmentServices, tuple: &Tuple) -> Found<'a> {

@@ -35,7 +35,7 @@ pub fn for_each_change(old: &PolicyTable, new: &PolicyTable, mut visit: impl FnM
     pods(old, new, &mut visit);
     let lasting = Lasting { old: &old.sets, new: &new.sets, same: Arc::ptr_eq(&old.sets, &new.sets) };
     old.identities.for_each_difference(&new.identities, |segment, address, before, after| {
-        let lost = after.is_none() && !new.sets.is_empty() && new.is_of_pods(address);
+        let lost = after.is_none() && !new.sets.is_empty() && new.is_of_pods(segment, address);
         if lost || lasting.identities_differ(before, after) {
             visit(PolicyChange::Identity(segment, address));
         }
@@ -62,7 +62,7 @@ fn pods(old: &PolicyTable, new: &PolicyTable, visit: &mut impl FnMut(PolicyChang
 fn ranges(old: &PolicyTable, new: &PolicyTable, visit: &mut impl FnMut(PolicyChange)) {
     if !Arc::ptr_eq(&old.pod_ranges, &new.pod_ranges) && !new.sets.is_empty() {
         let added = new.pod_ranges.iter().filter(|range| !old.pod_ranges.contains(range));
-        added.for_each(|range| visit(PolicyChange::Network(*range)));
+        added.for_each(|(_, range)| visit(PolicyChange::Network(*range)));
     }
 }
 

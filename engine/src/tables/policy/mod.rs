@@ -42,9 +42,9 @@ pub struct PolicyTable {
     networks: [PrefixTree<Arc<[PeerSet]>>; 2],
     /// All sets that any rule speaks of, sorted.
     pub sets: Arc<[PeerSet]>,
-    /// Where pods have their addresses, sorted, none inside another: what lies in there and has no identity is a pod that is not
-    /// known yet. Empty if such pods are taken for nobody.
-    pub pod_ranges: Arc<[IpNet]>,
+    /// Where pods have their addresses, by segment, sorted, none of one inside another: what lies in there and has no identity
+    /// is a pod that is not known yet. Empty if such pods are taken for nobody.
+    pub pod_ranges: Arc<[(SegmentIndex, IpNet)]>,
 }
 
 impl PolicyTable {
@@ -64,14 +64,15 @@ impl PolicyTable {
     #[must_use]
     pub fn peer(&self, segment: SegmentIndex, address: IpAddr) -> PeerView<'_> {
         let identity = self.identities.get(segment, address);
-        PeerView { identity, is_unknown: identity.is_none() && self.is_of_pods(address), address }
+        PeerView { identity, is_unknown: identity.is_none() && self.is_of_pods(segment, address), address }
     }
 
-    /// Whether `address` lies where pods have theirs, as far as that matters.
+    /// Whether `address` lies where pods of `segment` have theirs, as far as that matters.
     #[must_use]
-    pub fn is_of_pods(&self, address: IpAddr) -> bool {
-        let behind = self.pod_ranges.partition_point(|range| range.network() <= address);
-        behind.checked_sub(1).is_some_and(|at| self.pod_ranges[at].contains(&address))
+    pub fn is_of_pods(&self, segment: SegmentIndex, address: IpAddr) -> bool {
+        let behind = self.pod_ranges.partition_point(|(of, range)| (*of, range.network()) <= (segment, address));
+        let before = behind.checked_sub(1).map(|at| &self.pod_ranges[at]);
+        before.is_some_and(|(of, range)| *of == segment && range.contains(&address))
     }
 
     /// Whether this is the very table `other` is, without looking inside.
