@@ -88,8 +88,7 @@ table! {
         objects_directory: PathBuf = "/etc/millrace/objects".into();
         /// Directory for what the agent must remember over a restart: attachments, claimed address blocks.
         state_directory: PathBuf = "/var/lib/millrace".into();
-        /// Directory on a tmpfs for what the next agent goes on with, however this one ends: connections, and endpoints that
-        /// clients of Services stay with. Empty: beside `socket`, `agent.kept`. On no tmpfs they end with the agent.
+        /// Directory, on a tmpfs, where connections and affinities outlive the agent. Empty: `agent.kept` beside `socket`.
         kept_directory: PathBuf = PathBuf::new();
         /// Unix socket of the local API, for `millrace` and `millrace-cni`. Only root may open it.
         socket: PathBuf = millrace_cni::configuration::DEFAULT_SOCKET.into();

@@ -25,9 +25,12 @@ pub(super) fn check(file: &File) -> Result<(), Wrong> {
         let shown = path.to_string_lossy();
         require(path.is_absolute() && !shown.contains('\0'), field, shown, "it must be an absolute path")?;
     }
-    let runtime = file.cni.configuration_directory.to_string_lossy();
-    let usable = runtime.is_empty() || file.cni.configuration_directory.is_absolute();
-    require(usable, "cni.configuration_directory", &runtime, "it must be an absolute path")?;
+    let optional =
+        [("cni.configuration_directory", &file.cni.configuration_directory), ("kept_directory", &file.kept_directory)];
+    for (field, path) in optional {
+        let shown = path.to_string_lossy();
+        require(shown.is_empty() || path.is_absolute(), field, &shown, "it must be an absolute path")?;
+    }
     let ApiServer { kubeconfig, in_cluster } = &file.api_server;
     let shown = kubeconfig.to_string_lossy();
     let named = !shown.is_empty();

@@ -16,7 +16,7 @@ fn the_default_file_says_the_defaults_and_explains_each_field() {
     assert_eq!(printed, File::default());
     assert_eq!(parse(&text), parse(""));
     let fields = text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(fields, 33, "{text}");
+    assert_eq!(fields, 34, "{text}");
     let mut before = "";
     for line in text.lines() {
         assert!(!line.contains(" = ") || line.starts_with('#') || before.starts_with("# "), "no comment over {line}");
@@ -37,6 +37,7 @@ fn errors_name_file_and_field() {
         ("socket = 'agent.sock'", "socket"),
         ("[metrics]\naddress = 'everywhere'", "metrics.address"),
         ("state_directory = ''", "state_directory"),
+        ("kept_directory = 'kept'", "kept_directory"),
         ("[frame_memory]\nhead_frames = 3", "frame_memory.head_frames"),
         ("[frame_memory]\nheads = 3", "heads"),
         ("[flow_cache]\nipv4_entries = 3000", "flow_cache.ipv4_entries"),
