@@ -154,7 +154,6 @@ fn reachable(package: &str) -> BTreeSet<String> {
 const TWICE: &[(&str, &str)] = &[
     ("base64", "k8s-openapi and tower-http; kube-client, pem and serde-saphyr"),
     ("bitflags", "smoltcp, of tests; rustix and others"),
-    ("convert_case", "derive_more, in both versions"),
     ("derive_more", "netlink-packet-netfilter; kube"),
     ("getrandom", "ring; tempfile and others"),
     ("syn", "macros of derive_more, tracing and zerocopy; those of serde and others"),

@@ -7,12 +7,13 @@
 //! node's address among pods. Runs on the underlay thread.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use millrace_engine::clock::Clock;
 use millrace_engine::packet::parse::protocol;
 use millrace_engine::state::{ConnectionFlags, ConnectionState, NewConnection, Tuple};
 use millrace_engine::tables::services::Found;
-use millrace_engine::tables::{SegmentIndex, SegmentKind, Snapshot, address_octets};
+use millrace_engine::tables::{RouteTarget, SegmentIndex, SegmentKind, Snapshot, address_octets};
 
 use super::shared::Shared;
 use crate::kernel::KernelError;
@@ -25,8 +26,18 @@ const NO_TRACKING: [i32; 3] = [
     rustix::io::Errno::OPNOTSUPP.raw_os_error(),
 ];
 
-/// Takes the kernel's connections to Services over; says what is in the way of it.
-pub(super) fn adopt(shared: &Shared) -> Result<(), KernelError> {
+/// Name of the file that remembers it: the kernel keeps entries of connections that went elsewhere for days.
+pub const RECORD: &str = "adopted";
+
+/// Takes the kernel's connections to Services over, once since the node has booted: `record` is the file that remembers it.
+/// Says what is in the way of it.
+pub(super) fn adopt(shared: &Shared, record: &Path) -> Result<(), KernelError> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    if std::fs::read_to_string(record).is_ok_and(|known| known == boot) {
+        return Ok(());
+    }
+    // Where nothing can be written, the next agent looks again, and finds its own connections in the way.
+    let _ = std::fs::write(record, boot);
     let flows = match translated_flows() {
         // A kernel that tracks no connections translates none.
         Err(error) if error.errno().is_some_and(|number| NO_TRACKING.contains(&number)) => return Ok(()),
@@ -56,6 +67,11 @@ fn connection(tables: &Snapshot, flow: &TranslatedFlow) -> Option<NewConnection>
         millrace_engine::tables::PortRole::Host(host) => host.addresses.contains(&flow.client.0),
         _ => false,
     });
+    // What the kernel need not masquerade it goes on with; and a pod's calls never came by the uplink.
+    let is_inside = || routed.route(flow.client.0).is_some_and(|(_, route)| !is_outside(&route.target));
+    if is_hosts && !is_masqueraded || !is_hosts && is_inside() {
+        return None;
+    }
     let side = if is_hosts { segment.index } else { SegmentIndex::OUTSIDE };
     let endpoint =
         frontend.service.number_of(flow.server).and_then(|at| frontend.service.endpoints.get(usize::from(at)));
@@ -73,6 +89,10 @@ fn connection(tables: &Snapshot, flow: &TranslatedFlow) -> Option<NewConnection>
         endpoint: endpoint.map_or(0, |endpoint| endpoint.tag()),
         replaces: None,
     })
+}
+
+fn is_outside(target: &RouteTarget) -> bool {
+    matches!(target, RouteTarget::Outside { .. })
 }
 
 fn tuple(from: End, to: End, protocol: u8, segment: SegmentIndex) -> Tuple {

@@ -59,11 +59,11 @@ impl HostPort {
         }
         // Before a plan knows the port, what an earlier agent left is right.
         let told = standing.local.as_deref().is_some_and(|local| local.host.is_some());
-        let configured = match standing.plan.as_deref().filter(|_| told && leads_here) {
+        let configured = match standing.plan.as_deref().filter(|_| told) {
             Some(plan) => {
                 self.claim(standing, &plan.host);
                 let services = self.services(standing);
-                self.configure(netlink, standing, plan, &services)
+                self.configure(netlink, standing, plan, &services, leads_here)
             }
             None => Ok(()),
         };
@@ -106,6 +106,7 @@ impl HostPort {
         standing: &Standing,
         plan: &NodePlan,
         services: &HostServices,
+        leads_here: bool,
     ) -> Result<(), KernelError> {
         // Without an uplink in the plan the MTU of pods is a guess, and right after a start a wrong one.
         let bounded = plan.ports.values().any(|port| matches!(port.role, PortRole::Uplink(_)));
@@ -115,6 +116,7 @@ impl HostPort {
             gateway_mac: GATEWAY_MAC,
             mtu: bounded.then_some(plan.pod_mtu),
             addresses: &plan.host.addresses,
+            leads_here,
             prefixes: &plan.host.prefixes.union(&services.prefixes).copied().collect(),
             own_addresses: &services.addresses,
             own_ports: &OwnPorts::covering(&services.ports, &services.loopback_ports),
@@ -199,7 +201,7 @@ fn mac(node: &NodeName) -> Mac {
 pub fn remove() -> anyhow::Result<bool> {
     let mut netlink = Netlink::open()?;
     // Rules do not go with the interface, and may outlive one that somebody deleted.
-    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new(), &BTreeSet::new())?;
+    netlink.set_own_ports(&BTreeMap::new(), &BTreeSet::new(), Some(&BTreeSet::new()))?;
     let Some(link) = netlink.link(HOST_INTERFACE)? else { return Ok(false) };
     if link.kind.as_deref() != Some("tun") {
         anyhow::bail!(

@@ -61,6 +61,7 @@ use crate::reconcile::{self, Input, Reconciler};
 use crate::store::api_server::Connection;
 use crate::store::{ApiServerStore, DirectoryStore, ObjectStore};
 use addresses::AddressMaintenance;
+pub use adoption::RECORD as ADOPTION_FILE;
 use denial_log::DenialLog;
 use event_writer::EventWriter;
 pub use host_port::{HOST_INTERFACE, remove as remove_host_port};
@@ -105,7 +106,8 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     pods.restore(&attachments);
     let record = configuration.state_directory().join(outside::RECORD);
     let way_out = WayOut::new(Arc::clone(&shared), configuration.outside_ports(), record);
-    let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods), way_out)?;
+    let adopted = configuration.state_directory().join(adoption::RECORD);
+    let underlay = underlay::start(Arc::clone(&shared), Arc::clone(&pods), way_out, adopted)?;
     let timings = Arc::new(Timings::default());
     let reconciling = start_reconciling(
         configuration,

@@ -6,7 +6,7 @@
 //! with its own limits, so a pod that asks for every address of a link costs the kernel what a process of the host would.
 //!
 //! Ports that this program reserves are noted in a file of the state directory together with what stood there before, so that
-//! they can be given back after a crash too. Runs on the underlay thread.
+//! they can be given back for good. They stay reserved between two agents, as connections do. Runs on the underlay thread.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -164,17 +164,9 @@ impl WayOut {
         let wanted = present.with(&self.ports).to_string();
         sysctl::write_own(&[(SETTING.to_owned(), &wanted)], false).map_err(|error| said(&error))
     }
-
-    /// Gives the ports back, but for those that were reserved before.
-    pub(super) fn give_back(&mut self) {
-        let Some(before) = self.before.take() else { return };
-        if unreserve(&self.ports.without(&before)).is_ok() {
-            let _ = std::fs::remove_file(&self.record);
-        }
-    }
 }
 
-/// Gives back what an agent reserved that did not end well, by its record. False if there is none.
+/// Gives back what agents reserved, by their record. False if there is none.
 pub(super) fn give_back_recorded(record: &Path) -> Result<bool, KernelError> {
     let Some((before, own)) = recorded(record) else { return Ok(false) };
     unreserve(&own.without(&before))?;

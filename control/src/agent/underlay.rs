@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -71,7 +72,12 @@ impl Underlay {
 }
 
 /// Starts the thread, and one that waits for the kernel's reports.
-pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, way_out: WayOut) -> anyhow::Result<Underlay> {
+pub(super) fn start(
+    shared: Arc<Shared>,
+    pods: Arc<Pods>,
+    way_out: WayOut,
+    adoption_record: PathBuf,
+) -> anyhow::Result<Underlay> {
     let (signal, signals) = channel::bounded(16);
     let netlink = Netlink::open().context("could not speak to the kernel")?;
     let mut monitor = Monitor::open().context("could not follow the kernel's changes")?;
@@ -95,6 +101,7 @@ pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, way_out: WayOut) -> an
             bridge_ports,
             host,
             way_out,
+            adoption_record,
             announcements: Announcements::default(),
             shared,
             netlink,
@@ -102,6 +109,8 @@ pub(super) fn start(shared: Arc<Shared>, pods: Arc<Pods>, way_out: WayOut) -> an
             told_outside: OutsideView::default(),
             told_host: None,
             adopted: false,
+            leads_here_now: false,
+            known_since: None,
         };
         follower.run(&signals);
     })?;
@@ -158,12 +167,17 @@ struct Follower {
     host: HostPort,
     bridge_ports: BridgePorts,
     way_out: WayOut,
+    adoption_record: PathBuf,
     announcements: Announcements,
     told: Option<Seen>,
     told_outside: OutsideView,
     told_host: Option<LocalHost>,
     /// Whether the kernel's connections were taken over.
     adopted: bool,
+    /// Whether they were just now.
+    leads_here_now: bool,
+    /// Since when the objects are known.
+    known_since: Option<Instant>,
 }
 
 impl Follower {
@@ -191,13 +205,14 @@ impl Follower {
         }
         self.uplinks.release_all();
         self.bridge_ports.release_all();
-        self.way_out.give_back();
     }
 
     /// Brings uplinks and paths into step with objects and kernel, and tells what changed.
     fn look(&mut self) {
         let standing = self.shared.standing();
-        let Some(cluster) = standing.cluster.clone() else { return self.follow_host(&standing) };
+        self.follow_host(&standing);
+        let Some(cluster) = standing.cluster.clone() else { return };
+        self.known_since.get_or_insert_with(Instant::now);
         let vxlan_port = standing.local.as_ref().map_or(Tunnels::UDP_PORT, |local| local.vxlan_port);
         let uplinks = self.uplinks.follow(&cluster, vxlan_port, &mut self.netlink);
         let bridge_ports = self.bridge_ports.follow(&cluster);
@@ -222,12 +237,16 @@ impl Follower {
         }
         if !self.adopted && standing.plan.as_deref().is_some_and(Uplinks::will_steer_services) {
             self.adopted = true;
+            self.leads_here_now = true;
             let failed = |error| format!("connections that the kernel translates will break: {error}");
-            adoption::adopt(&self.shared).unwrap_or_else(|error| self.shared.report(failed(error)));
+            adoption::adopt(&self.shared, &self.adoption_record)
+                .unwrap_or_else(|error| self.shared.report(failed(error)));
         }
         self.uplinks.steer(paths.keys().copied(), &uplinks, standing.plan.as_ref());
-        // Only now may the host's routes lead here: a kernel forgets what it masqueraded by another interface.
-        self.follow_host(&standing);
+        if std::mem::take(&mut self.leads_here_now) {
+            // Only now may the host's routes lead here: a kernel forgets what it masqueraded by another interface.
+            self.follow_host(&standing);
+        }
         problems.extend(self.host.problems().iter().cloned().map(Problem::from));
         if let Some(plan) = &standing.plan {
             let announced = self.announcements.follow(plan, &self.uplinks, &uplinks, &self.shared);
@@ -250,7 +269,7 @@ impl Follower {
         let awaits_uplink = standing.cluster.as_deref().is_none_or(|cluster| {
             cluster.uplinks.values().any(|uplink| uplink.node.as_ref().is_none_or(|own| own == node))
         });
-        let leads_here = self.adopted || !awaits_uplink || self.shared.started.elapsed() > ADOPTION;
+        let leads_here = self.adopted || !awaits_uplink || self.known_since.is_some_and(|at| at.elapsed() > ADOPTION);
         let host = self.host.follow(&mut self.netlink, standing, leads_here);
         if self.told_host != host {
             // Nobody listens only while the agent stops.

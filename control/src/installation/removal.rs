@@ -13,7 +13,7 @@ use millrace_cni::agent_client::ClientError;
 use millrace_cni::pending;
 
 use super::{network_configuration, plugin};
-use crate::agent::{ATTACHMENTS_FILE, Step, remove_from_kernel};
+use crate::agent::{ADOPTION_FILE, ATTACHMENTS_FILE, Step, remove_from_kernel};
 use crate::api::client::{ApiError, Client};
 
 /// What to remove, and from where.
@@ -72,6 +72,7 @@ impl Removal {
 /// stays.
 fn remove_state(directory: &Path) -> std::io::Result<bool> {
     let record = unless_absent(fs::remove_file(directory.join(ATTACHMENTS_FILE)))?;
+    unless_absent(fs::remove_file(directory.join(ADOPTION_FILE)))?;
     let waiting = unless_absent(fs::remove_dir_all(pending::directory(directory)))?;
     let _ = fs::remove_dir(directory);
     Ok(record || waiting)

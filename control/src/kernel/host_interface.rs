@@ -39,6 +39,8 @@ pub struct HostInterface<'a> {
     pub mtu: Option<u32>,
     /// Its addresses; others are taken away, link-local ones excepted.
     pub addresses: &'a [IpAddr],
+    /// Whether the host's routes may lead to it; else they are left as they are, and so are the guarded ports.
+    pub leads_here: bool,
     /// What is routed to it, of families it has an address of.
     pub prefixes: &'a BTreeSet<IpNet>,
     /// Addresses of the host's, of other interfaces too, at which these ports are the switch's.
@@ -59,7 +61,7 @@ pub fn configure_host_interface(netlink: &mut Netlink, wanted: &HostInterface<'_
     let linked = set_link(netlink, &link, wanted);
     let addresses = set_addresses(netlink, wanted);
     let neighbours = set_neighbours(netlink, &link, wanted);
-    let routes = set_routes(netlink, &link, wanted);
+    let routes = if wanted.leads_here { set_routes(netlink, &link, wanted) } else { Ok(()) };
     let ports = set_own_ports(netlink, &link, wanted);
     settings.and(linked).and(addresses).and(neighbours).and(routes).and(ports)
 }
@@ -168,7 +170,7 @@ fn set_own_ports(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>)
             .any(|address| address.is_ipv4() == ports.ipv4 && address.is_loopback() == ports.loopback.is_some())
     };
     let served = wanted.own_ports.iter().filter(served).copied().collect();
-    netlink.set_own_ports(&routes, &served, wanted.guarded_ports)
+    netlink.set_own_ports(&routes, &served, wanted.leads_here.then_some(wanted.guarded_ports))
 }
 
 /// Gateways of the families that the interface has an address of.

@@ -154,7 +154,7 @@ pub(super) fn priority(message: &RuleMessage) -> u32 {
 
 impl Netlink {
     /// Has what the host sends to these ports of its own addresses go by these routes of our tables, and nothing else; and
-    /// nobody answer for the `guarded` ones. May be repeated, and writes only what differs.
+    /// nobody answer for the `guarded` ones, which are left as they are without a set. May be repeated, and writes only what differs.
     ///
     /// # Errors
     /// What the kernel said.
@@ -162,9 +162,11 @@ impl Netlink {
         &mut self,
         routes: &BTreeMap<IpAddr, Route>,
         ports: &BTreeSet<OwnPorts>,
-        guarded: &BTreeSet<GuardedPorts>,
+        guarded: Option<&BTreeSet<GuardedPorts>>,
     ) -> Result<(), KernelError> {
         let rules = self.rules()?;
+        let left_alone: BTreeSet<GuardedPorts> = rules.iter().filter_map(GuardedPorts::read).collect();
+        let guarded = guarded.unwrap_or(&left_alone);
         self.set_own_routes(routes)?;
         for ipv4 in [true, false] {
             let guarded = || guarded.iter().filter(|ports| ports.address.is_ipv4() == ipv4);
@@ -175,6 +177,11 @@ impl Netlink {
             }
             let present: BTreeSet<OwnPorts> = known().filter_map(OwnPorts::read).collect();
             let present_guarded: BTreeSet<GuardedPorts> = known().filter_map(GuardedPorts::read).collect();
+            // Only what this program moved is moved back, and first: a process that ends in between leaves its mark.
+            let has_rules = !present.is_empty() || !present_guarded.is_empty();
+            if !wanted && has_rules {
+                self.move_local_table(ipv4, known(), LOCAL_PRIORITY, LOCAL_FIRST)?;
+            }
             self.set_guarded_ports(&guarded().cloned().collect(), &present_guarded)?;
             for added in ports.iter().filter(|ports| ports.ipv4 == ipv4 && !present.contains(ports)) {
                 let attempt = || format!("have {added:?} go by the switch");
@@ -183,11 +190,6 @@ impl Netlink {
             for gone in present.difference(ports) {
                 let attempt = || format!("have {gone:?} go by the host again");
                 unless_absent(self.request(RouteNetlinkMessage::DelRule(gone.rule()), 0, attempt).map(|_| ()))?;
-            }
-            // Only what this program moved is moved back.
-            let has_rules = !present.is_empty() || !present_guarded.is_empty();
-            if !wanted && has_rules {
-                self.move_local_table(ipv4, known(), LOCAL_PRIORITY, LOCAL_FIRST)?;
             }
         }
         Ok(())

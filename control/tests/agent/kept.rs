@@ -66,7 +66,7 @@ pub(crate) type Outcome = (&'static str, Result<Duration, String>);
 
 /// One connection that is used.
 pub(crate) struct Conversation {
-    what: &'static str,
+    pub(crate) what: &'static str,
     socket: TcpStream,
 }
 

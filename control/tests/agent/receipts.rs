@@ -68,7 +68,7 @@ pub(crate) fn receipts_say_what_is_in_force_since_when() {
     let to: SocketAddr = "127.0.0.1:10249".parse().expect("address");
     let (_, text) = get(node, to, "/metrics").expect("an answer");
     let count = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-    assert_eq!(count("millrace_realisation_seconds_count{kind=\"NetworkPolicy\"}"), Some(3.0), "{text}");
+    assert_eq!(count("millrace_realisation_seconds_count{kind=\"NetworkPolicy\"}"), Some(2.0), "{text}");
     assert_eq!(count("millrace_realisation_seconds_count{kind=\"Service\"}"), Some(0.0), "{text}");
 
     std::fs::remove_file(directory.file("objects").join("policy.yaml")).expect("removed");

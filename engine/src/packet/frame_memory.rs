@@ -96,22 +96,23 @@ impl Region {
     }
 
     fn map_with(flags: MemfdFlags, length: usize) -> io::Result<(OwnedFd, NonNull<u8>)> {
+        let is_huge = flags.contains(MemfdFlags::HUGETLB);
         let memfd = rustix::fs::memfd_create("millrace-frames", flags)?;
         rustix::fs::ftruncate(&memfd, length as u64)?;
-        let place = reserve(length)?;
-        let flags = MapFlags::SHARED | MapFlags::POPULATE | MapFlags::FIXED;
-        // SAFETY: a shared mapping of a file we just made, in the place of a reservation that nobody else knows.
-        let mapped = unsafe { rustix::mm::mmap(place, length, ProtFlags::READ | ProtFlags::WRITE, flags, &memfd, 0) };
-        match mapped {
-            Ok(address) => NonNull::new(address.cast())
-                .map(|base| (memfd, base))
-                .ok_or_else(|| io::Error::other("mapped at address zero")),
-            Err(error) => {
-                // SAFETY: the reservation, which nothing points into.
-                let _ = unsafe { rustix::mm::munmap(place, length) };
-                Err(error.into())
-            }
-        }
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let shared = MapFlags::SHARED | MapFlags::POPULATE;
+        let mapped = if is_huge {
+            // SAFETY: a fresh shared mapping of a file we just made, where the kernel likes: at a huge page in any case.
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), length, protection, shared, &memfd, 0) }
+        } else {
+            let place = reserve(length)?;
+            // A call that fails may have taken the reservation away, and another thread's memory may lie there already: it
+            // is not unmapped.
+            // SAFETY: a shared mapping of a file we just made, in the place of a reservation that nobody else knows.
+            unsafe { rustix::mm::mmap(place, length, protection, shared | MapFlags::FIXED, &memfd, 0) }
+        };
+        let base = NonNull::new(mapped?.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
+        Ok((memfd, base))
     }
 
     fn write_header(&self) {

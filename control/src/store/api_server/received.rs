@@ -24,12 +24,12 @@ enum Keep {
     Except(&'static [(&'static str, Option<Keep>)]),
 }
 
-/// What every object has: names, labels, annotations but the copy that `kubectl apply` leaves, owners, generation,
-/// deletion.
+/// What every object has: names, labels, annotations but the copy that `kubectl apply` leaves, owners, deletion.
 const METADATA: Keep = Keep::Except(&[
     ("managedFields", None),
     ("uid", None),
     ("creationTimestamp", None),
+    ("generation", None),
     ("selfLink", None),
     ("generateName", None),
     ("annotations", Some(Keep::Except(&[("kubectl.kubernetes.io/last-applied-configuration", None)]))),
@@ -43,6 +43,19 @@ const POD_METADATA: Keep = Keep::Except(&[
     ("generateName", None),
     ("annotations", Some(Keep::Except(&[("kubectl.kubernetes.io/last-applied-configuration", None)]))),
 ]);
+
+/// Of a policy also which generation it is, for its receipt.
+const POLICY: Keep = Keep::Except(&[(
+    "metadata",
+    Some(Keep::Except(&[
+        ("managedFields", None),
+        ("uid", None),
+        ("creationTimestamp", None),
+        ("selfLink", None),
+        ("generateName", None),
+        ("annotations", Some(Keep::Except(&[("kubectl.kubernetes.io/last-applied-configuration", None)]))),
+    ])),
+)]);
 
 const WHOLE: Keep = Keep::Except(&[("metadata", Some(METADATA))]);
 
@@ -183,6 +196,7 @@ macro_rules! pruned {
 pruned!(NodeParts, NODE);
 pruned!(PodParts, POD);
 pruned!(SliceParts, SLICE);
+pruned!(PolicyParts, POLICY);
 
 /// A page of a list.
 #[derive(Debug, Deserialize)]

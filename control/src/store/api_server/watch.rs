@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::connection::{Connection, runtime};
 use super::follow::{Told, follow};
-use super::received::{NodeParts, PodParts, Received, SliceParts};
+use super::received::{NodeParts, PodParts, PolicyParts, Received, SliceParts};
 use super::resource::Resource;
 use super::unknown;
 use crate::problem::Problem;
@@ -55,6 +55,9 @@ fn run(connection: &Connection, mut watching: Watching, ended: &Receiver<()>) {
                 "Node" => tokio::spawn(follow::<NodeParts>(client, path, number, tell)),
                 "Pod" => tokio::spawn(follow::<PodParts>(client, path, number, tell)),
                 "EndpointSlice" => tokio::spawn(follow::<SliceParts>(client, path, number, tell)),
+                "NetworkPolicy" | "ClusterNetworkPolicy" => {
+                    tokio::spawn(follow::<PolicyParts>(client, path, number, tell))
+                }
                 _ => tokio::spawn(follow::<Received>(client, path, number, tell)),
             };
         }

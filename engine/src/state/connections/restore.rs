@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::entry::{ENTRY_WORDS, Entry, Status};
 use super::state::Progress;
-use super::{Connection, ConnectionFlags, Connections, Filling, NewConnection};
+use super::{Connection, ConnectionFlags, Connections, Direction, Filling, NewConnection};
 use crate::clock::Time;
 use crate::state::kept_memory::KeptMemory;
 
@@ -43,10 +43,14 @@ impl Connections {
         restored
     }
 
-    /// Takes a connection in that is answered already; whatever has one of its tuples makes room. False if there is no room.
+    /// Takes a connection in that is answered already. False if there is no room, or one of its tuples is another
+    /// connection's; but for one that its own answer opened, of which nobody knew what it answers.
     pub fn adopt(&self, adopted: &NewConnection, now: Time) -> bool {
-        for tuple in [&adopted.original, &adopted.reply] {
-            self.find(tuple).and_then(|(known, _)| self.remove(known.reference));
+        if let Some((known, Direction::Original)) = self.find(&adopted.reply)
+            && known.service == 0
+            && known.reply == known.original.mirrored()
+        {
+            self.remove(known.reference);
         }
         let hashes = (adopted.original.hash(&self.hash_key), adopted.reply.hash(&self.hash_key));
         let mut locked = self.lock_both(hashes.0, hashes.1);
