@@ -39,7 +39,8 @@ pub struct HostInterface<'a> {
     pub mtu: Option<u32>,
     /// Its addresses; others are taken away, link-local ones excepted.
     pub addresses: &'a [IpAddr],
-    /// Whether the host's routes may lead to it; else they are left as they are, and so are the guarded ports.
+    /// Whether the host may use it: else only what it needs to take packets is set, and addresses, routes and rules are left as
+    /// they are.
     pub leads_here: bool,
     /// What is routed to it, of families it has an address of.
     pub prefixes: &'a BTreeSet<IpNet>,
@@ -59,9 +60,12 @@ pub fn configure_host_interface(netlink: &mut Netlink, wanted: &HostInterface<'_
     let link = netlink.existing_link(wanted.name)?;
     let settings = write_settings(wanted);
     let linked = set_link(netlink, &link, wanted);
+    if !wanted.leads_here {
+        return settings.and(linked);
+    }
     let addresses = set_addresses(netlink, wanted);
     let neighbours = set_neighbours(netlink, &link, wanted);
-    let routes = if wanted.leads_here { set_routes(netlink, &link, wanted) } else { Ok(()) };
+    let routes = set_routes(netlink, &link, wanted);
     let ports = set_own_ports(netlink, &link, wanted);
     settings.and(linked).and(addresses).and(neighbours).and(routes).and(ports)
 }
@@ -170,7 +174,7 @@ fn set_own_ports(netlink: &mut Netlink, link: &Link, wanted: &HostInterface<'_>)
             .any(|address| address.is_ipv4() == ports.ipv4 && address.is_loopback() == ports.loopback.is_some())
     };
     let served = wanted.own_ports.iter().filter(served).copied().collect();
-    netlink.set_own_ports(&routes, &served, wanted.leads_here.then_some(wanted.guarded_ports))
+    netlink.set_own_ports(&routes, &served, Some(wanted.guarded_ports))
 }
 
 /// Gateways of the families that the interface has an address of.
