@@ -22,8 +22,9 @@ const GROUP: &str = "MILLRACE_ISOLATED_GROUP";
 const GROUPS: &str = "/sys/fs/cgroup";
 /// Where runtimes keep things by default, beside `/run`.
 const KEPT: [&str; 2] = ["/var/lib/cni", "/var/lib/containers"];
-/// What the process with number 1 does: it also reaps what others leave. `$0` is this program.
-const INSIDE: &str = "for place in /run /var/lib/cni /var/lib/containers; do mount -t tmpfs none $place || exit 125; done; \
+/// What the process with number 1 does: it also reaps what others leave. `$0` is this program. Processes have the same numbers in
+/// every test, so what is named after them must lie in memory of the test's own: `/dev/shm` too.
+const INSIDE: &str = "for place in /run /dev/shm /var/lib/cni /var/lib/containers; do mount -t tmpfs none $place || exit 125; done; \
                       mkdir /run/test; TMPDIR=/run/test timeout --kill-after=5 240 \"$0\"; exit $?";
 
 const TESTS: &[(&str, fn())] = &[
