@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::capabilities;
@@ -48,10 +48,15 @@ struct Document {
     state_directory: Option<PathBuf>,
     args: Option<Value>,
     dns: Option<Map<String, Value>>,
-    #[serde(rename = "cni.dev/valid-attachments")]
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "listed")]
     valid_attachments: Option<Vec<ValidAttachment>>,
-    #[serde(rename = "cni.dev/attachments")]
+    #[serde(rename = "cni.dev/attachments", default, deserialize_with = "listed")]
     attachments: Option<Vec<ValidAttachment>>,
+}
+
+/// A list whose key is there; libcni writes an empty one as null.
+fn listed<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<ValidAttachment>>, D::Error> {
+    Ok(Some(Option::deserialize(value)?.unwrap_or_default()))
 }
 
 /// A checked network configuration.

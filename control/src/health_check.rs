@@ -2,17 +2,19 @@
 //! Services at all (`/healthz` and `/livez` of kube-proxy, port 10256, and `/readyz`).
 //!
 //! HTTP on the node's addresses, answered as kube-proxy's `pkg/proxy/healthcheck/service_health.go` does: 200 while a
-//! ready endpoint is on this node and the tables follow the objects, else 503. `/healthz` and `/livez` as its
-//! `proxy_health.go` does: 200 while the tables follow the objects; `/healthz` also wants the node to stay (KEP-3836), so
-//! that load balancers leave one that is about to go while its connections live. One thread, apart from everything else:
+//! ready endpoint is on this node and the tables follow the objects, else 503. `/healthz` as its `proxy_health.go` does: 200
+//! while the tables follow the objects, and it wants the node to stay (KEP-3836), so that load balancers leave one that is
+//! about to go while its connections live. `/livez` is 200 while the agent moves ([`Heartbeat`]): what a restart mends. Objects
+//! that cannot be put into force are not: a restart would lose the tables that can. One thread, apart from everything else:
 //! a slow or hostile client of one port takes one of [`CLIENTS`] places for at most [`PATIENCE`].
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
@@ -28,6 +30,36 @@ const CLIENTS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time after which a port that could not be had is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// Without a beat for so long the agent hangs: settling a cluster of 5,000 nodes takes some 4 s.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
+
+/// Sign of life of who keeps tables and workers in step.
+#[derive(Debug)]
+pub struct Heartbeat {
+    started: Instant,
+    last_milliseconds: AtomicU64,
+}
+
+impl Default for Heartbeat {
+    /// One that beats now.
+    fn default() -> Self {
+        Self { started: Instant::now(), last_milliseconds: AtomicU64::new(0) }
+    }
+}
+
+impl Heartbeat {
+    /// Beats.
+    pub fn beat(&self) {
+        let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_milliseconds.store(since, Ordering::Relaxed);
+    }
+
+    fn is_alive_at(&self, now: Instant) -> bool {
+        let last = Duration::from_millis(self.last_milliseconds.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.started).saturating_sub(last) < LONGEST_SILENCE
+    }
+}
 
 /// What one port answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,16 +104,20 @@ pub struct HealthChecks {
 }
 
 impl HealthChecks {
-    /// Answers at `proxy` that nothing is served yet, and nowhere else. `report` is told of each port that cannot be had,
-    /// once for each attempt that fails first.
+    /// Answers at `proxy` that nothing is served yet, and nowhere else; that the agent lives, while `heartbeat` beats. `report`
+    /// is told of each port that cannot be had, once for each attempt that fails first.
     ///
     /// # Errors
     /// The kernel refused a thread.
-    pub fn start(proxy: Option<SocketAddr>, report: impl Fn(String) + Send + 'static) -> std::io::Result<Self> {
+    pub fn start(
+        proxy: Option<SocketAddr>,
+        heartbeat: Arc<Heartbeat>,
+        report: impl Fn(String) + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (wanted, follow) = watch::channel(Arc::new(Checks { proxy, ..Checks::default() }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("health-check".into());
-        let thread = thread.spawn(move || runtime.block_on(serve(follow, report)))?;
+        let thread = thread.spawn(move || runtime.block_on(serve(follow, heartbeat, report)))?;
         Ok(Self { proxy, wanted: Some(wanted), thread: Some(thread) })
     }
 
@@ -122,7 +158,7 @@ impl Drop for HealthChecks {
 }
 
 /// Keeps a listener for each wanted address, until nobody wants any more.
-async fn serve(mut follow: watch::Receiver<Arc<Checks>>, report: impl Fn(String)) {
+async fn serve(mut follow: watch::Receiver<Arc<Checks>>, heartbeat: Arc<Heartbeat>, report: impl Fn(String)) {
     let places = Arc::new(Semaphore::new(CLIENTS));
     let mut listening: BTreeMap<SocketAddr, Task<()>> = BTreeMap::new();
     let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
@@ -143,7 +179,7 @@ async fn serve(mut follow: watch::Receiver<Arc<Checks>>, report: impl Fn(String)
             match TcpListener::bind(address).await {
                 Ok(listener) => {
                     failed.remove(&address);
-                    let task = listen(listener, address, follow.clone(), Arc::clone(&places));
+                    let task = listen(listener, address, (follow.clone(), Arc::clone(&heartbeat)), Arc::clone(&places));
                     listening.insert(address, tokio::spawn(task));
                 }
                 Err(error) => {
@@ -166,7 +202,7 @@ async fn serve(mut follow: watch::Receiver<Arc<Checks>>, report: impl Fn(String)
 async fn listen(
     listener: TcpListener,
     address: SocketAddr,
-    follow: watch::Receiver<Arc<Checks>>,
+    (follow, heartbeat): (watch::Receiver<Arc<Checks>>, Arc<Heartbeat>),
     places: Arc<Semaphore>,
 ) {
     loop {
@@ -177,19 +213,20 @@ async fn listen(
             continue;
         };
         let checks = Arc::clone(&follow.borrow());
+        let alive = heartbeat.is_alive_at(Instant::now());
         tokio::spawn(async move {
             // A client that goes away or is too slow gets no answer, and nobody misses it.
-            let _ = tokio::time::timeout(PATIENCE, talk(client, &checks, address)).await;
+            let _ = tokio::time::timeout(PATIENCE, talk(client, (&checks, alive), address)).await;
             drop(place);
         });
     }
 }
 
 /// Reads one request, answers it and closes.
-async fn talk(mut client: TcpStream, checks: &Checks, address: SocketAddr) -> std::io::Result<()> {
+async fn talk(mut client: TcpStream, (checks, alive): (&Checks, bool), address: SocketAddr) -> std::io::Result<()> {
     let Some(path) = plain_http::asked_for(&mut client).await? else { return Ok(()) };
     let text = if checks.proxy == Some(address) {
-        answer_for_node(&checks.condition, &path, now())
+        answer_for_node(&checks.condition, alive, &path, now())
     } else {
         answer(checks, address)
     };
@@ -203,12 +240,13 @@ pub fn now() -> Timestamp {
     Timestamp::new(since.as_secs() as i64, since.subsec_nanos() as i32).unwrap_or_default()
 }
 
-fn answer_for_node(condition: &Condition, path: &str, now: Timestamp) -> String {
+fn answer_for_node(condition: &Condition, alive: bool, path: &str, now: Timestamp) -> String {
     let eligible = !condition.leaving;
     let (serves, more) = match path {
-        "/healthz" => (condition.healthy && eligible, format!(", \"nodeEligible\": {eligible}")),
+        "/healthz" => (alive && condition.healthy && eligible, format!(", \"nodeEligible\": {eligible}")),
+        "/livez" => (alive, String::new()),
         // kube-proxy has no such path; who rolls a node out asks whether its agent serves what the objects say.
-        "/livez" | "/readyz" => (condition.healthy, String::new()),
+        "/readyz" => (alive && condition.healthy, String::new()),
         _ => return NOT_FOUND.to_owned(),
     };
     // Of a healthy node it is now, whenever anything changed, as kube-proxy has it.
@@ -311,23 +349,24 @@ mod tests {
     fn the_node_is_asked_for_as_kube_proxy_is() {
         let port = free_port();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let server = HealthChecks::start(Some(address), |problem| panic!("{problem}")).expect("server");
+        let heartbeat = Arc::new(Heartbeat::default());
+        let server = HealthChecks::start(Some(address), heartbeat, |problem| panic!("{problem}")).expect("server");
         let is = |path: &'static str, status: &'static str| {
             move |_: &Option<String>| {
                 ask_for(port, path).is_some_and(|answer| answer.starts_with(&format!("HTTP/1.1 {status}")))
             }
         };
         until(port, is("/healthz", "503"));
-        for (condition, healthz, livez) in [(HEALTHY, "200", "200"), (LEAVING, "503", "200"), (BEHIND, "503", "503")] {
+        for (condition, healthz, readyz) in [(HEALTHY, "200", "200"), (LEAVING, "503", "200"), (BEHIND, "503", "503")] {
             server.follow(&ServicesPlan::default(), condition);
             until(port, is("/healthz", healthz));
-            until(port, is("/livez?verbose", livez));
-            until(port, is("/readyz", livez));
+            until(port, is("/readyz?verbose", readyz));
+            until(port, is("/livez", "200"));
         }
         until(port, is("/", "404"));
         let now = Timestamp::from_second(100).expect("a time");
         let body = |path: &str, condition: &Condition| {
-            let answer = answer_for_node(condition, path, now);
+            let answer = answer_for_node(condition, true, path, now);
             answer.split("\r\n\r\n").nth(1).expect("a body").to_owned()
         };
         let (then, at) = ("1970-01-01T00:00:00Z", "1970-01-01T00:01:40Z");
@@ -336,13 +375,27 @@ mod tests {
         let expected = format!(r#"{{"lastUpdated": "{then}","currentTime": "{at}", "nodeEligible": false}}"#);
         assert_eq!(body("/healthz", &LEAVING), expected);
         assert_eq!(body("/livez", &LEAVING), format!(r#"{{"lastUpdated": "{at}","currentTime": "{at}"}}"#));
+        for path in ["/healthz", "/livez", "/readyz"] {
+            let answer = answer_for_node(&HEALTHY, false, path, now);
+            assert!(answer.starts_with("HTTP/1.1 503"), "{path} of an agent that hangs: {answer}");
+        }
+    }
+
+    #[test]
+    fn without_a_beat_for_half_a_minute_an_agent_hangs() {
+        let heartbeat = Heartbeat::default();
+        let at = |seconds| heartbeat.started + Duration::from_secs(seconds);
+        assert!(heartbeat.is_alive_at(at(29)) && !heartbeat.is_alive_at(at(31)));
+        heartbeat.last_milliseconds.store(10_000, Ordering::Relaxed);
+        assert!(heartbeat.is_alive_at(at(39)) && !heartbeat.is_alive_at(at(41)));
     }
 
     #[test]
     fn answers_follow_the_plan_as_kube_proxys_do() {
         let reports = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&reports);
-        let server = HealthChecks::start(None, move |text| told.lock().expect("whole").push(text)).expect("server");
+        let server = HealthChecks::start(None, Arc::default(), move |text| told.lock().expect("whole").push(text))
+            .expect("server");
         let port = free_port();
         server.follow(&plan(port, 2), HEALTHY);
         let body = "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\

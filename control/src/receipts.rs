@@ -3,16 +3,17 @@
 //! Of the kinds whose effect somebody waits for: Services, their endpoints, policies. [`Arrivals`] notes what the store
 //! tells, on the reconcile thread; when tables made of it are published, a thread of its own waits until every worker
 //! decides by them ([`ReceiptWriter`]) and only then writes the receipt: what `millrace show receipts` says is in force is
-//! what packets meet. An object that is refused has a receipt that says why; its last valid version stays in force.
+//! what packets meet. An object that is refused has a receipt that says why; its last valid version stays in force. Whether an object
+//! is refused may hang on others: with every publish the receipts of those follow whose answer changed.
 //!
 //! One receipt an object, [`RECEIPTS`] at most, some 300 B each. Nothing here is on the way of a packet or of a publish.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jiff::Timestamp;
 
 use crate::observe::{CLUSTER_NETWORK_POLICY, ENDPOINT_SLICE, NETWORK_POLICY, SERVICE};
@@ -27,6 +28,8 @@ const WAITING: usize = 64;
 /// How often it is asked whether the workers use the tables, and for how long.
 const LOOK: Duration = Duration::from_micros(200);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is asked after that.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Annotation in which the endpoints controller says when a pod's change made it write (`EndpointsLastChangeTriggerTime`).
 const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
@@ -139,8 +142,12 @@ impl Receipts {
     }
 
     fn write(&self, batch: &Batch, since: Timestamp, now: Instant) {
-        let problems = batch.problems_by_key();
         let mut receipts = self.lock();
+        for (key, refused) in batch.changed.iter().filter(|_| batch.in_use) {
+            if let Some(receipt) = receipts.get_mut(key) {
+                *receipt = Receipt { tables: batch.tables, since, refused: refused.clone(), ..receipt.clone() };
+            }
+        }
         for arrival in &batch.arrivals {
             let Some(version) = &arrival.version else {
                 receipts.remove(&arrival.key);
@@ -149,13 +156,13 @@ impl Receipts {
             if receipts.len() >= RECEIPTS && !receipts.contains_key(&arrival.key) {
                 continue;
             }
-            let refused = problems.get(&arrival.key).copied().or((!batch.in_use).then_some(NOT_YET));
+            let refused = batch.refused.get(&arrival.key).cloned().or_else(|| (!batch.in_use).then(|| NOT_YET.into()));
             let receipt = Receipt {
                 version: version.clone(),
                 tables: batch.tables,
                 since,
                 took: arrival.is_news.then(|| now.saturating_duration_since(arrival.at)),
-                refused: refused.map(Into::into),
+                refused,
             };
             receipts.insert(arrival.key.clone(), receipt);
         }
@@ -163,12 +170,14 @@ impl Receipts {
 }
 
 /// What was published at once.
-#[derive(Debug)]
+#[derive(Debug, Default, PartialEq)]
 struct Batch {
     arrivals: Vec<Arrival>,
     tables: u64,
-    /// What is wrong with objects, as far as it is about these.
-    problems: Vec<Problem>,
+    /// Objects that are refused, and why.
+    refused: Arc<Refused>,
+    /// Those of which that changed since the batch before.
+    changed: Refusals,
     /// Whether every worker decides by the tables.
     in_use: bool,
 }
@@ -176,12 +185,23 @@ struct Batch {
 /// Why a version is not in force where a worker stands still.
 const NOT_YET: &str = "a worker does not decide by it yet";
 
-impl Batch {
-    fn problems_by_key(&self) -> BTreeMap<&ObjectKey, &str> {
-        // The first of an object is told.
-        let problems = self.problems.iter().rev();
-        problems.filter_map(|problem| Some((problem.object.as_ref()?, problem.message.as_str()))).collect()
-    }
+type Refused = BTreeMap<ObjectKey, Arc<str>>;
+type Refusals = Vec<(ObjectKey, Option<Arc<str>>)>;
+
+/// Objects that are refused, with the first problem of each. They are few but for a cluster in which nothing is right.
+fn refused(problems: &[Problem]) -> Refused {
+    let about = problems.iter().take(RECEIPTS).rev().filter_map(|problem| {
+        let key = problem.object.as_ref().filter(|key| has_receipt(key))?;
+        Some((key.clone(), problem.message.as_str().into()))
+    });
+    about.collect()
+}
+
+/// What differs, as it is now.
+fn differences(before: &Refused, now: &Refused) -> Refusals {
+    let gone = before.keys().filter(|key| !now.contains_key(key)).map(|key| (key.clone(), None));
+    let others = now.iter().filter(|(key, why)| before.get(key) != Some(why));
+    gone.chain(others.map(|(key, why)| (key.clone(), Some(Arc::clone(why))))).collect()
 }
 
 /// What is told of each arrival that came as news and is in force: its kind, the time since it came, and since it
@@ -193,6 +213,8 @@ pub type Told = Box<dyn Fn(&str, Duration, Option<Duration>) + Send>;
 pub struct ReceiptWriter {
     batches: Option<Sender<Batch>>,
     thread: Option<JoinHandle<()>>,
+    /// As the last batch had it.
+    refused: Arc<Refused>,
 }
 
 impl ReceiptWriter {
@@ -208,20 +230,20 @@ impl ReceiptWriter {
         let (batches, taken) = bounded::<Batch>(WAITING);
         let thread = std::thread::Builder::new().name("receipts".into());
         let thread = thread.spawn(move || write_all(&receipts, &taken, &in_use, &told))?;
-        Ok(ReceiptWriter { batches: Some(batches), thread: Some(thread) })
+        Ok(ReceiptWriter { batches: Some(batches), thread: Some(thread), refused: Arc::default() })
     }
 
-    /// Takes what came before tables of generation `tables` were published, which hold it.
-    pub fn published(&self, arrivals: Vec<Arrival>, tables: u64, problems: &[Problem]) {
-        if arrivals.is_empty() {
+    /// Takes what came before tables of generation `tables` were published, which hold it, and all that is wrong with objects.
+    pub fn published(&mut self, arrivals: Vec<Arrival>, tables: u64, problems: &[Problem]) {
+        let refused = Arc::new(refused(problems));
+        let changed = differences(&self.refused, &refused);
+        if arrivals.is_empty() && changed.is_empty() {
             return;
         }
-        let keys: BTreeSet<&ObjectKey> = arrivals.iter().map(|arrival| &arrival.key).collect();
-        let about = |problem: &&Problem| problem.object.as_ref().is_some_and(|key| keys.contains(key));
-        // Problems are few but for a cluster in which nothing is right.
-        let problems = problems.iter().take(RECEIPTS).filter(about).cloned().collect();
-        if let Some(batches) = &self.batches {
-            let _ = batches.try_send(Batch { arrivals, tables, problems, in_use: false });
+        let batch = Batch { arrivals, tables, refused: Arc::clone(&refused), changed, in_use: false };
+        // What does not get through is a change the next time too.
+        if self.batches.as_ref().is_some_and(|batches| batches.try_send(batch).is_ok()) {
+            self.refused = refused;
         }
     }
 }
@@ -234,26 +256,40 @@ impl Drop for ReceiptWriter {
 }
 
 fn write_all(receipts: &Receipts, batches: &Receiver<Batch>, in_use: &dyn Fn() -> u64, told: &Told) {
-    while let Ok(first) = batches.recv() {
-        let waiting: Vec<Batch> = std::iter::once(first).chain(batches.try_iter()).collect();
-        let newest = waiting.iter().map(|batch| batch.tables).max().unwrap_or_default();
+    // Batches that no worker had taken up when patience ended, the oldest first.
+    let mut late: Vec<Batch> = Vec::new();
+    loop {
+        let first = match late.is_empty() {
+            true => batches.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => batches.recv_timeout(LOOK_AGAIN),
+        };
+        if first == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+        let new: Vec<Batch> = first.into_iter().chain(batches.try_iter()).collect();
+        let newest = new.iter().map(|batch| batch.tables).max().unwrap_or_default();
         let begun = Instant::now();
         while in_use() < newest && begun.elapsed() < PATIENCE {
             std::thread::sleep(LOOK);
         }
         let (now, since, used) = (Instant::now(), Timestamp::now(), in_use());
-        for batch in waiting {
-            let batch = Batch { in_use: used >= batch.tables, ..batch };
-            receipts.write(&batch, since, now);
-            tell(&batch, now, since, told);
+        let is_new = late.len();
+        for (number, mut batch) in std::mem::take(&mut late).into_iter().chain(new).enumerate() {
+            batch.in_use = used >= batch.tables;
+            if batch.in_use || number >= is_new {
+                receipts.write(&batch, since, now);
+                tell(&batch, now, since, told);
+            }
+            if !batch.in_use && late.len() < WAITING {
+                late.push(batch);
+            }
         }
     }
 }
 
 /// Tells of what came as news and is in force.
 fn tell(batch: &Batch, now: Instant, since: Timestamp, told: &Told) {
-    let problems = batch.problems_by_key();
-    let in_force = |arrival: &&Arrival| batch.in_use && arrival.is_news && !problems.contains_key(&arrival.key);
+    let in_force = |arrival: &&Arrival| batch.in_use && arrival.is_news && !batch.refused.contains_key(&arrival.key);
     for arrival in batch.arrivals.iter().filter(in_force) {
         let happened = arrival.triggered.and_then(|at| SystemTime::from(since).duration_since(at.into()).ok());
         told(&arrival.key.kind.kind, now.saturating_duration_since(arrival.at), happened);
@@ -283,7 +319,7 @@ mod tests {
         let (receipts, in_use) = (Arc::new(Receipts::default()), Arc::new(AtomicU64::new(1)));
         let told = Arc::new(Mutex::new(Vec::new()));
         let (used, heard) = (Arc::clone(&in_use), Arc::clone(&told));
-        let writer = ReceiptWriter::start(
+        let mut writer = ReceiptWriter::start(
             Arc::clone(&receipts),
             move || used.load(Ordering::Relaxed),
             Box::new(move |kind, took, happened| heard.lock().expect("lock").push((kind.to_owned(), took, happened))),
@@ -321,13 +357,66 @@ mod tests {
         );
     }
 
+    /// A writer whose workers use what `in_use` says, and what it tells of a Service.
+    fn writer(in_use: &Arc<AtomicU64>) -> (ReceiptWriter, impl Fn(u64) -> Option<Arc<str>> + use<>) {
+        let (receipts, used) = (Arc::new(Receipts::default()), Arc::clone(in_use));
+        let written = Arc::clone(&receipts);
+        let told = Box::new(|_: &str, _, _| ());
+        let writer = ReceiptWriter::start(receipts, move || used.load(Ordering::Relaxed), told).expect("a thread");
+        let refused = move |tables| {
+            let end = Instant::now() + Duration::from_secs(60);
+            loop {
+                match written.all().as_slice() {
+                    [(_, receipt)] if receipt.tables == tables => return receipt.refused.clone(),
+                    all => assert!(Instant::now() < end, "{all:?}"),
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        (writer, refused)
+    }
+
+    fn service() -> (ObjectKey, Vec<Arrival>) {
+        let mut arrivals = Arrivals::default();
+        arrivals.note(&Event::Applied(object("Service", "7")));
+        (object("Service", "7").key, arrivals.take())
+    }
+
+    #[test]
+    fn a_receipt_follows_what_other_objects_do_to_its_object() {
+        let (mut writer, refused) = writer(&Arc::new(AtomicU64::new(9)));
+        let (key, arrivals) = service();
+        let taken = [Problem::new("its address is another's").of(&key)];
+        writer.published(arrivals, 1, &taken);
+        assert_eq!(refused(1).as_deref(), Some("its address is another's"));
+        writer.published(Vec::new(), 2, &taken);
+        writer.published(Vec::new(), 3, &[]);
+        assert_eq!(refused(3), None);
+        writer.published(Vec::new(), 4, &taken);
+        assert_eq!(refused(4).as_deref(), Some("its address is another's"));
+    }
+
+    #[test]
+    fn a_receipt_follows_a_worker_that_moves_again() {
+        let in_use = Arc::new(AtomicU64::new(0));
+        let (mut writer, refused) = writer(&in_use);
+        writer.published(service().1, 1, &[]);
+        assert_eq!(refused(1).as_deref(), Some(NOT_YET));
+        in_use.store(1, Ordering::Relaxed);
+        let end = Instant::now() + Duration::from_secs(60);
+        while refused(1).is_some() {
+            assert!(Instant::now() < end, "it stays not in force");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     #[test]
     fn what_is_deleted_has_no_receipt() {
         let receipts = Receipts::default();
         let write = |event: Event, tables| {
             let mut arrivals = Arrivals::default();
             arrivals.note(&event);
-            let batch = Batch { arrivals: arrivals.take(), tables, problems: Vec::new(), in_use: true };
+            let batch = Batch { arrivals: arrivals.take(), tables, in_use: true, ..Batch::default() };
             receipts.write(&batch, Timestamp::now(), Instant::now());
         };
         write(Event::Applied(object("Service", "7")), 1);

@@ -27,6 +27,9 @@ use crate::store::Event;
 /// Inputs taken in before tables are computed, at most: bounds how long a change waits behind a stream of others.
 pub const BATCH: usize = 4096;
 
+/// How often a loop without inputs says that it lives.
+const BEAT: Duration = Duration::from_secs(5);
+
 /// Something that changed. Facts of this node come as the whole of their sort.
 #[derive(Clone, Debug)]
 pub enum Input {
@@ -141,18 +144,21 @@ impl Reconciler {
         Settled { changes, error, plan, problems: Arc::clone(&self.problems), arrived, took: Duration::ZERO }
     }
 
-    /// Runs until [`Input::Stop`] or until no sender of inputs is left. `settled` is called after each batch.
+    /// Runs until [`Input::Stop`] or until no sender of inputs is left. `settled` is called after each batch, `beat` then and
+    /// every few seconds.
     pub fn run(
         &mut self,
         events: &Receiver<Event>,
         inputs: &Receiver<Input>,
         mut settled: impl FnMut(&Reconciler, &Settled),
+        mut beat: impl FnMut(&Reconciler),
     ) {
         // A watch that ended leaves the last known objects in force.
         let ended = channel::never();
         let mut events = events;
         let mut goes_on = true;
         while goes_on {
+            beat(self);
             channel::select! {
                 recv(events) -> event => match event {
                     Ok(event) => self.observe(event),
@@ -162,6 +168,7 @@ impl Reconciler {
                     Ok(input) => goes_on = self.take(input),
                     Err(_) => return,
                 },
+                default(BEAT) => continue,
             }
             let begin = Instant::now();
             events.try_iter().take(BATCH).for_each(|event| self.observe(event));

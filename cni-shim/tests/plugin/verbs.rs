@@ -59,6 +59,13 @@ fn collection_passes_the_runtimes_list_on_and_status_the_agents_reason() {
     let (path, request) = requests.recv().expect("one request");
     let expected = json!({"network": "millrace", "valid": [{"containerID": "c1", "ifname": "eth0"}]});
     assert_eq!((path.as_str(), request), ("/v1/cni/gc", expected));
+    // So libcni writes that no attachment is valid.
+    let (agent, requests) = Agent::answering(200, &json!({}));
+    let mut document = configuration("1.1.0", agent.socket());
+    document["cni.dev/valid-attachments"] = Value::Null;
+    assert_eq!(call(&[("CNI_COMMAND", "GC"), ("CNI_PATH", "/opt")], &document.to_string()).exit_code, Some(0));
+    let (_, request) = requests.recv().expect("one request");
+    assert_eq!(request, json!({"network": "millrace", "valid": []}));
 
     let (agent, _requests) =
         Agent::answering(503, &json!({"code": 50, "msg": "no pod can be attached: no IpPool exists"}));

@@ -35,6 +35,7 @@ mod trace;
 mod underlay;
 mod uplinks;
 
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,13 +52,13 @@ use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
 use crate::configuration::{Configuration, ObjectSource};
 use crate::events::EventSink;
-use crate::health_check::{self, Condition, HealthChecks};
+use crate::health_check::{self, Condition, HealthChecks, Heartbeat};
 use crate::installation;
 use crate::metrics::{MetricsServer, Timings};
 use crate::observe;
 use crate::plan::LocalView;
 use crate::receipts::ReceiptWriter;
-use crate::reconcile::{self, Input, Reconciler};
+use crate::reconcile::{self, Input, Reconciler, Settled};
 use crate::store::api_server::Connection;
 use crate::store::{ApiServerStore, DirectoryStore, ObjectStore};
 use addresses::AddressMaintenance;
@@ -76,6 +77,8 @@ pub(crate) use shared::SharedSwitch;
 
 /// The file of the state directory with the record of attachments.
 pub(crate) const ATTACHMENTS_FILE: &str = "attachments.json";
+/// The file of the state directory that says where connections are kept, for who takes the agent off the node.
+pub(crate) const KEPT_FILE: &str = "kept";
 
 /// How long ADD and the start wait for tables to be in force.
 const IN_FORCE: Duration = Duration::from_secs(5);
@@ -91,6 +94,9 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let (store, events) = open_store(configuration.objects())?;
     let (kept_directory, is_named) = configuration.kept_directory();
     std::fs::create_dir_all(&kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
+    let says_where = configuration.state_directory().join(KEPT_FILE);
+    std::fs::write(&says_where, kept_directory.as_os_str().as_bytes())
+        .with_context(|| format!("could not write {}", says_where.display()))?;
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
     let not_kept = switch.kept().problem.clone().filter(|_| is_named);
     switch.start().context("could not start the workers")?;
@@ -221,15 +227,18 @@ fn start_reconciling(
     };
     let shared = Arc::clone(shared);
     let reporter = Arc::clone(&shared);
-    let checks = HealthChecks::start(configuration.health_address(), move |message| reporter.report(message));
+    let heartbeat = Arc::new(Heartbeat::default());
+    let address = configuration.health_address();
+    let checks = HealthChecks::start(address, Arc::clone(&heartbeat), move |message| reporter.report(message));
     let checks = checks.context("no thread for health checks")?;
-    let receipts = receipt_writer(&shared, &timings).context("no thread for receipts")?;
+    let mut receipts = receipt_writer(&shared, &timings).context("no thread for receipts")?;
     let thread = std::thread::Builder::new().name("reconcile".into());
     Ok(thread.spawn(move || {
         // The whole watch moves here: dropping a part of it would end it.
         let watch = watch;
         let mut reconciler = Reconciler::publishing_to(local, Box::new(shared.switch.clone()));
-        reconciler.run(&watch.events, &taken, |reconciler, settled| {
+        let switch = shared.switch.clone();
+        let settled = |reconciler: &Reconciler, settled: &Settled| {
             shared.settled(reconciler, settled);
             if settled.changes.is_some() {
                 timings.settled(settled.took);
@@ -244,6 +253,12 @@ fn start_reconciling(
             }
             // A full queue holds a signal already.
             let _ = underlay.try_send(underlay::Signal::Objects);
+        };
+        reconciler.run(&watch.events, &taken, settled, |reconciler| {
+            // A worker that does not take tables up hangs, and the agent with it.
+            if switch.with(|switch| switch.generation_in_use()) >= reconciler.publish_state().tables().generation {
+                heartbeat.beat();
+            }
         });
     })?)
 }

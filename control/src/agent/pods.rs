@@ -4,7 +4,7 @@
 //! out when every worker forwards for the pod. What was done is undone in reverse order if a step fails. DEL is the
 //! same backwards and takes what is missing for done. Runs on API threads, one call for one container at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -40,6 +40,7 @@ use crate::store::{ObjectKey, ObjectStore};
 pub(crate) const FIRST_POD_PORT: u16 = 16;
 /// Port numbers from here on are for bridges.
 pub(crate) const FIRST_BRIDGE_PORT: u16 = 768;
+const POD_PORTS: u16 = FIRST_BRIDGE_PORT - FIRST_POD_PORT;
 
 /// The pods of this node.
 pub(super) struct Pods {
@@ -203,7 +204,7 @@ impl Pods {
             let plugged = plugged.map(|other| (&other.host_ports, format!("Pod {}", other.pod)));
             let calls = attached.reserved.values().map(|ports| (ports, "a pod that is being plugged in".to_owned()));
             host_ports::first_conflict(&wanted, plugged.chain(calls))?;
-            let range = FIRST_BRIDGE_PORT - FIRST_POD_PORT;
+            let range = POD_PORTS;
             let candidates = (0..range).map(|step| FIRST_POD_PORT + (attached.next + step) % range);
             let free = |port: &PortIndex| !attached.pods.contains_key(port) && !attached.reserved.contains_key(port);
             let port = candidates.map(PortIndex).find(free);
@@ -224,16 +225,27 @@ impl Pods {
         }
     }
 
-    /// What the pod asks of address management, by its object as it is now: the watch may not have told it yet.
-    fn wishes(&self, cluster: &Cluster, pod: &PodName) -> Result<AddressWishes, CniFailure> {
+    /// What the pod asks of address management, by its object as it is now: the watch may not have told it yet. `uid` is the pod's,
+    /// where the runtime says it.
+    fn wishes(&self, cluster: &Cluster, pod: &PodName, uid: Option<&str>) -> Result<AddressWishes, CniFailure> {
         let key = ObjectKey { kind: POD, namespace: Some(pod.namespace().to_string()), name: pod.name().to_owned() };
-        let object = self.store.get(&key).map_err(|error| system("read the pod's object", error))?;
-        let record = object.map(|object| observe::read(&object)).transpose();
-        let record =
-            record.map_err(|error| CniFailure::Refused(format!("{key}: {}: {}", error.path, error.message)))?;
-        let mut wishes = match record.flatten() {
-            Some(Record::Pod(pod)) => pod.address_wishes,
-            _ => AddressWishes::default(),
+        let mut wishes = match self.store.get(&key) {
+            Ok(object) => {
+                let record = object.map(|object| observe::read(&object)).transpose();
+                let record =
+                    record.map_err(|error| CniFailure::Refused(format!("{key}: {}: {}", error.path, error.message)))?;
+                match record.flatten() {
+                    Some(Record::Pod(pod)) => pod.address_wishes,
+                    _ => AddressWishes::default(),
+                }
+            }
+            // What was watched will do if it is of this very pod: another of its name may belong elsewhere.
+            Err(error) if error.is_passing() => {
+                let known = cluster.pods.get(pod).filter(|known| uid.is_some() && known.uid.as_deref() == uid);
+                let known = known.map(|known| known.address_wishes.clone());
+                known.ok_or_else(|| CniFailure::NotReady(format!("the pod's object cannot be read: {error}")))?
+            }
+            Err(error) => return Err(system("read the pod's object", error)),
         };
         if wishes.pools.is_empty()
             && let Some(namespace) = cluster.namespaces.get(pod.namespace())
@@ -274,7 +286,7 @@ impl Pods {
     fn place(&self, request: &AddRequest) -> Result<Place, CniFailure> {
         let cluster = self.known_cluster()?;
         let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
-        let wishes = pod.as_ref().map(|pod| self.wishes(&cluster, pod)).transpose()?.unwrap_or_default();
+        let wishes = pod.as_ref().map(|pod| self.wishes(&cluster, pod, uid(request))).transpose()?.unwrap_or_default();
         let wishes = match &request.further {
             // What the pod says of addresses it says of its first interface.
             Some(network) => AddressWishes {
@@ -291,10 +303,14 @@ impl Pods {
             let network = request.further.is_some().then(|| routed_network(&cluster, None, true));
             return Ok(Place::routed(network, addresses, device));
         };
-        let network = cluster.networks.get(name).filter(|network| network.is_for(&self.shared.node));
-        let network = network.ok_or_else(|| {
-            CniFailure::Refused(format!("the pod wants to be in network {name}, which does not exist on this node"))
+        // It may be on its way here, as its pod was.
+        let network = cluster.networks.get(name).ok_or_else(|| {
+            CniFailure::NotReady(format!("the pod wants to be in network {name}, which does not exist"))
         })?;
+        if !network.is_for(&self.shared.node) {
+            let message = format!("the pod wants to be in network {name}, which does not exist on this node");
+            return Err(CniFailure::Refused(message));
+        }
         self.mtu_of(name)?;
         let is_further = request.further.is_some();
         let has_pools = cluster.pools_of(Some(name)).next().is_some();
@@ -329,6 +345,7 @@ impl Pods {
             stateful_set: wishes.stateful_set.as_deref(),
             fixed,
             pools: &wishes.pools,
+            taken: &self.taken_by_others(cluster, pod),
         };
         let allocated = self
             .allocator(|addresses| addresses.allocate(wishes.network.as_ref(), self.store.as_ref(), cluster, &wanted));
@@ -339,11 +356,29 @@ impl Pods {
         }
         allocated.map_err(|error| match error {
             error if error.is_of_the_request() => CniFailure::Refused(error.to_string()),
+            error if error.is_passing() => CniFailure::NotReady(told_with_reason(&error)),
             IpamError::NoPool | IpamError::Exhausted { .. } | IpamError::InUse { .. } | IpamError::NotLent { .. } => {
                 CniFailure::NoAddress(error.to_string())
             }
             error => system("allocate addresses", error),
         })
+    }
+}
+
+impl Pods {
+    /// Of a prefix that the cluster assigned to this node no block says who has an address: pods that another program
+    /// plugged in have theirs in their status, the host has its own. Blocks need none of it.
+    fn taken_by_others(&self, cluster: &Cluster, asking: Option<&PodName>) -> BTreeSet<IpAddr> {
+        if self.allocator(|addresses| addresses.pods().source()) != AddressSource::PodCidr {
+            return BTreeSet::new();
+        }
+        let standing = self.shared.standing();
+        let host = standing.local.as_ref().and_then(|local| local.host.as_ref());
+        let others = cluster.pods.iter().filter(|(name, pod)| {
+            pod.node.as_ref() == Some(&self.shared.node) && pod.has_addresses() && Some(*name) != asking
+        });
+        let of_pods = others.flat_map(|(_, pod)| pod.addresses.iter().copied());
+        of_pods.chain(host.into_iter().flat_map(|host| host.addresses.iter().copied())).collect()
     }
 }
 
@@ -368,7 +403,7 @@ impl PodNetwork for Pods {
         let pod = request.pod.as_ref().and_then(|pod| PodName::new(&pod.namespace, &pod.name).ok());
         let Some(pod) = pod else { return Ok(Vec::new()) };
         let cluster = self.known_cluster()?;
-        let wishes = self.wishes(&cluster, &pod)?;
+        let wishes = self.wishes(&cluster, &pod, uid(request))?;
         let first = wishes.network.as_ref().map_or(PODS, NetworkName::as_str);
         match wishes.further.iter().find(|further| further.network.as_str() == first) {
             Some(_) => Err(CniFailure::Refused(format!("the pod wants two interfaces in network {first}"))),
@@ -412,6 +447,15 @@ impl PodNetwork for Pods {
         if let Some(reason) = &standing.refused {
             return refused(reason);
         }
+        let cut_off = cluster.uplinks.values().find(|uplink| uplink.node.as_ref() == Some(&self.shared.node));
+        let has_uplinks = standing.local.as_ref().is_some_and(|local| !local.uplinks.is_empty());
+        if let Some(uplink) = cut_off.filter(|_| standing.uplinks_known && !has_uplinks) {
+            let reason = format!("no uplink of this node is in use, not {} either", uplink.interface);
+            return Err(CniFailure::CutOff(reason));
+        }
+        if self.attached(|attached| attached.pods.len() + attached.reserved.len()) >= usize::from(POD_PORTS) {
+            return refused("all ports for pods are in use");
+        }
         let source = self.allocator(|addresses| addresses.pods().source());
         let own = cluster.nodes.get(&self.shared.node);
         match source {
@@ -446,6 +490,17 @@ pub(super) fn holder(key: &AttachmentKey) -> String {
 
 fn handle(namespace: &NetworkNamespace) -> NamespaceHandle {
     NamespaceHandle::recorded(namespace.path.clone(), namespace.inode)
+}
+
+/// The pod's uid, where the runtime says it.
+fn uid(request: &AddRequest) -> Option<&str> {
+    request.pod.as_ref()?.uid.as_deref()
+}
+
+/// An error with what it came of.
+fn told_with_reason(error: &IpamError) -> String {
+    let reason = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    format!("{error}{reason}")
 }
 
 fn system(attempt: &str, error: impl std::error::Error + Send + Sync + 'static) -> CniFailure {

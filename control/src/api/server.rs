@@ -189,7 +189,9 @@ where
 
 fn cni_failure(failure: &Failure) -> Response {
     let status = match failure.code {
-        code::TRY_AGAIN_LATER | code::NOT_AVAILABLE => StatusCode::SERVICE_UNAVAILABLE,
+        code::TRY_AGAIN_LATER | code::NOT_AVAILABLE | code::NOT_AVAILABLE_AND_LIMITED => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         code::IO => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,
     };

@@ -172,6 +172,9 @@ pub enum CniFailure {
     /// No pod can be attached at present.
     #[error("no pod can be attached: {0}")]
     NotAvailable(String),
+    /// No pod can be attached at present, and those that are reach no other node.
+    #[error("no pod can be attached: {0}")]
+    CutOff(String),
     /// What the pod asks for can never be.
     #[error("{0}")]
     Refused(String),
@@ -210,6 +213,7 @@ impl CniFailure {
             CniFailure::Broken(_) => code::ATTACHMENT_BROKEN,
             CniFailure::HostPortTaken { .. } => code::HOST_PORT_TAKEN,
             CniFailure::NotAvailable(_) => code::NOT_AVAILABLE,
+            CniFailure::CutOff(_) => code::NOT_AVAILABLE_AND_LIMITED,
             CniFailure::Refused(_) => code::INVALID_CONFIGURATION,
             CniFailure::NoAddress(_) | CniFailure::NotReady(_) => code::TRY_AGAIN_LATER,
             CniFailure::System { .. } => code::IO,

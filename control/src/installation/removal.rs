@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use millrace_cni::agent_client::ClientError;
 use millrace_cni::pending;
+use millrace_engine::state::remove_kept;
 
 use super::{network_configuration, plugin};
-use crate::agent::{ADOPTION_FILE, ATTACHMENTS_FILE, Step, remove_from_kernel};
+use crate::agent::{ADOPTION_FILE, ATTACHMENTS_FILE, KEPT_FILE, Step, remove_from_kernel};
 use crate::api::client::{ApiError, Client};
 
 /// What to remove, and from where.
@@ -57,11 +58,12 @@ impl Removal {
         steps.extend(remove_from_kernel(&self.state_directory));
         // As long as anything stays, so does what it is found by.
         if steps.iter().all(|step| step.outcome.is_ok()) {
+            let named = fs::read_to_string(self.state_directory.join(KEPT_FILE));
+            let kept = named.map_or_else(|_| self.socket.with_extension("kept"), PathBuf::from);
             let what = format!("state in {}", self.state_directory.display());
             steps.push(Step::new(what, remove_state(&self.state_directory)));
-            let kept = self.socket.with_extension("kept");
             let what = format!("connections in {}", kept.display());
-            steps.push(Step::new(what, unless_absent(fs::remove_dir_all(kept))));
+            steps.push(Step::new(what, remove_kept(&kept)));
             steps.push(Step::new(self.socket.display().to_string(), remove_socket(&self.socket)));
         }
         Ok(steps)
@@ -73,6 +75,7 @@ impl Removal {
 fn remove_state(directory: &Path) -> std::io::Result<bool> {
     let record = unless_absent(fs::remove_file(directory.join(ATTACHMENTS_FILE)))?;
     unless_absent(fs::remove_file(directory.join(ADOPTION_FILE)))?;
+    unless_absent(fs::remove_file(directory.join(KEPT_FILE)))?;
     let waiting = unless_absent(fs::remove_dir_all(pending::directory(directory)))?;
     let _ = fs::remove_dir(directory);
     Ok(record || waiting)

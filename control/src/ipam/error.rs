@@ -104,6 +104,12 @@ pub enum IpamError {
 }
 
 impl IpamError {
+    /// Whether it is the store that failed and may not fail again soon.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Store { source, .. } | Self::List { source } if source.is_passing())
+    }
+
     /// Whether the request itself asks for what cannot be, so that trying again does not help.
     #[must_use]
     pub const fn is_of_the_request(&self) -> bool {

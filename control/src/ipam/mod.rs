@@ -32,7 +32,7 @@ mod claim;
 mod error;
 pub mod maintenance;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ pub enum AddressSource {
 }
 
 /// For whom addresses are wanted, and which.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct AddressRequest<'a> {
     /// Who holds them then.
     pub holder: &'a str,
@@ -83,6 +83,15 @@ pub struct AddressRequest<'a> {
     pub fixed: &'a [IpAddr],
     /// The pools to take from; empty for those of everybody.
     pub pools: &'a [PoolName],
+    /// Addresses that others have, whom no block tells of: pods plugged in by another program, the host itself.
+    pub taken: &'a BTreeSet<IpAddr>,
+}
+
+impl Default for AddressRequest<'_> {
+    fn default() -> Self {
+        static NONE: BTreeSet<IpAddr> = BTreeSet::new();
+        Self { holder: "", pod: None, stateful_set: None, fixed: &[], pools: &[], taken: &NONE }
+    }
 }
 
 impl<'a> AddressRequest<'a> {
@@ -347,7 +356,7 @@ impl AddressAllocator {
             self.note(&block, address, true);
             return Ok(address);
         }
-        let address = self.free_address(store, pools, ipv4)?;
+        let address = self.free_address(store, request, pools, ipv4)?;
         if let Some(kept_for) = kept_for {
             let own = self.blocks.keys().find(|cidr| cidr.has(address)).map(|cidr| self.block_name(*cidr));
             let name = own.or_else(|| self.borrowed.get(&address).map(|borrowed| borrowed.block.clone()));
@@ -363,15 +372,16 @@ impl AddressAllocator {
     fn free_address(
         &mut self,
         store: &dyn ObjectStore,
+        request: &AddressRequest<'_>,
         pools: &[&PoolRecord],
         ipv4: bool,
     ) -> Result<IpAddr, IpamError> {
-        if let Some(address) = self.lowest_free(pools, ipv4) {
+        if let Some(address) = self.lowest_free(request, pools, ipv4) {
             return Ok(address);
         }
         if self.source == AddressSource::Blocks {
-            self.keep_more_if_full(store, pools, ipv4)?;
-            if let Some(address) = self.lowest_free(pools, ipv4) {
+            self.keep_more_if_full(store, request, pools, ipv4)?;
+            if let Some(address) = self.lowest_free(request, pools, ipv4) {
                 return Ok(address);
             }
             // Blocks claimed by an earlier process of this node count before new ones. Of new ones a single one will do,
@@ -382,8 +392,8 @@ impl AddressAllocator {
                     let Some(block) = claim::claim(store, &self.node, pool, known)? else { break };
                     self.short[usize::from(!ipv4)] = false;
                     self.adopt(&block);
-                    self.keep_more_if_full(store, pools, ipv4)?;
-                    if let Some(address) = self.lowest_free(pools, ipv4) {
+                    self.keep_more_if_full(store, request, pools, ipv4)?;
+                    if let Some(address) = self.lowest_free(request, pools, ipv4) {
                         return Ok(address);
                     }
                 }
@@ -402,10 +412,11 @@ impl AddressAllocator {
     fn keep_more_if_full(
         &mut self,
         store: &dyn ObjectStore,
+        request: &AddressRequest<'_>,
         pools: &[&PoolRecord],
         ipv4: bool,
     ) -> Result<(), IpamError> {
-        if self.lowest_free(pools, ipv4).is_some() {
+        if self.lowest_free(request, pools, ipv4).is_some() {
             return Ok(());
         }
         let count = if self.short[usize::from(!ipv4)] { 1 } else { KEPT_MORE };
@@ -422,7 +433,7 @@ impl AddressAllocator {
 
     /// Out of what was borrowed, then of blocks that lie in a pool still: a pool that was deleted or shrunk gives no
     /// more addresses.
-    fn lowest_free(&self, pools: &[&PoolRecord], ipv4: bool) -> Option<IpAddr> {
+    fn lowest_free(&self, request: &AddressRequest<'_>, pools: &[&PoolRecord], ipv4: bool) -> Option<IpAddr> {
         let free = |(address, borrowed): (&IpAddr, &Borrowed)| {
             let pooled = pools.iter().any(|pool| pool.cidr().has(*address) && !pool.reserves(*address));
             (pooled && !borrowed.kept && !self.held.contains_key(address)).then_some(*address)
@@ -432,7 +443,7 @@ impl AddressAllocator {
             let mut blocks = self.blocks.values().filter(|block| block.cidr().is_ipv4() == ipv4);
             blocks.find_map(|block| {
                 let pool = pools.iter().find(|pool| pool.cidr().contains(block.cidr()))?;
-                block.lowest_free(|address| pool.reserves(address))
+                block.lowest_free(|address| pool.reserves(address) || request.taken.contains(&address))
             })
         })
     }
@@ -447,6 +458,9 @@ impl AddressAllocator {
     ) -> Result<IpAddr, IpamError> {
         if let Some(holder) = self.held.get(&address) {
             return Err(IpamError::InUse { address, holder: holder.clone() });
+        }
+        if request.taken.contains(&address) {
+            return Err(IpamError::InUse { address, holder: "somebody whom the agent did not plug in".to_owned() });
         }
         if self.borrowed.get(&address).is_some_and(|borrowed| !borrowed.kept) {
             return Ok(address);

@@ -68,14 +68,15 @@ pub(super) fn role(host: &LocalHost, router_addresses: &[IpAddr]) -> HostPort {
 }
 
 /// Pools, also of networks that are connected with the pods' segment, blocks outside of any pool, and prefixes that the
-/// cluster assigned to other nodes; the widest of each only.
+/// cluster assigned to nodes, to this one if it has its pods' addresses from there; the widest of each only.
 fn pod_prefixes(cluster: &Cluster, node: &NodeName) -> BTreeSet<IpNet> {
     let connected = connected_with_pods(cluster);
     let of_networks = connected.iter().flat_map(|network| cluster.pools_of(Some(network)));
     let pools = cluster.pools_of(None).chain(of_networks).map(|pool| pool.cidr());
     let blocks = cluster.blocks_of(None).map(|block| block.cidr);
-    let others = cluster.nodes.values().filter(|other| other.name != *node);
-    let assigned = others.flat_map(|other| other.pod_cidrs.iter().copied());
+    let has_block = cluster.blocks_of(None).any(|block| block.node == *node);
+    let used = cluster.nodes.values().filter(|other| other.name != *node || !has_block);
+    let assigned = used.flat_map(|other| other.pod_cidrs.iter().copied());
     widest(pools.chain(blocks).chain(assigned).map(|cidr| cidr.net())).into_iter().collect()
 }
 

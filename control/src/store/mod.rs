@@ -170,6 +170,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the same may succeed soon without anybody mending anything: a server that is away or overloaded, a lock.
+    #[must_use]
+    pub const fn is_passing(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Locked { .. } | Self::Refused { code: 429 | 500..=599, .. })
+    }
+}
+
+impl StoreError {
     /// Whether another writer was faster: read again and decide again.
     #[must_use]
     pub fn is_race(&self) -> bool {

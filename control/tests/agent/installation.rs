@@ -46,13 +46,23 @@ impl Places<'_> {
         self.directory.file(&format!("{}.net.d", self.node))
     }
 
+    /// Where its agent keeps connections: not by the socket.
+    fn kept(&self) -> PathBuf {
+        self.directory.file(&format!("{}.elsewhere", self.node))
+    }
+
     fn conflist(&self) -> PathBuf {
         self.configurations().join(CONFLIST)
     }
 
     /// The configuration by which its agent tells the runtime.
     fn telling(&self) -> &'static str {
-        format!("[cni]\nconfiguration_directory = \"{}\"\n", self.configurations().display()).leak()
+        format!(
+            "kept_directory = \"{}\"\n[cni]\nconfiguration_directory = \"{}\"\n",
+            self.kept().display(),
+            self.configurations().display()
+        )
+        .leak()
     }
 
     /// Runs `millrace install` or `uninstall` on the node.
@@ -243,6 +253,7 @@ pub(crate) fn an_uninstalled_node_is_as_before() {
         }
         assert!(!directory.file(&format!("{}.state", place.node)).exists());
         assert!(!directory.file(&format!("{}.sock", place.node)).exists());
+        assert!(!place.kept().exists(), "connections of an agent that is gone");
         // May be repeated.
         let again = outcomes(&place.run(node, &["uninstall"]));
         assert!(again.values().all(|outcome| outcome == "absent"), "{again:#?}");

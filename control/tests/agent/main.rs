@@ -7,6 +7,7 @@
 mod agent_process;
 mod announcing;
 mod api_server;
+mod assigned_prefix;
 mod bandwidth;
 mod boundary;
 mod boundary_table;
@@ -86,6 +87,7 @@ const TESTS: &[Test] = &[
     ("the_program_shows_and_traces", reachability::the_program_shows_and_traces),
     ("a_kernel_in_flannels_layout_is_a_peer", flannel::a_kernel_in_flannels_layout_is_a_peer),
     ("the_host_reaches_pods_and_pods_reach_it", host::the_host_reaches_pods_and_pods_reach_it),
+    ("nodes_reach_pods_of_assigned_prefixes", assigned_prefix::nodes_reach_pods_of_assigned_prefixes),
     ("the_hosts_port_outlives_its_agent", host::the_hosts_port_outlives_its_agent),
     ("the_hosts_own_traffic_goes_on_beside_pods", boundary::the_hosts_own_traffic_goes_on_beside_pods),
     ("pods_reach_the_outside", egress::pods_reach_the_outside),

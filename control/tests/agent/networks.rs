@@ -128,7 +128,7 @@ pub(crate) fn a_network_that_is_not_there_is_named() {
     first.wait_for_status(told);
     let (lost, early) = (Pod::create("lost", "a"), Pod::create("early", "a"));
     let answer = lost.call("ADD", directory);
-    assert_eq!((answer.success, answer.code()), (false, Some(7)), "{}", answer.document);
+    assert_eq!((answer.success, answer.code()), (false, Some(11)), "{}", answer.document);
     assert!(answer.document["msg"].as_str().is_some_and(|text| text.contains("elsewhere")), "{}", answer.document);
     let answer = early.call("ADD", directory);
     assert_eq!((answer.success, answer.code()), (false, Some(11)), "{}", answer.document);

@@ -215,7 +215,7 @@ pub(crate) fn a_pod_has_interfaces_in_several_networks() {
     // All or none: what was made is taken away again when one cannot be.
     let wrong = Pod::create("wrong", "a");
     let refused = wrong.call("ADD", directory);
-    assert_eq!((refused.success, refused.code()), (false, Some(7)), "{}", refused.document);
+    assert_eq!((refused.success, refused.code()), (false, Some(11)), "{}", refused.document);
     assert!(refused.document["msg"].as_str().is_some_and(|text| text.contains("nowhere")), "{}", refused.document);
     assert!(["eth0", "net1", "net2"].iter().all(|name| !has_link(&wrong, name)));
     let held = |agent: &Agent| agent.status().pods;

@@ -248,6 +248,23 @@ fn prefixes_assigned_to_the_node_serve_instead_of_blocks() {
     assert_eq!(segment.router_addresses, [address("10.5.1.0"), address("fd05:0:0:1::")]);
     let own = segment.routes.get(&"10.5.1.0/24".parse().expect("prefix")).expect("a route");
     assert_eq!(own.target, RouteTarget::Unreachable);
+    let prefixes: Vec<_> = planned.plan.host.prefixes.iter().map(ToString::to_string).collect();
+    assert_eq!(prefixes, ["10.5.1.0/24", "fd05:0:0:1::/64"], "the host reaches its own pods");
+}
+
+/// As flannel leaves them: its pods have addresses of the same prefix, and so has its bridge.
+#[test]
+fn addresses_that_others_have_of_an_assigned_prefix_are_not_given() {
+    let text = "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nspec: {podCIDRs: [\"10.5.1.0/24\"]}\n";
+    let (_directory, store) = directory("");
+    let cluster = cluster(text);
+    let mut a = AddressAllocator::with_source(node_name("a"), AddressSource::PodCidr);
+    let taken = ["10.5.1.1", "10.5.1.2", "10.5.1.4"].map(address).into();
+    let request = |holder, fixed| AddressRequest { fixed, taken: &taken, ..AddressRequest::any(holder) };
+    assert_eq!(a.allocate(&store, &cluster, &request("x", &[])).expect("addresses"), [address("10.5.1.3")]);
+    assert_eq!(a.allocate(&store, &cluster, &request("y", &[])).expect("addresses"), [address("10.5.1.5")]);
+    let said = refused(a.allocate(&store, &cluster, &request("z", &[address("10.5.1.2")])));
+    assert!(said.contains("10.5.1.2") && said.contains("whom the agent did not plug in"), "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use millrace_control::cluster::NetworkName;
 use millrace_control::observe::KINDS;
 use millrace_control::plan::{AttachedPod, LocalView};
-use millrace_control::reconcile::{Input, Reconciler};
+use millrace_control::reconcile::{Input, Reconciler, Settled};
 use millrace_control::store::{Event, Object, ObjectKey, ObjectStore};
 use proptest::prelude::*;
 
@@ -192,7 +192,7 @@ fn inputs_that_arrive_together_are_one_publish() {
     sender.send(Input::Stop).expect("send");
     let mut publishes = Vec::new();
     let (_events, none) = crossbeam::channel::bounded(1);
-    reconciler.run(&none, &receiver, |_, settled| publishes.extend(settled.changes.clone()));
+    reconciler.run(&none, &receiver, |_, settled| publishes.extend(settled.changes.clone()), |_| ());
     assert_eq!(publishes.iter().map(|changes| changes.generation).collect::<Vec<_>>(), [1]);
 }
 
@@ -219,7 +219,7 @@ fn a_saved_file_becomes_tables() {
     sender.send(Input::Uplinks(BTreeMap::from([uplink(0, &["192.0.2.1"])]))).expect("send");
     let mut reconciler = Reconciler::new(LocalView::new(node_name("n0")));
     let mut saved = None;
-    reconciler.run(&watch.events, &receiver, |reconciler, settled| {
+    let settled = |reconciler: &Reconciler, settled: &Settled| {
         let Some(changes) = &settled.changes else { return };
         if changes.generation == 1 && saved.is_none() {
             directory.write("block.yaml", &block("b", "10.1.0.0/26", "four", "n1"));
@@ -233,6 +233,7 @@ fn a_saved_file_becomes_tables() {
             println!("from save to publish: {:?}", saved.map(|at| at.elapsed()));
             sender.send(Input::Stop).expect("send");
         }
-    });
+    };
+    reconciler.run(&watch.events, &receiver, settled, |_| ());
     assert!(saved.is_some_and(|at| at.elapsed().as_secs() < 5));
 }

@@ -168,6 +168,22 @@ impl KeptMemory {
         Ok(rustix::fs::rename(content.new_path(directory), content.path(directory))?)
     }
 
+    /// Removes the memory that is kept in `directory`, and what was to take its place; whether there was any.
+    ///
+    /// # Errors
+    /// What the kernel said to unlink.
+    pub(super) fn remove(directory: &Path, content: Content) -> io::Result<bool> {
+        let mut removed = false;
+        for path in [content.path(directory), content.new_path(directory)] {
+            match rustix::fs::unlink(&path) {
+                Ok(()) => removed = true,
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(removed)
+    }
+
     fn map(file: OwnedFd, bytes: usize, protection: ProtFlags) -> io::Result<Self> {
         // SAFETY: a fresh shared mapping of a file that is as long; no existing memory is touched.
         let address = unsafe {

@@ -25,8 +25,8 @@ pub use denials::{Denials, DeniedPacket};
 pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};
 pub use fragments::{Awaited, FragmentKey, Fragmented, Fragments, Remembered, WorkerSet};
 pub use mac_table::{Learned, LearningRules, MacTable, Station};
-pub use restoring::Kept;
 pub(crate) use restoring::StateOptions;
+pub use restoring::{Kept, remove_kept};
 pub use storms::Storms;
 pub use wanted::WantedNeighbours;
 

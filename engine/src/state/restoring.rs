@@ -72,9 +72,11 @@ impl State {
             })
         });
         let place = kept.problem.is_none().then_some(directory);
+        let mut has_no_room = false;
         let (connections, affinities) = match options.build(place) {
             Err(error) if place.is_some() => {
                 kept.problem = Some(says(directory, &error));
+                has_no_room = true;
                 options.build(None)?
             }
             built => built?,
@@ -91,11 +93,65 @@ impl State {
             let taken = contents.try_for_each(|content| KeptMemory::take_place(directory, content));
             kept.problem = taken.err().map(|error| says(directory, &error));
         }
+        if has_no_room {
+            // What ends with this process must not come back with a later one.
+            let _ = forget(directory);
+        }
         let state = State { endpoint_loads: loads, ..State::around(connections, affinities, options.hash_key)? };
         Ok((state, kept))
     }
 }
 
+/// Removes what a switch kept in `directory`, and the directory if nothing else is in it; whether there was anything.
+///
+/// # Errors
+/// What the kernel said to unlink.
+pub fn remove_kept(directory: &Path) -> io::Result<bool> {
+    let removed = forget(directory)?;
+    // One that is not empty, or not there, stays.
+    let _ = std::fs::remove_dir(directory);
+    Ok(removed)
+}
+
+fn forget(directory: &Path) -> io::Result<bool> {
+    let removed = [connections::CONTENT, affinity::CONTENT].map(|content| KeptMemory::remove(directory, content));
+    removed.into_iter().try_fold(false, |any, removed| Ok(any | removed?))
+}
+
 fn says(directory: &Path, error: &io::Error) -> String {
     format!("connections will end with this process: they cannot be kept in {}: {error}", directory.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+
+    /// Connections that end with a process must not come back with the one after it.
+    #[test]
+    fn what_cannot_be_kept_any_more_is_not_found_by_a_later_process() {
+        let place = std::path::PathBuf::from(format!("/dev/shm/millrace-restoring-{}", std::process::id()));
+        std::fs::create_dir_all(&place).expect("a directory on /dev/shm");
+        let options = StateOptions {
+            connections: 1024,
+            timeouts: ConnectionTimeouts::default(),
+            workers: 1,
+            hash_key: HashKey::from_seed(1),
+        };
+        let now = Clock::Manual(ManualClock::new()).now();
+        let start = || State::kept_in(&place, &options, now).expect("memory").1;
+        assert_eq!(start(), Kept::default());
+        let files = || std::fs::read_dir(&place).expect("read").count();
+        assert_eq!(files(), 2, "connections and affinities");
+        // A directory in the way of the new file.
+        let in_the_way = place.join(format!("{}.new", connections::CONTENT.name));
+        std::fs::create_dir(&in_the_way).expect("directory");
+        let problem = start().problem.expect("a problem");
+        assert!(problem.starts_with("connections will end with this process"), "{problem}");
+        std::fs::remove_dir(&in_the_way).expect("directory");
+        assert_eq!(files(), 0, "nothing to come back");
+        assert_eq!(start(), Kept::default());
+        assert!(remove_kept(&place).expect("removed") && !place.exists());
+        assert!(!remove_kept(&place).expect("nothing to remove"));
+    }
 }
