@@ -20,6 +20,7 @@
 mod crossing;
 mod cycles;
 mod flows;
+mod instructions;
 mod ring_queue;
 
 use std::sync::Arc;
@@ -381,11 +382,32 @@ fn measure(criterion: &mut Criterion, workload: &mut Workload) {
     group.finish();
 }
 
+/// Rows whose instructions are counted; with more flows they are the same.
+const COUNTABLE: [Flows; 2] = [Some(Spread::Uniform(1 << 10)), None];
+
+/// One run of the row of this name, for callgrind.
+fn count_row(row: &str) {
+    let all = COUNTABLE.into_iter().flat_map(|flows| [false, true].map(|ipv6| (ipv6, flows)));
+    let mut kinds = all.flat_map(|(ipv6, flows)| Path::ALL.map(|path| (path, ipv6, flows)));
+    let (path, ipv6, flows) = kinds.find(|(path, ipv6, flows)| name(*path, *ipv6, *flows) == row).expect("a row");
+    let mut workload = Workload::new(path, ipv6, flows, true);
+    workload.crossing.prepare();
+    instructions::counted(&mut || workload.run());
+}
+
 fn main() {
     // Without `--bench` this is a test run: small tables, two passes.
     let short = !std::env::args().any(|argument| argument == "--bench");
     // With `--brief` only the table is printed, with `--work` also what the worker counts by kind of work.
     let brief = std::env::args().any(|argument| argument == "--brief");
+    if let Some(row) = instructions::row() {
+        return count_row(&row);
+    }
+    if instructions::are_asked_for() {
+        let countable = COUNTABLE.into_iter().flat_map(|flows| [false, true].map(|ipv6| (flows, ipv6)));
+        let rows = countable.flat_map(|(flows, ipv6)| Path::ALL.map(|path| name(path, ipv6, flows)));
+        return instructions::compare("forward", rows, RUN);
+    }
     let mut criterion = Criterion::default();
     for (path, ipv6, flows) in kinds(short) {
         let mut workload = Workload::new(path, ipv6, flows, short);

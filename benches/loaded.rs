@@ -1,8 +1,8 @@
 //! Question: what does a packet of a known flow cost on each way through the switch when the node's tables are full: 10,000
 //! policies and 10,000 Services of ten endpoints?
 //!
-//! Shape: one worker of a switch built by the production constructor, with anti-spoofing and counters; UDP over IPv4,
-//! frames of 60 bytes before encapsulation; 1k flows, 131k flows Zipf 1.0, 1M flows uniform, which differ in client port
+//! Shape: one worker of a switch built by the production constructor, with anti-spoofing and counters; UDP,
+//! frames of 60 bytes (74 over IPv6) before encapsulation; 1k flows, 131k flows Zipf 1.0, 1M flows uniform, which differ in client port
 //! and destination port. The cluster of `policy_cluster.rs`, and 10,000 Services. Both pods are selected by policies that
 //! let these packets pass; every flow has a connection. `L3`: pod to pod. `DNAT`: pod to a ClusterIP whose endpoint
 //! is the other pod. `encap`: pod to a pod of another node. `decap`: the other way, and routed to the pod. `whole`: pod
@@ -18,11 +18,12 @@ mod crossing;
 #[allow(dead_code)]
 mod cycles;
 mod flows;
+mod instructions;
 #[allow(dead_code)]
 mod policy_cluster;
 mod ring_queue;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use crossing::{Crossing, RUN};
@@ -46,7 +47,7 @@ use millrace_engine::tables::services::{
 use millrace_engine::tables::{SegmentIndex, Snapshot};
 use millrace_engine::testing::frame;
 use millrace_engine::testing::node::{GATEWAY_MAC, TestPeer, TestPod, pods_snapshot, uplink_mac};
-use policy_cluster::{Size, address, let_in};
+use policy_cluster::{Size, address, address_v6, let_in};
 use ring_queue::{FIRST_PORT, RingQueue, Traffic};
 use serde_json::json;
 
@@ -58,9 +59,9 @@ const RECEIVER: u16 = 2;
 const RECEIVING: usize = 0;
 const SENDING: usize = let_in(0);
 const REMOTE: usize = let_in(2);
-/// ClusterIPs whose endpoint is the receiver, and the pod on the other node.
-const LOCAL_VIP: Ipv4Addr = Ipv4Addr::new(172, 30, 255, 1);
-const REMOTE_VIP: Ipv4Addr = Ipv4Addr::new(172, 30, 255, 2);
+/// Numbers of the ClusterIPs whose endpoint is the receiver, and the pod on the other node.
+const LOCAL_VIP: u32 = 0xff01;
+const REMOTE_VIP: u32 = 0xff02;
 /// Ports of either: enough for a million flows.
 const PORTS: u16 = 17;
 /// An endpoint's port less the Service's.
@@ -80,9 +81,32 @@ struct Load {
 impl Load {
     fn asked(short: bool) -> Self {
         if short {
-            Self { pods: Size { local: 400, remote: 20_100 }, policies: 200, services: 100 }
+            Self { pods: Size { local: 400, remote: 20_100, dual_stack: true }, policies: 200, services: 100 }
         } else {
-            Self { pods: Size { local: 1_000, remote: 100_000 }, policies: 10_000, services: 10_000 }
+            Self { pods: Size { local: 1_000, remote: 100_000, dual_stack: true }, policies: 10_000, services: 10_000 }
+        }
+    }
+}
+
+/// What addresses are of.
+#[derive(Clone, Copy, PartialEq)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    fn pod(self, number: usize) -> IpAddr {
+        if self == Family::V4 { address(number) } else { address_v6(number) }
+    }
+
+    fn vip(self, number: u32) -> IpAddr {
+        let [.., high, low] = number.to_be_bytes();
+        match self {
+            Family::V4 => Ipv4Addr::new(172, 30, high, low).into(),
+            Family::V6 => Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, number as u16).into(),
         }
     }
 }
@@ -113,14 +137,15 @@ impl Way {
         }
     }
 
-    fn traffic(self, order: Vec<u32>, again: usize) -> Traffic {
-        let datagram = frame().udp().payload_of(18);
+    fn traffic(self, family: Family, order: Vec<u32>, again: usize) -> Traffic {
+        let datagram = frame().udp().payload_of(if family == Family::V4 { 18 } else { 12 });
+        let (address, vip) = (|number| family.pod(number), |number| family.vip(number));
         let sent = |to: IpAddr| datagram.clone().from(mac(SENDER), address(SENDING)).to(GATEWAY_MAC, to);
         let frame = match self {
             Way::Route => sent(address(RECEIVING)),
-            Way::Service => sent(LOCAL_VIP.into()),
+            Way::Service => sent(vip(LOCAL_VIP)),
             Way::Encapsulate => sent(address(REMOTE)),
-            Way::Whole => sent(REMOTE_VIP.into()),
+            Way::Whole => sent(vip(REMOTE_VIP)),
             Way::Decapsulate => {
                 let outer = frame().from("02:ff:00:00:00:01", "192.0.2.2").to(uplink_mac(UPLINK), "192.0.2.1");
                 let inner = datagram.from(mac(202), address(REMOTE)).to(mac(201), address(RECEIVING));
@@ -128,7 +153,8 @@ impl Way {
             }
         };
         let inner = if self == Way::Decapsulate { 50 } else { 0 };
-        Traffic { template: frame.build(), ports_offset: inner + 34, order, again, answers_from: None }
+        let ports_offset = inner + if family == Family::V4 { 34 } else { 54 };
+        Traffic { template: frame.build(), ports_offset, order, again, answers_from: None }
     }
 }
 
@@ -147,37 +173,43 @@ fn policies(load: Load) -> PolicyTable {
         },
     });
     policy_cluster::take(&mut observed, &egress);
-    let local = policy_cluster::local([(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
+    let local = policy_cluster::local(load.pods, [(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
     PolicyPlanner::default().update(observed.cluster(), &local, &Touched::everything(observed.cluster()))
 }
 
 /// Two pods, a node with a third one, policies and Services.
 fn snapshot(load: Load, policy: &PolicyTable) -> Snapshot {
-    let pod = |port, number| TestPod { port, mac: mac(port), addresses: vec![address(number)] };
+    let pod = |port, number| TestPod {
+        port,
+        mac: mac(port),
+        addresses: Family::ALL.map(|family| family.pod(number)).to_vec(),
+    };
     let peer = TestPeer {
         address: "192.0.2.2".parse().expect("address"),
         source: "192.0.2.1".parse().expect("address"),
         tunnel_mac: mac(202),
-        prefixes: vec![address(REMOTE).into()],
+        prefixes: Family::ALL.map(|family| family.pod(REMOTE).into()).to_vec(),
     };
     let pods = [pod(SENDER, SENDING), pod(RECEIVER, RECEIVING)];
     let mut snapshot = Snapshot { policy: policy.clone(), ..pods_snapshot(&pods, UPLINK, mac(201), &[peer]) };
     snapshot.services.edit(SegmentIndex(0), |services| {
-        for port in FIRST_PORT..FIRST_PORT + PORTS {
-            insert(services, LOCAL_VIP, port, (port, 1), &[address(RECEIVING)]);
-            insert(services, REMOTE_VIP, port, (port, 2), &[address(REMOTE)]);
-        }
-        for number in 0..load.services {
-            let [.., high, low] = (number as u32).to_be_bytes();
-            let pod = |at: usize| address((number * ENDPOINTS + at * 37) % load.pods.pods());
-            let endpoints: Vec<_> = (0..ENDPOINTS).map(pod).collect();
-            insert(services, Ipv4Addr::new(172, 30, high, low), 80, (number as u16, 3), &endpoints);
+        for (place, family) in Family::ALL.into_iter().enumerate() {
+            let kind = |of: u64| of << 1 | place as u64;
+            for port in FIRST_PORT..FIRST_PORT + PORTS {
+                insert(services, family.vip(LOCAL_VIP), port, (port, kind(1)), &[family.pod(RECEIVING)]);
+                insert(services, family.vip(REMOTE_VIP), port, (port, kind(2)), &[family.pod(REMOTE)]);
+            }
+            for number in 0..load.services {
+                let pod = |at: usize| family.pod((number * ENDPOINTS + at * 37) % load.pods.pods());
+                let endpoints: Vec<_> = (0..ENDPOINTS).map(pod).collect();
+                insert(services, family.vip(number as u32), 80, (number as u16, kind(3)), &endpoints);
+            }
         }
     });
     snapshot
 }
 
-fn insert(services: &mut SegmentServices, vip: Ipv4Addr, port: u16, number: (u16, u64), endpoints: &[IpAddr]) {
+fn insert(services: &mut SegmentServices, vip: IpAddr, port: u16, number: (u16, u64), endpoints: &[IpAddr]) {
     let endpoint = |address: &IpAddr| Endpoint {
         name: format!("pod {address}").into(),
         address: *address,
@@ -191,7 +223,7 @@ fn insert(services: &mut SegmentServices, vip: Ipv4Addr, port: u16, number: (u16
     let scope = Scope { all, by_client: Arc::default(), hinted: false };
     let service = ServicePort {
         id: ServiceId(number.1 << 48 | u64::from(number.0) << 32),
-        name: format!("bench/{vip}:{port}").into(),
+        name: format!("bench/{vip} {port}").into(),
         protocol: protocol::UDP,
         endpoints: endpoints.into(),
         cluster: scope.clone(),
@@ -203,7 +235,11 @@ fn insert(services: &mut SegmentServices, vip: Ipv4Addr, port: u16, number: (u16
         balance: Balance::Random,
     };
     let frontend = Frontend { kind: FrontendKind::ClusterIp, service: Arc::new(service), sources: None };
-    services.insert(vip.into(), protocol::UDP, port, frontend);
+    services.insert(vip, protocol::UDP, port, frontend);
+}
+
+fn name(way: Way, family: Family, flows: Spread) -> String {
+    format!("{} {} {}", way.name(), if family == Family::V4 { "IPv4" } else { "IPv6" }, flows.name())
 }
 
 /// A switch whose one worker forwards one kind of traffic.
@@ -213,11 +249,12 @@ struct Workload {
 }
 
 impl Workload {
-    fn new(way: Way, flows: Spread, tables: Snapshot, packets: usize) -> Self {
+    fn new((way, family): (Way, Family), flows: Spread, tables: Snapshot, packets: usize) -> Self {
         let cached = flows.count().max(1 << 14) as usize;
+        let [ipv4, ipv6] = Family::ALL.map(|other| if other == family { cached + cached / 4 } else { 1 << 12 });
         let options = SwitchOptions {
             frame_memory: FRAMES,
-            flows: FlowCacheLayout { ipv4: cached + cached / 4, ipv6: 1 << 12 },
+            flows: FlowCacheLayout { ipv4, ipv6 },
             connections: 2 * cached,
             // Stands still: filling tables of a million for several rows takes longer than one-way flows live.
             clock: Clock::Manual(ManualClock::new()),
@@ -228,14 +265,15 @@ impl Workload {
         switch.publish(tables);
         let (ingress, egress) = way.ports();
         let controls = [UPLINK, SENDER, RECEIVER].map(|port| {
-            let traffic = (port == ingress).then(|| way.traffic(flows.order(SEED, packets), flows.count() as usize));
+            let traffic =
+                (port == ingress).then(|| way.traffic(family, flows.order(SEED, packets), flows.count() as usize));
             let capabilities = if port == UPLINK { MemoryQueue::LIKE_AF_XDP } else { MemoryQueue::LIKE_TAP };
             let (queue, control) = RingQueue::new(port, traffic, capabilities, RUN);
             switch.attach(queue.port(), vec![Some(Box::new(queue))]).expect("attach");
             control
         });
         let (source, target) = (Arc::clone(&controls[ingress as usize]), Arc::clone(&controls[egress as usize]));
-        let name = format!("{} {}", way.name(), flows.name());
+        let name = name(way, family, flows);
         let mut workload = Self { name, crossing: Crossing { switch, source, target } };
         for _ in 0..flows.count().div_ceil(RUN as u32) + 1 {
             workload.crossing.prepare();
@@ -272,16 +310,39 @@ fn interleaved(workloads: &mut [Workload], passes: usize) {
     }
 }
 
+/// Flows of the rows whose instructions are counted; with more they are the same.
+const COUNTABLE: Spread = Spread::Uniform(1 << 10);
+
+/// One run of the row of this name, for callgrind. Tables are small: what they hold beside costs cache lines, not instructions.
+fn count_row(row: &str) {
+    let mut kinds = Family::ALL.into_iter().flat_map(|family| Way::ALL.map(|way| (way, family)));
+    let (way, family) = kinds.find(|(way, family)| name(*way, *family, COUNTABLE) == row).expect("a row");
+    let load = Load::asked(true);
+    let mut workload = Workload::new((way, family), COUNTABLE, snapshot(load, &policies(load)), 1 << 12);
+    workload.crossing.prepare();
+    instructions::counted(&mut || workload.run());
+}
+
 fn main() {
     // Without `--bench` this is a test run: small tables, two passes.
     let short = !std::env::args().any(|argument| argument == "--bench");
     let asked = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     let load = Load::asked(short);
+    if let Some(row) = instructions::row() {
+        return count_row(&row);
+    }
+    if instructions::are_asked_for() {
+        let rows = Family::ALL.into_iter().flat_map(|family| Way::ALL.map(|way| name(way, family, COUNTABLE)));
+        return instructions::compare("loaded", rows, RUN);
+    }
     let policy = policies(load);
     let (large, huge) = if short { (1 << 11, 1 << 12) } else { (1 << 17, 1 << 20) };
     for flows in [Spread::Uniform(1 << 10), Spread::Zipf(large), Spread::Uniform(huge)] {
-        let ways = Way::ALL.into_iter().filter(|way| format!("{} {}", way.name(), flows.name()).contains(&asked));
-        let workload = |way| Workload::new(way, flows, snapshot(load, &policy), if short { 1 << 12 } else { 1 << 18 });
-        interleaved(&mut ways.map(workload).collect::<Vec<_>>(), if short { 2 } else { 100 });
+        for family in Family::ALL {
+            let ways = Way::ALL.into_iter().filter(|way| name(*way, family, flows).contains(&asked));
+            let packets = if short { 1 << 12 } else { 1 << 18 };
+            let workload = |way| Workload::new((way, family), flows, snapshot(load, &policy), packets);
+            interleaved(&mut ways.map(workload).collect::<Vec<_>>(), if short { 2 } else { 100 });
+        }
     }
 }

@@ -68,7 +68,7 @@ fn denied(table: &PolicyTable, flows: &[(usize, usize)]) -> usize {
 
 fn bench(criterion: &mut Criterion) {
     let size = Size::asked();
-    let local = policy_cluster::local((0..size.local).map(|number| (port(number), number)));
+    let local = policy_cluster::local(size, (0..size.local).map(|number| (port(number), number)));
     let mut group = criterion.benchmark_group("policies");
     let mut tables = Vec::new();
     for policies in [10, 10_000] {

@@ -16,19 +16,25 @@ use serde_json::{Value, json};
 pub(crate) struct Size {
     pub(crate) local: usize,
     pub(crate) remote: usize,
+    /// Pods have an IPv6 address too.
+    pub(crate) dual_stack: bool,
 }
 
 impl Size {
     /// What the figures are of; without `--bench` this is a test run, and small.
     pub(crate) fn asked() -> Self {
         match std::env::args().any(|argument| argument == "--bench") {
-            true => Size { local: 1_000, remote: 100_000 },
-            false => Size { local: 400, remote: 800 },
+            true => Size { local: 1_000, remote: 100_000, dual_stack: false },
+            false => Size { local: 400, remote: 800, dual_stack: false },
         }
     }
 
     pub(crate) fn pods(self) -> usize {
         self.local + self.remote
+    }
+
+    fn addresses(self, number: usize) -> Vec<IpAddr> {
+        [address(number), address_v6(number)].into_iter().take(1 + usize::from(self.dual_stack)).collect()
     }
 }
 
@@ -52,6 +58,11 @@ pub(crate) fn address(number: usize) -> IpAddr {
     IpAddr::from([10, high, middle, low])
 }
 
+pub(crate) fn address_v6(number: usize) -> IpAddr {
+    let [high, low] = [(number >> 16) as u16, number as u16];
+    IpAddr::from([0xfd00, 10, 0, 0, 0, 0, high, low])
+}
+
 fn names(number: usize) -> (String, String) {
     (format!("n{}", number % NAMESPACES), format!("p{number}"))
 }
@@ -62,7 +73,7 @@ pub(crate) fn pod(size: Size, number: usize, app: usize) -> Value {
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": format!("a{app}"), "number": format!("x{number}")}},
         "spec": {"nodeName": if number < size.local { "a" } else { "b" }},
-        "status": {"phase": "Running", "podIPs": [{"ip": address(number).to_string()}]},
+        "status": {"phase": "Running", "podIPs": size.addresses(number).iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>()},
     })
 }
 
@@ -86,7 +97,7 @@ pub(crate) fn policy(number: usize) -> Value {
 }
 
 /// The view of node `a` with these pods plugged in, each at a port.
-pub(crate) fn local(pods: impl IntoIterator<Item = (PortIndex, usize)>) -> LocalView {
+pub(crate) fn local(size: Size, pods: impl IntoIterator<Item = (PortIndex, usize)>) -> LocalView {
     let mut local = LocalView::new(NodeName::new("a").expect("name"));
     let attached = pods.into_iter().map(|(port, number)| {
         let (namespace, name) = names(number);
@@ -98,7 +109,7 @@ pub(crate) fn local(pods: impl IntoIterator<Item = (PortIndex, usize)>) -> Local
             container_id: name,
             interface: InterfaceName::new("eth0").expect("interface"),
             mac: Mac([2, 0, 0, 0, 0, 1]),
-            addresses: vec![address(number)],
+            addresses: size.addresses(number),
             network: None,
             further: false,
             mtu: 1450,

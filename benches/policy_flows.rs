@@ -53,7 +53,7 @@ fn mac(port: u16) -> Mac {
 /// What so many policies of the cluster say of the two pods.
 fn policies(size: Size, count: usize) -> PolicyTable {
     let observed = cluster(size, count);
-    let local = local([(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
+    let local = local(size, [(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
     PolicyPlanner::default().update(observed.cluster(), &local, &Touched::everything(observed.cluster()))
 }
 
@@ -120,14 +120,14 @@ fn interleaved(name: &str, tables: &[(usize, PolicyTable)], flows: u32, passes: 
 fn cut(flows: u32, passes: usize) {
     let closed = {
         let mut observed = millrace_control::observe::Observed::default();
-        let size = Size { local: SENDING + 1, remote: 0 };
+        let size = Size { local: SENDING + 1, remote: 0, dual_stack: false };
         for number in [RECEIVING, SENDING] {
             policy_cluster::take(&mut observed, &policy_cluster::pod(size, number, policy_cluster::app_of(number)));
         }
         let mut policy = policy_cluster::policy(0);
         policy["spec"]["ingress"] = serde_json::json!([]);
         policy_cluster::take(&mut observed, &policy);
-        let local = local([(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
+        let local = local(size, [(PortIndex(SENDER), SENDING), (PortIndex(RECEIVER), RECEIVING)]);
         PolicyPlanner::default().update(observed.cluster(), &local, &Touched::everything(observed.cluster()))
     };
     let (mut times, mut most) = (Vec::new(), 0);
