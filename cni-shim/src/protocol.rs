@@ -130,6 +130,9 @@ pub struct AddAnswer {
     pub addresses: Vec<AnswerAddress>,
     /// Routes made in the pod's namespace.
     pub routes: Vec<AnswerRoute>,
+    /// The other end of the pod's interface, where it is an interface of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_interface: Option<String>,
     /// Interfaces that the pod has beside the one that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub further: Vec<AnswerInterface>,
@@ -148,6 +151,9 @@ pub struct AnswerInterface {
     pub addresses: Vec<AnswerAddress>,
     /// Routes made for it in the pod's namespace.
     pub routes: Vec<AnswerRoute>,
+    /// Its other end, where that is an interface of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_interface: Option<String>,
 }
 
 /// An address of the pod.
@@ -202,6 +208,25 @@ pub struct CheckRequest {
     /// MTU of the interface in bytes, if the result has it: later plugins may have lowered it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu_bytes: Option<u32>,
+    /// Other interfaces of the result in the same namespace, each with its addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub further: Option<Vec<CheckedInterface>>,
+    /// Routes of the result, which does not say of which interface they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routes: Option<Vec<AnswerRoute>>,
+}
+
+/// An interface of a result of ADD beside the one that is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckedInterface {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address, if the result has one.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// Its addresses.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The request of GC.
@@ -232,7 +257,8 @@ pub struct StatusRequest {
 }
 
 impl AddAnswer {
-    /// The answer as a result of the specification: interfaces in the pod, the one that was asked for first.
+    /// The answer as a result of the specification: interfaces in the pod, the one that was asked for first, then their ends
+    /// in the host.
     #[must_use]
     pub fn into_result(self, request: &AddRequest) -> spec::NetworkResult {
         let first = AnswerInterface {
@@ -241,7 +267,9 @@ impl AddAnswer {
             mtu_bytes: self.mtu_bytes,
             addresses: self.addresses,
             routes: self.routes,
+            host_interface: self.host_interface,
         };
+        let mut host_interfaces = Vec::new();
         let mut result = spec::NetworkResult::default();
         for (number, made) in (0..).zip(std::iter::once(first).chain(self.further)) {
             result.interfaces.push(spec::Interface {
@@ -261,7 +289,11 @@ impl AddAnswer {
             let route =
                 |AnswerRoute { destination, gateway }| spec::Route { destination, gateway, ..Default::default() };
             result.routes.extend(made.routes.into_iter().map(route));
+            let of_host = |name| spec::Interface { name, ..Default::default() };
+            host_interfaces.extend(made.host_interface.map(of_host));
         }
+        // Last, so that the numbers above are those of the pod's.
+        result.interfaces.extend(host_interfaces);
         result
     }
 }

@@ -12,10 +12,10 @@ use crate::configuration::{self, Configuration, Versioned};
 use crate::environment::{Attachment, Environment, Verb};
 use crate::pending;
 use crate::protocol::{
-    ADD_PATH, AddAnswer, AddRequest, CHECK_PATH, COLLECT_PATH, CheckRequest, CollectRequest, DELETE_PATH,
-    DeleteRequest, STATUS_PATH, StatusRequest,
+    ADD_PATH, AddAnswer, AddRequest, AnswerRoute, CHECK_PATH, COLLECT_PATH, CheckRequest, CheckedInterface,
+    CollectRequest, DELETE_PATH, DeleteRequest, STATUS_PATH, StatusRequest,
 };
-use crate::spec::{Address, Failure, Interface, NetworkResult, Version, code, version_result};
+use crate::spec::{Address, Failure, Interface, NetworkResult, Route, Version, code, version_result};
 
 /// Longest network configuration read.
 const CONFIGURATION_BYTES: u64 = 1 << 20;
@@ -175,8 +175,32 @@ fn check(environment: &Environment, input: &[u8]) -> Versioned<()> {
         mac: previous.interfaces[index].mac.clone(),
         addresses: addresses.collect(),
         mtu_bytes: previous.interfaces[index].mtu,
+        further: Some(further_interfaces(&previous, index, &namespace)),
+        routes: Some(previous.routes.iter().map(answer_route).collect()),
     };
     ask(&configuration, CHECK_PATH, &request)
+}
+
+/// Interfaces of a result in the pod's namespace, but for the one of this number.
+fn further_interfaces(result: &NetworkResult, own: usize, namespace: &str) -> Vec<CheckedInterface> {
+    let is_further =
+        |(index, interface): &(usize, &Interface)| *index != own && interface.sandbox.as_deref() == Some(namespace);
+    let addresses = |index: usize| {
+        let of_it = result.ips.iter().filter(move |ip| ip.interface == Some(index as u64));
+        of_it.filter_map(|ip| configuration::parse_address(&ip.address)).collect()
+    };
+    let interfaces = result.interfaces.iter().enumerate().filter(is_further);
+    interfaces
+        .map(|(index, interface)| CheckedInterface {
+            name: interface.name.clone(),
+            mac: interface.mac.clone(),
+            addresses: addresses(index),
+        })
+        .collect()
+}
+
+fn answer_route(route: &Route) -> AnswerRoute {
+    AnswerRoute { destination: route.destination.clone(), gateway: route.gateway.clone() }
 }
 
 fn collect(input: &[u8]) -> Versioned<()> {

@@ -24,9 +24,11 @@ mod container_order;
 mod pod_network;
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use millrace_cni::environment::{check_container_id, check_interface_name};
 use millrace_cni::{capabilities, pending, protocol};
 
@@ -129,6 +131,7 @@ impl CniServer {
                 mtu_bytes: made.mtu_bytes,
                 addresses: made.addresses,
                 routes: made.routes,
+                host_interface: made.host_interface,
             });
         }
         Ok(answer)
@@ -220,13 +223,17 @@ impl CniServer {
         // A later plugin of the chain may have added addresses, and have lowered the MTU.
         let missing = port.addresses.iter().filter(|address| !request.addresses.contains(&address.addr()));
         wrong.extend(missing.map(|address| format!("prevResult lacks the address {address}, which ADD gave")));
+        let further = self.further_of(&record.key);
+        wrong.extend(request.further.iter().flat_map(|told| lacking_interfaces(told, &further)));
+        let ports = further.iter().filter_map(|record| record.port.as_ref()).chain([port]);
+        wrong.extend(request.routes.iter().flat_map(|told| lacking_routes(told, ports.clone())));
         let mtu_bytes = request.mtu_bytes.map_or(port.mtu_bytes, |mtu| mtu.min(port.mtu_bytes));
         let expected = Attachment { port: Some(AttachedPort { mtu_bytes, ..port.clone() }), ..record.clone() };
         if !wrong.is_empty() {
             return Err(CniFailure::Broken(wrong.join("; ")));
         }
         self.network.check(&expected)?;
-        self.further_of(&record.key).iter().try_for_each(|further| match further.port {
+        further.iter().try_for_each(|further| match further.port {
             Some(_) => self.network.check(further),
             None => Err(CniFailure::Broken(format!("interface {} was not made whole", further.key.interface))),
         })
@@ -366,6 +373,35 @@ impl CniServer {
         }
         recorded
     }
+}
+
+/// What a result of ADD lacks of interfaces beside the first.
+fn lacking_interfaces(told: &[protocol::CheckedInterface], further: &[Attachment]) -> Vec<String> {
+    let mut lacking = Vec::new();
+    for (name, port) in further.iter().filter_map(|record| Some((&record.key.interface, record.port.as_ref()?))) {
+        let Some(found) = told.iter().find(|interface| interface.name == *name) else {
+            lacking.push(format!("prevResult lacks the interface {name}, which ADD made"));
+            continue;
+        };
+        if let Some(mac) = found.mac.as_ref().filter(|mac| mac.parse() != Ok(port.mac)) {
+            lacking.push(format!("prevResult has the MAC address {mac} at {name}, ADD gave {}", port.mac));
+        }
+        let missing = port.addresses.iter().filter(|address| !found.addresses.contains(&address.addr()));
+        lacking.extend(missing.map(|address| format!("prevResult lacks {address} at {name}, which ADD gave")));
+    }
+    lacking
+}
+
+/// What a result of ADD lacks of routes to gateways. Others may have added some.
+fn lacking_routes<'a>(told: &[protocol::AnswerRoute], ports: impl Iterator<Item = &'a AttachedPort>) -> Vec<String> {
+    let is_told = |destination: &IpNet, gateway: &IpAddr| {
+        told.iter().any(|route| {
+            let by = route.gateway.as_ref().and_then(|by| by.parse().ok());
+            route.destination.parse() == Ok(*destination) && by == Some(*gateway)
+        })
+    };
+    let lacking = ports.flat_map(AttachedPort::routes).filter(|(destination, gateway)| !is_told(destination, gateway));
+    lacking.map(|(to, by)| format!("prevResult lacks the route {to} by {by}, which ADD gave")).collect()
 }
 
 /// The record of an attachment before anything of it is made.

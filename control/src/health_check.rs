@@ -105,14 +105,14 @@ pub struct HealthChecks {
 
 impl HealthChecks {
     /// Answers at `proxy` that nothing is served yet, and nowhere else; that the agent lives, while `heartbeat` beats. `report`
-    /// is told of each port that cannot be had, once for each attempt that fails first.
+    /// is told of all ports that cannot be had, each time that these are others.
     ///
     /// # Errors
     /// The kernel refused a thread.
     pub fn start(
         proxy: Option<SocketAddr>,
         heartbeat: Arc<Heartbeat>,
-        report: impl Fn(String) + Send + 'static,
+        report: impl Fn(Vec<String>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (wanted, follow) = watch::channel(Arc::new(Checks { proxy, ..Checks::default() }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -158,10 +158,11 @@ impl Drop for HealthChecks {
 }
 
 /// Keeps a listener for each wanted address, until nobody wants any more.
-async fn serve(mut follow: watch::Receiver<Arc<Checks>>, heartbeat: Arc<Heartbeat>, report: impl Fn(String)) {
+async fn serve(mut follow: watch::Receiver<Arc<Checks>>, heartbeat: Arc<Heartbeat>, report: impl Fn(Vec<String>)) {
     let places = Arc::new(Semaphore::new(CLIENTS));
     let mut listening: BTreeMap<SocketAddr, Task<()>> = BTreeMap::new();
     let mut failed: BTreeMap<SocketAddr, String> = BTreeMap::new();
+    let mut told = failed.clone();
     loop {
         let wanted = Arc::clone(&follow.borrow_and_update());
         listening.retain(|address, task| {
@@ -183,12 +184,13 @@ async fn serve(mut follow: watch::Receiver<Arc<Checks>>, heartbeat: Arc<Heartbea
                     listening.insert(address, tokio::spawn(task));
                 }
                 Err(error) => {
-                    let message = format!("health checks at {address} cannot be served: {error}");
-                    if failed.insert(address, message.clone()).as_ref() != Some(&message) {
-                        report(message);
-                    }
+                    failed.insert(address, format!("health checks at {address} cannot be served: {error}"));
                 }
             }
+        }
+        if told != failed {
+            report(failed.values().cloned().collect());
+            told.clone_from(&failed);
         }
         let again =
             async { if failed.is_empty() { std::future::pending().await } else { tokio::time::sleep(AGAIN).await } };
@@ -350,7 +352,7 @@ mod tests {
         let port = free_port();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let heartbeat = Arc::new(Heartbeat::default());
-        let server = HealthChecks::start(Some(address), heartbeat, |problem| panic!("{problem}")).expect("server");
+        let server = HealthChecks::start(Some(address), heartbeat, |problems| panic!("{problems:?}")).expect("server");
         let is = |path: &'static str, status: &'static str| {
             move |_: &Option<String>| {
                 ask_for(port, path).is_some_and(|answer| answer.starts_with(&format!("HTTP/1.1 {status}")))
@@ -413,14 +415,20 @@ mod tests {
         until(port, says("503 Service Unavailable", body.replace("true", "false")));
         server.follow(&ServicesPlan::default(), HEALTHY);
         until(port, Option::is_none);
-        // A port that somebody else has is told once.
+        // A port that somebody else has is told once, and once more when it is to be had.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         server.follow(&plan(taken.local_addr().expect("address").port(), 1), HEALTHY);
         let deadline = std::time::Instant::now() + Duration::from_secs(5);
         while reports.lock().expect("whole").is_empty() && std::time::Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
+        drop(taken);
+        let deadline = deadline + 2 * AGAIN;
+        while reports.lock().expect("whole").len() < 2 && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let reports = reports.lock().expect("whole");
-        assert!(reports.len() == 1 && reports[0].contains("cannot be served"), "{reports:?}");
+        assert!(reports[0].len() == 1 && reports[0][0].contains("cannot be served"), "{reports:?}");
+        assert!(reports.len() == 2 && reports[1].is_empty(), "{reports:?}");
     }
 }

@@ -36,5 +36,5 @@ fn the_installed_network_configuration_is_one_the_plugin_takes() {
 fn the_installed_network_configuration_is_for_older_runtimes_too() {
     let list: Value = serde_json::from_str(include_str!("../../../deploy/10-millrace.conflist")).expect("JSON");
     assert_eq!(list["cniVersion"], "1.0.0");
-    assert_eq!(list["cniVersions"], json!(["1.0.0", Version::NEWEST.text()]));
+    assert_eq!(list["cniVersions"], json!(["0.3.1", "0.4.0", "1.0.0", Version::NEWEST.text()]));
 }

@@ -1,18 +1,16 @@
 //! CNI CHECK: is an attachment as ADD left it? Everything that is wrong is told, not only the first.
 //!
-//! In the pod: interface, kind, state, MAC address, MTU, offload limit, addresses, default routes. Here: the port in the
-//! tables with the same addresses, a queue of it on a worker, and the ports of the host that lead to it. What other plugins
+//! In the pod: interface, kind, state, MAC address, MTU, offloads and their limit, addresses, default routes. Here: the port in
+//! the tables with the same addresses, a queue of it on a worker, and the ports of the host that lead to it. What other plugins
 //! of a chain added is not judged.
 
-use std::net::IpAddr;
-
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use millrace_engine::limits;
+use millrace_engine::port::af_xdp::left_to_receiver;
 use millrace_engine::port::namespace::NamespaceHandle;
 use millrace_engine::tables::{PortRole, Snapshot};
 
 use crate::cni_server::{AttachedPort, Attachment};
-use crate::kernel::{GATEWAY_IPV4, GATEWAY_IPV6, KernelError, Link, Netlink};
+use crate::kernel::{KernelError, Link, Netlink};
 use crate::plan::{AttachedPod, ServicesPlan};
 
 /// What is wrong inside the pod.
@@ -22,21 +20,21 @@ pub(super) fn pod_side(attachment: &Attachment, port: &AttachedPort) -> Result<V
     let name = &attachment.key.interface;
     let Some(link) = netlink.link(name)? else { return Ok(vec![format!("interface {name} is missing")]) };
     let mut wrong = interface(&link, port);
+    wrong.extend(offloads(&namespace, name));
     let held = netlink.addresses(name)?;
     for address in &port.addresses {
         if !held.contains(address) {
             wrong.push(format!("address {address} is missing on {name}"));
         }
-        // Asked of the kernel as a packet would: whatever else is in its tables.
-        let Some((destinations, gateway)) = routes_by_gateway(address, port) else { continue };
-        let routes = netlink.own_routes()?;
-        for destination in destinations {
-            let by_gateway = routes.iter().any(|route| {
-                route.destination == destination && route.gateway == Some(gateway) && route.link == Some(link.index)
-            });
-            if !by_gateway {
-                wrong.push(format!("the route {destination} by {gateway} is missing"));
-            }
+    }
+    // Asked of the kernel as a packet would: whatever else is in its tables.
+    let routes = netlink.own_routes()?;
+    for (destination, gateway) in port.routes() {
+        let by_gateway = routes.iter().any(|route| {
+            route.destination == destination && route.gateway == Some(gateway) && route.link == Some(link.index)
+        });
+        if !by_gateway {
+            wrong.push(format!("the route {destination} by {gateway} is missing"));
         }
     }
     Ok(wrong)
@@ -64,23 +62,19 @@ fn interface(link: &Link, port: &AttachedPort) -> Vec<String> {
     wrong
 }
 
-/// What goes by the router of the address's family: everything, or what a further interface leads to. A network may have
-/// no router.
-fn routes_by_gateway(address: &IpNet, port: &AttachedPort) -> Option<(Vec<IpNet>, IpAddr)> {
-    let (default, ours): (IpNet, IpAddr) = match address {
-        IpNet::V4(_) => (Ipv4Net::default().into(), GATEWAY_IPV4.into()),
-        IpNet::V6(_) => (Ipv6Net::default().into(), GATEWAY_IPV6.into()),
-    };
-    let gateway = match &port.network {
-        None => Some(ours),
-        Some(network) if network.routed => Some(ours),
-        Some(network) => network.gateways.iter().copied().find(|gateway| gateway.is_ipv4() == ours.is_ipv4()),
-    };
-    let destinations = match port.network.as_ref().and_then(|network| network.destinations.as_ref()) {
-        None => vec![default],
-        Some(some) => some.iter().copied().filter(|prefix| prefix.addr().is_ipv4() == ours.is_ipv4()).collect(),
-    };
-    gateway.map(|gateway| (destinations, gateway))
+/// ADD leaves checksums and the cutting of units to the switch: without, a pod sends a tenth of it. Whether TCP is cut is
+/// asked of both families at once, as the kernel answers it.
+fn offloads(namespace: &NamespaceHandle, name: &str) -> Vec<String> {
+    let off = |what: &str| format!("{name} has {what} switched off, which ADD left on");
+    match namespace.enter(|| left_to_receiver(name)) {
+        Ok(Ok(left)) => {
+            let checksums = (!left.checksums).then(|| off("transmit checksum offload"));
+            let units = (!left.tcp_segmentation).then(|| off("TCP segmentation offload"));
+            checksums.into_iter().chain(units).collect()
+        }
+        Ok(Err(error)) => vec![format!("the offloads of {name} cannot be read: {error}")],
+        Err(error) => vec![format!("the offloads of {name} cannot be read: {error}")],
+    }
 }
 
 /// What is wrong in the switch.

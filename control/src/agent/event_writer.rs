@@ -29,10 +29,14 @@ impl EventWriter {
         let reporter = Reporter::new(shared.node.clone());
         let thread = std::thread::Builder::new().name("events".into()).spawn(move || {
             let mut ledger = Ledger::new(Instant::now());
-            ledger.announce(Notice::started(&shared.node, env!("CARGO_PKG_VERSION")), Instant::now());
+            let mut announced = false;
             while stopped.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
                 let nodes = shared.standing().cluster.map_or(0, |cluster| cluster.nodes.len());
                 ledger.stagger(reporter.stagger(nodes));
+                if !announced && shared.standing().published.is_some() {
+                    announced = true;
+                    ledger.announce(Notice::started(&shared.node, env!("CARGO_PKG_VERSION")), Instant::now());
+                }
                 ledger.observe(&notices(&shared), Instant::now());
                 // One at a time, so that the end of the agent waits for one answer at most.
                 if let Some(due) = ledger.next(Instant::now()) {
@@ -58,7 +62,7 @@ impl EventWriter {
 /// What became of Events; `None` where there are none.
 pub(super) type Events = Mutex<Option<EventsReport>>;
 
-/// Everything there is to tell now. Before tables are in force the objects are not all known.
+/// Everything there is to tell now.
 fn notices(shared: &Shared) -> BTreeSet<Notice> {
     let (of_objects, of_node) = shared.problems_apart();
     let of_objects = of_objects.iter().map(|problem| Notice::of(problem, &shared.node));

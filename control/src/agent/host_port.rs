@@ -1,9 +1,9 @@
 //! The host's own port: `millrace0`, a persistent TAP in the agent's own namespace.
 //!
 //! Made at the first look and taken up again by every later agent; a stopped or killed agent leaves it standing with
-//! its address and routes, so that sockets of the host keep their source. It goes by [`remove`] only, which is
-//! `millrace agent --remove-host-port`. Should somebody delete it, the next look makes it again. Runs on the underlay
-//! thread, but for [`remove`].
+//! its address and routes, so that sockets of the host keep their source. It goes by [`remove`] only: by
+//! `millrace agent --remove-host-port` and by `millrace uninstall`. Should somebody delete it, the next look makes it again.
+//! Runs on the underlay thread, but for [`remove`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -30,9 +30,9 @@ use super::shared::Shared;
 use super::{policies, trace};
 use crate::api::model::{
     ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
-    IpamReport, NeighbourReport, PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
-    PolicyReachReport, PortCyclesReport, PortReport, QueueReport, ReceiptReport, RouteReport, RouteTargetReport,
-    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    IpamReport, NeighbourReport, NoLocalEndpointsReport, PoliciesReport, PolicyDiffReport, PolicyDiffRequest,
+    PolicyReachQuery, PolicyReachReport, PortCyclesReport, PortReport, QueueReport, ReceiptReport, RouteReport,
+    RouteTargetReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
@@ -260,6 +260,8 @@ impl Inspect for Inspector {
         let kept = self.shared.switch.with(|switch| switch.kept().clone());
         let is_bridged =
             |port: &PortIndex| tables.ports.get(*port).is_some_and(|port| matches!(port.role, PortRole::Bridged(_)));
+        let lacking = standing.plan.as_ref().map(|plan| plan.services.without_local_endpoints()).unwrap_or_default();
+        let (internal, external) = (lacking.internal as u64, lacking.external as u64);
         let of_networks = plugged.filter(|(port, pod)| pod.network.is_some() && is_bridged(port));
         Ok(StatusReport {
             node: self.shared.node.as_str().to_owned(),
@@ -280,6 +282,7 @@ impl Inspect for Inspector {
             connections_end: kept.problem,
             problems: self.shared.problems(),
             events: *self.shared.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
+            services_without_local_endpoints: NoLocalEndpointsReport { internal, external },
         })
     }
 

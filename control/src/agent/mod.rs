@@ -29,6 +29,7 @@ mod pod_device;
 mod pods;
 mod policies;
 mod removal;
+mod reports;
 mod services;
 mod shared;
 mod trace;
@@ -72,6 +73,7 @@ use outside::WayOut;
 use pods::Pods;
 pub(crate) use pods::{FIRST_BRIDGE_PORT, FIRST_POD_PORT};
 pub use removal::{Step, remove_from_kernel};
+use reports::Source;
 use shared::Shared;
 pub(crate) use shared::SharedSwitch;
 
@@ -105,8 +107,9 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         .context("could not read the record of attachments")?;
     let attachments = Arc::new(attachments);
     let (inputs, taken) = reconcile::inputs();
-    let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
-    not_kept.into_iter().for_each(|problem| shared.report(problem));
+    let shared = Arc::new(Shared::new(node.clone(), switch, inputs));
+    shared.report(Source::Record, problem);
+    shared.report(Source::KeptState, not_kept);
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
@@ -127,9 +130,10 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         CniServer::new(Arc::clone(&pods) as Arc<dyn PodNetwork>, Arc::clone(&attachments))
             .with_state_directory(configuration.state_directory().to_owned()),
     );
-    cni.take_up_pending().into_iter().for_each(|problem| shared.report(problem));
+    shared.report(Source::LeftDeletes, cni.take_up_pending());
     for (key, failure) in cni.release_lost() {
-        shared.report(format!("attachment {} {} could not be cleaned up: {failure}", key.container_id, key.interface));
+        let what = format!("attachment {} {} could not be cleaned up: {failure}", key.container_id, key.interface);
+        shared.report_of(&key, what);
     }
     let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
     let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
@@ -148,7 +152,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let reporter = Arc::clone(&shared);
     let metrics = configuration.metrics_address().map(|address| {
         let inspect = Arc::clone(&inspector) as Arc<dyn Inspect>;
-        MetricsServer::start(address, inspect, timings, move |message| reporter.report(message))
+        MetricsServer::start(address, inspect, timings, move |problem| reporter.report(Source::Metrics, problem))
     });
     let metrics = metrics.transpose().context("no thread for metrics")?;
     let served = serve_until_told(socket, cni, inspector);
@@ -229,7 +233,9 @@ fn start_reconciling(
     let reporter = Arc::clone(&shared);
     let heartbeat = Arc::new(Heartbeat::default());
     let address = configuration.health_address();
-    let checks = HealthChecks::start(address, Arc::clone(&heartbeat), move |message| reporter.report(message));
+    let checks = HealthChecks::start(address, Arc::clone(&heartbeat), move |problems| {
+        reporter.report(Source::HealthChecks, problems);
+    });
     let checks = checks.context("no thread for health checks")?;
     let mut receipts = receipt_writer(&shared, &timings).context("no thread for receipts")?;
     let thread = std::thread::Builder::new().name("reconcile".into());

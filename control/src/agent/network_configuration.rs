@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 
+use super::reports::Source;
 use super::shared::Shared;
 use crate::installation::network_configuration;
 
@@ -54,29 +55,28 @@ impl Drop for NetworkConfiguration {
 }
 
 fn write(shared: &Shared, ended: &Receiver<()>, directory: &std::path::Path, text: &str) {
-    let mut told = None;
-    let written = wait(ended, AGAIN, || match network_configuration::install(directory, text) {
-        Ok(_) => true,
-        Err(error) => {
-            let problem = format!("the container runtime does not know of the plugin: {error}");
-            if told.as_ref() != Some(&problem) {
-                told.take().iter().for_each(|old: &String| shared.retract(old));
-                shared.report(problem.clone());
-                told = Some(problem);
-            }
-            false
-        }
+    let written = wait(ended, AGAIN, || {
+        let failed = network_configuration::install(directory, text).err();
+        let told = |error| format!("the container runtime does not know of the plugin: {error}");
+        shared.report(Source::NetworkConfiguration, failed.as_ref().map(told));
+        failed.is_none()
     });
-    if !written {
-        return;
-    }
-    told.iter().for_each(|old| shared.retract(old));
-    if let Some(first) = network_configuration::before_ours(directory).first() {
-        shared.report(format!(
+    // Until the other plugin's file goes, looked at from time to time.
+    let first = || network_configuration::before_ours(directory).into_iter().next();
+    let stands_before = |first| {
+        format!(
             "{} holds {first}, which container runtimes take instead of {}: take it away when this node is to leave it",
             directory.display(),
             network_configuration::NAME
-        ));
+        )
+    };
+    if written {
+        wait(ended, AGAIN, || {
+            let first = first();
+            let is_alone = first.is_none();
+            shared.report(Source::NetworkConfiguration, first.map(stands_before));
+            is_alone
+        });
     }
 }
 

@@ -100,6 +100,7 @@ impl Place {
             routes: self.addresses.iter().flat_map(routes).collect(),
             network: self.network.clone(),
             device: self.device,
+            host_interface: None,
         }
     }
 }

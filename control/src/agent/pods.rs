@@ -19,7 +19,8 @@ use super::IN_FORCE;
 use super::attachment_check;
 use super::host_ports;
 use super::place::Place;
-use super::pod_device::PodDevices;
+use super::pod_device::{PodDevices, far_end};
+use super::reports::Source;
 use super::shared::Shared;
 use crate::cluster::{
     AddressWishes, Cluster, ContainerPort, FurtherInterface, InterfaceName, NetworkName, PODS, PodName, rate_limit,
@@ -28,6 +29,8 @@ use crate::cni_server::{
     AddRequest, AddResult, AttachedNetwork, Attachment, AttachmentKey, Attachments, CniFailure, DeleteRequest,
     NetworkNamespace, PodDevice, PodNetwork, PodReference, RuntimeConfig,
 };
+use crate::ipam::shared::SharedAllocators;
+use crate::ipam::vanished::VanishedNodes;
 use crate::ipam::{AddressAllocators, AddressRequest, AddressSource, IpamError};
 use crate::kernel::configure_pod_interface;
 use crate::observe::{self, POD, Record};
@@ -46,7 +49,7 @@ const POD_PORTS: u16 = FIRST_BRIDGE_PORT - FIRST_POD_PORT;
 pub(super) struct Pods {
     shared: Arc<Shared>,
     store: Arc<dyn ObjectStore>,
-    addresses: Mutex<AddressAllocators>,
+    addresses: SharedAllocators,
     attached: Mutex<AttachedPods>,
     devices: PodDevices,
 }
@@ -63,7 +66,7 @@ struct AttachedPods {
 
 impl Pods {
     pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn ObjectStore>, source: AddressSource) -> Self {
-        let addresses = Mutex::new(AddressAllocators::new(shared.node.clone(), source));
+        let addresses = SharedAllocators::new(AddressAllocators::new(shared.node.clone(), source));
         Self { shared, store, addresses, attached: Mutex::default(), devices: PodDevices::default() }
     }
 
@@ -82,12 +85,13 @@ impl Pods {
                 if let Err(error) =
                     self.allocator(|addresses| addresses.restore(network.as_ref(), &holder, address.addr()))
                 {
-                    self.shared.report(error.to_string());
+                    self.shared.report_of(&record.key, error.to_string());
                 }
             }
             let up = record.namespace.is_there().then(|| self.reattach(&record));
             if let Some(Err(failure)) = &up {
-                self.shared.report(format!("pod of container {} is cut off: {failure}", record.key.container_id));
+                let what = format!("pod of container {} is cut off: {failure}", record.key.container_id);
+                self.shared.report_of(&record.key, what);
             }
             if !matches!(up, Some(Ok(()))) {
                 // The number stays its own until its DEL: two records of one port would make two pods one.
@@ -115,7 +119,7 @@ impl Pods {
     }
 
     pub(super) fn allocator<T>(&self, act: impl FnOnce(&mut AddressAllocators) -> T) -> T {
-        act(&mut self.addresses.lock().unwrap_or_else(PoisonError::into_inner))
+        self.addresses.with(act)
     }
 
     fn attached<T>(&self, act: impl FnOnce(&mut AttachedPods) -> T) -> T {
@@ -142,7 +146,8 @@ impl Pods {
         if plugged.is_err()
             && let Err(error) = self.unplug(port, place.device, Some(&request.namespace), &request.key)
         {
-            self.shared.report(format!("interface {} of port {} stays: {error}", request.key.interface, port.0));
+            let what = format!("interface {} of port {} stays: {error}", request.key.interface, port.0);
+            self.shared.report_of(&request.key, what);
         }
         plugged.map(|()| (mac, mtu))
     }
@@ -215,14 +220,15 @@ impl Pods {
         })
     }
 
-    /// Gives back what is no longer needed; what fails is tried again the next time.
-    pub(super) fn maintain_addresses(&self, cluster: &Cluster, now: Instant) {
+    /// Gives back what is no longer needed here, and what nodes had that are gone; what fails is tried again the next time.
+    pub(super) fn maintain_addresses(&self, vanished: &mut VanishedNodes, cluster: &Cluster, now: Instant) {
         let segment = |plan: &NodePlan| plan.segments.get(&POD_SEGMENT).map(|segment| segment.router_addresses.clone());
         let own = self.shared.standing().plan.as_deref().and_then(segment).unwrap_or_default();
         let done = self.allocator(|addresses| addresses.maintain(self.store.as_ref(), cluster, &own, now));
-        for error in done.errors {
-            self.shared.report(format!("addresses could not be given back: {error}"));
-        }
+        let collected = (!done.is_cut_short()).then(|| vanished.collect(self.store.as_ref(), cluster, now));
+        let errors = done.errors.iter().chain(collected.iter().flat_map(|collected| &collected.errors));
+        let failed = errors.map(|error| format!("addresses could not be given back: {error}"));
+        self.shared.report(Source::Addresses, failed);
     }
 
     /// What the pod asks of address management, by its object as it is now: the watch may not have told it yet. `uid` is the pod's,
@@ -326,7 +332,7 @@ impl Pods {
         // It asks for its addresses itself, on the wire.
         let addresses = if asks_itself { Vec::new() } else { self.allocate(request, &cluster, &wishes, pod.as_ref())? };
         Place::in_subnets(network, is_further, &addresses, device).inspect_err(|_| {
-            self.allocator(|allocator| allocator.release(&holder(&request.key)));
+            self.addresses.release(holder(&request.key));
         })
     }
 
@@ -391,9 +397,12 @@ impl PodNetwork for Pods {
             plugged
         });
         match plugged {
-            Ok((port, mac, mtu_bytes)) => Ok(place.result(port, mac, mtu_bytes)),
+            Ok((port, mac, mtu_bytes)) => {
+                let host_interface = (place.device == PodDevice::Veth).then(|| far_end(&request.key));
+                Ok(AddResult { host_interface, ..place.result(port, mac, mtu_bytes) })
+            }
             Err(failure) => {
-                self.allocator(|allocator| allocator.release(&holder(&request.key)));
+                self.addresses.release(holder(&request.key));
                 Err(failure)
             }
         }
@@ -468,7 +477,8 @@ impl PodNetwork for Pods {
     }
 
     fn release(&self, key: &AttachmentKey, port: Option<PortIndex>) {
-        self.allocator(|addresses| addresses.release(&holder(key)));
+        self.addresses.release(holder(key));
+        self.shared.report(Source::Attachment(key.clone()), None::<String>);
         if let Some(port) = port {
             self.attached(|attached| attached.reserved.remove(&port));
         }

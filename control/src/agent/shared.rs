@@ -12,8 +12,10 @@ use millrace_engine::switch::Switch;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 
 use super::event_writer::Events;
+use super::reports::{Reports, Source};
 use crate::api::model;
 use crate::cluster::{Cluster, NodeName, PoolName};
+use crate::cni_server::AttachmentKey;
 use crate::observe::IP_POOL;
 use crate::plan::{LocalView, NodePlan};
 use crate::problem::Problem;
@@ -93,7 +95,7 @@ pub(super) struct Shared {
     standing: Mutex<Standing>,
     changed: Condvar,
     /// Problems that are not of objects: an unusable record, a lost attachment.
-    reports: Mutex<Vec<model::Problem>>,
+    reports: Mutex<Reports>,
     /// Problems of the uplinks, replaced at each look.
     uplink_problems: Mutex<Vec<model::Problem>>,
     /// Why uplinks that nobody chose a kind for have theirs.
@@ -109,12 +111,7 @@ pub(super) struct Shared {
 const EXHAUSTED: Duration = Duration::from_secs(300);
 
 impl Shared {
-    pub(super) fn new(
-        node: NodeName,
-        switch: SharedSwitch,
-        inputs: Sender<Input>,
-        problem: Option<model::Problem>,
-    ) -> Self {
+    pub(super) fn new(node: NodeName, switch: SharedSwitch, inputs: Sender<Input>) -> Self {
         Self {
             node,
             switch,
@@ -124,7 +121,7 @@ impl Shared {
             adopted: AtomicU64::new(0),
             standing: Mutex::default(),
             changed: Condvar::new(),
-            reports: Mutex::new(problem.into_iter().collect()),
+            reports: Mutex::default(),
             uplink_problems: Mutex::default(),
             uplinks_chosen: Mutex::default(),
             exhausted: Mutex::default(),
@@ -180,19 +177,16 @@ impl Shared {
         self.uplinks_chosen.lock().unwrap_or_else(PoisonError::into_inner).get(&port).cloned()
     }
 
-    /// Notes a problem for `show status`.
-    pub(super) fn report(&self, message: String) {
-        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let problem = model::Problem::from(message);
-        if reports.len() < 100 && !reports.contains(&problem) {
-            reports.push(problem);
-        }
+    /// Notes for `show status` everything that a source knows to be wrong, in place of what it said before.
+    pub(super) fn report<T: Into<model::Problem>>(&self, source: Source, problems: impl IntoIterator<Item = T>) {
+        let problems = problems.into_iter().map(Into::into);
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).replace(source, problems, Instant::now());
     }
 
-    /// Takes back what [`report`](Self::report) said and is true no more.
-    pub(super) fn retract(&self, message: &str) {
-        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.retain(|problem| problem.message != message);
+    /// Notes one more problem of an attachment, until it is detached.
+    pub(super) fn report_of(&self, key: &AttachmentKey, message: String) {
+        let source = Source::Attachment(key.clone());
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).add(source, message.into(), Instant::now());
     }
 
     /// Notes that these pools had no address for a pod.
@@ -233,7 +227,8 @@ impl Shared {
         of_objects.extend(self.exhausted_pools());
         let mut of_node: Vec<model::Problem> = standing.refused.iter().cloned().map(model::Problem::from).collect();
         of_node.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
-        of_node.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        of_node.extend(reports.all(Instant::now()).cloned());
         (of_objects, of_node)
     }
 

@@ -29,6 +29,7 @@ use super::host_port::HostPort;
 use super::networks;
 use super::outside::WayOut;
 use super::pods::Pods;
+use super::reports::Source;
 use super::shared::{Shared, Standing};
 use super::uplinks::Uplinks;
 use crate::api::model::Problem;
@@ -239,8 +240,8 @@ impl Follower {
             self.adopted = true;
             self.leads_here_now = true;
             let failed = |error| format!("connections that the kernel translates will break: {error}");
-            adoption::adopt(&self.shared, &self.adoption_record)
-                .unwrap_or_else(|error| self.shared.report(failed(error)));
+            let adopted = adoption::adopt(&self.shared, &self.adoption_record);
+            self.shared.report(Source::Adoption, adopted.err().map(failed));
         }
         self.uplinks.steer(paths.keys().copied(), &uplinks, standing.plan.as_ref());
         if std::mem::take(&mut self.leads_here_now) {

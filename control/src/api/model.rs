@@ -102,6 +102,18 @@ pub struct StatusReport {
     /// What became of Kubernetes Events; absent with a directory of files.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub events: Option<EventsReport>,
+    /// Services with endpoints but none on this node, where a policy wants them here.
+    #[serde(default)]
+    pub services_without_local_endpoints: NoLocalEndpointsReport,
+}
+
+/// How many Services have endpoints but none on the node, under a traffic policy Local: what they are sent is dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoLocalEndpointsReport {
+    /// By `internalTrafficPolicy`.
+    pub internal: u64,
+    /// By `externalTrafficPolicy`.
+    pub external: u64,
 }
 
 /// What became of Kubernetes Events since the agent started.

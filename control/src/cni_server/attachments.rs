@@ -13,13 +13,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use millrace_cni::protocol::{Bandwidth, PortMapping};
 use millrace_engine::limits;
 use millrace_engine::packet::{Mac, PortIndex};
 use serde::{Deserialize, Serialize};
 
 use crate::api::model::Problem;
+use crate::kernel::{GATEWAY_IPV4, GATEWAY_IPV6};
 
 /// Version of the file's layout.
 const LAYOUT_VERSION: u32 = 1;
@@ -80,6 +81,35 @@ pub struct AttachedPort {
     /// What the runtime had for the capabilities.
     #[serde(default, skip_serializing_if = "RuntimeConfig::is_empty")]
     pub runtime: RuntimeConfig,
+}
+
+impl AttachedPort {
+    /// What goes by routers, each prefix with its router: everything, or what a further interface leads to. A network may
+    /// have no router of a family.
+    #[must_use]
+    pub fn routes(&self) -> Vec<(IpNet, IpAddr)> {
+        let network = self.network.as_ref();
+        let of_family = |address: &IpNet| {
+            let (default, ours): (IpNet, IpAddr) = match address {
+                IpNet::V4(_) => (Ipv4Net::default().into(), GATEWAY_IPV4.into()),
+                IpNet::V6(_) => (Ipv6Net::default().into(), GATEWAY_IPV6.into()),
+            };
+            let same_family = |gateway: &IpAddr| gateway.is_ipv4() == ours.is_ipv4();
+            let gateway = match network {
+                Some(network) if !network.routed => network.gateways.iter().copied().find(same_family),
+                _ => Some(ours),
+            };
+            let destinations = match network.and_then(|network| network.destinations.as_ref()) {
+                None => vec![default],
+                Some(some) => some.iter().copied().filter(|prefix| same_family(&prefix.addr())).collect(),
+            };
+            gateway.into_iter().flat_map(move |gateway| destinations.clone().into_iter().map(move |to| (to, gateway)))
+        };
+        let mut routes: Vec<(IpNet, IpAddr)> = self.addresses.iter().flat_map(of_family).collect();
+        routes.sort_unstable();
+        routes.dedup();
+        routes
+    }
 }
 
 /// What a runtime asks for by capabilities (`runtimeConfig`) and that lasts as long as the attachment.

@@ -97,6 +97,8 @@ pub struct AddResult {
     pub network: Option<AttachedNetwork>,
     /// What the pod's interface is made of.
     pub device: PodDevice,
+    /// Its other end, where that is an interface of the host.
+    pub host_interface: Option<String>,
 }
 
 /// An address of a pod.
@@ -249,6 +251,7 @@ impl AddResult {
                     gateway: text(gateway),
                 })
                 .collect(),
+            host_interface: self.host_interface,
             further: Vec::new(),
         }
     }

@@ -61,6 +61,7 @@ impl PodNetwork for Notes {
             }],
             network: None,
             device: PodDevice::Tap,
+            host_interface: None,
             routes: vec![PodRoute { destination: "0.0.0.0/0".parse().expect("a prefix"), gateway: None }],
         })
     }
@@ -215,17 +216,43 @@ fn interfaces_beside_the_first_come_and_go_with_it() {
 
     // Another process knows them; CHECK looks at both, GC keeps both, DEL takes both, the first last.
     let (server, notes) = place.server();
-    server
-        .check(protocol::CheckRequest {
-            network: "millrace".into(),
-            container_id: "c1".into(),
-            interface: "eth0".into(),
-            network_namespace: namespace.clone(),
-            mac: None,
-            addresses: vec!["10.1.0.5".parse().expect("address")],
-            mtu_bytes: None,
-        })
-        .expect("as it was made");
+    let request = |further: Option<Vec<protocol::CheckedInterface>>, routes| protocol::CheckRequest {
+        network: "millrace".into(),
+        container_id: "c1".into(),
+        interface: "eth0".into(),
+        network_namespace: namespace.clone(),
+        mac: None,
+        addresses: vec!["10.1.0.5".parse().expect("address")],
+        mtu_bytes: None,
+        further,
+        routes,
+    };
+    let told = |name: &str, mac: &str, address: &str| protocol::CheckedInterface {
+        name: name.into(),
+        mac: Some(mac.into()),
+        addresses: vec![address.parse().expect("address")],
+    };
+    let route =
+        |gateway: &str| protocol::AnswerRoute { destination: "0.0.0.0/0".into(), gateway: Some(gateway.into()) };
+    let as_made =
+        || Some(vec![told("lo", "00:00:00:00:00:00", "127.0.0.1"), told("net1", "02:00:00:00:00:07", "10.1.0.5")]);
+    server.check(request(as_made(), Some(vec![route("169.254.1.1")]))).expect("as it was made");
+    assert_eq!(notes.taken(), ["check c1 mtu 1450", "check c1 mtu 1450 net1"]);
+    for (further, routes, named) in [
+        (Some(Vec::new()), None, "prevResult lacks the interface net1"),
+        (
+            Some(vec![told("net1", "02:00:00:00:00:08", "10.1.0.5")]),
+            None,
+            "has the MAC address 02:00:00:00:00:08 at net1",
+        ),
+        (Some(vec![told("net1", "02:00:00:00:00:07", "10.1.0.6")]), None, "prevResult lacks 10.1.0.5/32 at net1"),
+        (as_made(), Some(vec![route("10.1.0.1")]), "prevResult lacks the route 0.0.0.0/0 by 169.254.1.1"),
+    ] {
+        let wrong = server.check(request(further, routes)).expect_err("not what ADD gave");
+        assert!(wrong.code() == code::ATTACHMENT_BROKEN && wrong.to_string().contains(named), "{named}: {wrong}");
+    }
+    // An older plugin tells nothing of either.
+    server.check(request(None, None)).expect("as it was made");
     assert_eq!(notes.taken(), ["check c1 mtu 1450", "check c1 mtu 1450 net1"]);
     let valid = vec![protocol::ValidAttachment { container_id: "c1".into(), interface: "eth0".into() }];
     server.collect(protocol::CollectRequest { network: "millrace".into(), valid }).expect("collected");
@@ -415,6 +442,8 @@ fn check_compares_the_result_of_add_with_the_record_before_it_asks_the_network()
         mac: Some(mac.into()),
         addresses: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
         mtu_bytes: None,
+        further: None,
+        routes: None,
     };
     let right = || request("02:00:00:00:00:07", &["10.1.0.5"]);
     assert_eq!(server.check(right()).expect_err("not attached").code(), code::UNKNOWN_CONTAINER);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{Hash, Hasher};
 use std::time::{Duration, Instant};
 
-use super::{A_MINUTE, NOTICES, Notice, REMEMBERED};
+use super::{A_MINUTE, NOTICES, Notice, REFRESHED, REMEMBERED};
 use crate::observe::NODE;
 use crate::store::StoreError;
 
@@ -62,8 +62,8 @@ impl Outcome {
 enum State {
     /// Its turn has not come, since this moment.
     Waiting(Instant),
-    /// Its Event is there.
-    Written,
+    /// Its Event is there, told at this moment.
+    Written(Instant),
     /// Its Event is not wanted.
     Refused,
 }
@@ -143,7 +143,10 @@ impl Ledger {
         let mut beyond = HashSet::new();
         for notice in present {
             if let Some(entry) = self.entries.get_mut(notice) {
-                if entry.gone.take().is_some() && entry.state == State::Written {
+                let came_back = entry.gone.take().is_some();
+                if let State::Written(at) = entry.state
+                    && (came_back || now.duration_since(at) >= REFRESHED)
+                {
                     entry.state = State::Waiting(now);
                 }
                 continue;
@@ -182,11 +185,11 @@ impl Ledger {
                 }
                 (State::Waiting(_), _) => {
                     counts.dropped += 1;
-                    (entry.state, entry.gone) = (State::Written, Some(now));
+                    (entry.state, entry.gone) = (State::Written(now), Some(now));
                     entry.count > 0
                 }
-                (State::Written, Some(gone)) => now.duration_since(gone) < REMEMBERED,
-                (State::Written, None) => {
+                (State::Written(_), Some(gone)) => now.duration_since(gone) < REMEMBERED,
+                (State::Written(_), None) => {
                     entry.gone = Some(now);
                     resolved.extend(notice.resolved());
                     true
@@ -212,7 +215,7 @@ impl Ledger {
                 let due = if notice.regarding.kind == NODE { since } else { since + self.stagger };
                 (due <= now).then_some((due, notice, entry.count))
             }
-            State::Written | State::Refused => None,
+            State::Written(_) | State::Refused => None,
         });
         let (_, notice, count) = waiting.min_by_key(|(due, ..)| *due)?;
         self.budget -= 1000;
@@ -225,7 +228,7 @@ impl Ledger {
         match outcome {
             Outcome::Written { ours } => {
                 self.counts.written += 1;
-                entry.state = State::Written;
+                entry.state = State::Written(now);
                 entry.count = if ours { due.count.unwrap_or(1) } else { 0 };
             }
             Outcome::Refused => {
@@ -291,6 +294,33 @@ mod tests {
         ledger.observe(&present, at(113) + REMEMBERED);
         assert_eq!(ledger.next(at(113) + REMEMBERED).expect("due").count, None);
         assert_eq!(ledger.counts(), Counts { written: 3, refused: 0, dropped: 0 });
+    }
+
+    #[test]
+    fn what_lasts_is_told_again_before_the_server_forgets_it() {
+        let start = Instant::now();
+        let (mut ledger, present) = (Ledger::new(start), BTreeSet::from([notice(1), notice(2)]));
+        let tell = |ledger: &mut Ledger, now, outcomes: [Outcome; 2]| {
+            ledger.observe(&present, now);
+            outcomes.map(|outcome| {
+                let due = ledger.next(now)?;
+                ledger.done(&due, outcome, now);
+                Some((due.notice, due.count))
+            })
+        };
+        // The second one is written by another node, which may not be there any more when its Event ends.
+        let both = [OURS, Outcome::Written { ours: false }];
+        assert_eq!(tell(&mut ledger, start, both), [Some((notice(1), None)), Some((notice(2), None))]);
+        let almost = start + REFRESHED - Duration::from_secs(1);
+        assert_eq!(tell(&mut ledger, almost, both), [None, None]);
+        let first = start + REFRESHED;
+        assert_eq!(tell(&mut ledger, first, both), [Some((notice(1), Some(2))), Some((notice(2), None))]);
+        let second = first + REFRESHED;
+        assert_eq!(tell(&mut ledger, second, both), [Some((notice(1), Some(3))), Some((notice(2), None))]);
+        // What has gone is told no more.
+        ledger.observe(&BTreeSet::new(), second);
+        ledger.observe(&BTreeSet::new(), second + REFRESHED);
+        assert_eq!(ledger.next(second + REFRESHED), None);
     }
 
     #[test]

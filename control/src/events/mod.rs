@@ -2,8 +2,8 @@
 //!
 //! Nothing pushes: a thread of the agent compares the present problems with what it has told ([`Ledger`]), once a second,
 //! and writes what is new as `events.k8s.io/v1` ([`EventSink`]). So neither forwarding nor the reconcile thread ever waits
-//! for an Event, and a problem that lasts is told once. One that goes and comes back within [`REMEMBERED`] counts in the
-//! series of its Event.
+//! for an Event, and a problem that lasts is told once, and again before the server forgets it ([`REFRESHED`]). One that goes
+//! and comes back within [`REMEMBERED`] counts in the series of its Event.
 //!
 //! A problem of an object looks the same from every node. Its Event has a name made of what it says, so that the first
 //! node writes it and the server answers the others that it exists: one Event, not one for each node. Nodes ask one after
@@ -35,6 +35,9 @@ pub const NOTICES: usize = 1_000;
 
 /// How long after a problem has gone its Event is still continued rather than written anew; a server keeps it for an hour.
 pub const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// How long an Event of what is still there stays as it is: then it is told again, before the server forgets it.
+pub const REFRESHED: Duration = Duration::from_secs(50 * 60);
 
 /// Mean time between two nodes of a cluster that write of one object: a server gets at most so many writes of all of them.
 pub const BETWEEN_NODES: Duration = Duration::from_millis(10);

@@ -99,6 +99,9 @@ impl AddressAllocators {
             self.of(Some(network));
         });
         for allocator in self.networks.values_mut() {
+            if done.is_cut_short() {
+                break;
+            }
             let more = allocator.maintain(store, cluster, &[], now);
             done.returned.extend(more.returned);
             done.given_back.extend(more.given_back);

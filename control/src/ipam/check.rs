@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Holder;
-use crate::cluster::{Cluster, NetworkName, NodeName, PodName};
+use crate::cluster::{AssignedAddress, Cluster, NetworkName, NodeName, PodName};
 
 /// An attachment as the check sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,10 +78,10 @@ impl FindingKind {
                 "its block was deleted or given to another node while in use: delete the pod so that it gets another address"
             }
             Self::BlockOfVanishedNode => {
-                "if the node is gone for good, delete the IpBlock (kubectl delete ipblock, or its file); its addresses are free then"
+                "agents free it a quarter of an hour after the node's object has gone; sooner: delete the IpBlock (kubectl delete ipblock, or its file)"
             }
             Self::AssignedToVanishedNode => {
-                "if the node is gone for good, delete the entry from `assigned` of the IpBlock and add its place to `lendable`"
+                "agents free it a quarter of an hour after the node's object has gone; sooner: delete the entry from `assigned` of the IpBlock and add its place to `lendable`"
             }
             Self::BlockWithoutPool => "create the IpPool again, or delete the block once `show ipam` shows it unused",
         }
@@ -193,7 +193,9 @@ fn blocks(cluster: &Cluster, network: Option<&NetworkName>, findings: &mut Vec<F
             let message = format!("{} is not part of pool {}", block.cidr, block.pool);
             findings.push(finding(FindingKind::BlockWithoutPool, &block.name, message));
         }
-        for (address, entry) in block.assigned.iter().filter(|(_, entry)| !cluster.nodes.contains_key(&entry.node)) {
+        // One that is kept waits for its pod, whichever node gets it.
+        let is_lost = |entry: &AssignedAddress| !cluster.nodes.contains_key(&entry.node) && entry.kept_for.is_none();
+        for (address, entry) in block.assigned.iter().filter(|(_, entry)| is_lost(entry)) {
             let message = format!("of block {}, assigned to node {}, which does not exist", block.name, entry.node);
             findings.push(finding(FindingKind::AssignedToVanishedNode, address, message));
         }

@@ -110,6 +110,12 @@ impl IpamError {
         matches!(self, Self::Store { source, .. } | Self::List { source } if source.is_passing())
     }
 
+    /// Whether the store does not answer, so that the next call would wait as long again.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Store { source, .. } | Self::List { source } if matches!(source, StoreError::Unreachable { .. }))
+    }
+
     /// Whether the request itself asks for what cannot be, so that trying again does not help.
     #[must_use]
     pub const fn is_of_the_request(&self) -> bool {

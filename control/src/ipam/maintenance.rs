@@ -8,7 +8,7 @@
 //! - While a pool has no free block, free places of our blocks are offered to everybody.
 //!
 //! Bounds: as many writes as there is to give back; each is independent of the others, so an error of one is told and
-//! the others go on.
+//! the others go on. A server that does not answer ends the round: the next write would wait as long again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,6 +32,14 @@ pub struct Maintained {
     pub errors: Vec<IpamError>,
 }
 
+impl Maintained {
+    /// Whether the last that was tried found no server.
+    #[must_use]
+    pub fn is_cut_short(&self) -> bool {
+        self.errors.last().is_some_and(IpamError::is_unreachable)
+    }
+}
+
 impl AddressAllocator {
     /// Does all of it once; see the module.
     /// `own` are the node's own addresses among pods: their blocks are not returned.
@@ -45,8 +53,12 @@ impl AddressAllocator {
             return done;
         }
         self.give_back_borrowed(store, cluster, &mut done);
-        self.return_empty(store, cluster, own, now, &mut done);
-        self.offer_when_short(store, cluster, &mut done);
+        if !done.is_cut_short() {
+            self.return_empty(store, cluster, own, now, &mut done);
+        }
+        if !done.is_cut_short() {
+            self.offer_when_short(store, cluster, &mut done);
+        }
         done
     }
 
@@ -62,6 +74,9 @@ impl AddressAllocator {
         }
         unused.retain(|address, _| !self.held.contains_key(address));
         for (address, block) in unused {
+            if done.is_cut_short() {
+                return;
+            }
             match self.give_back(store, &block, address) {
                 Ok(true) => done.given_back.push(address),
                 Ok(false) => {}
@@ -133,6 +148,9 @@ impl AddressAllocator {
             if !room {
                 continue;
             }
+            if done.is_cut_short() {
+                return;
+            }
             match self.return_block(store, cidr) {
                 Ok(true) => done.returned.push(cidr),
                 Ok(false) => {}
@@ -176,6 +194,9 @@ impl AddressAllocator {
                 if places.is_empty() {
                     continue;
                 }
+                if done.is_cut_short() {
+                    return;
+                }
                 match agreement::offer(store, &claim::block_name(self.network.as_ref(), *cidr), &places) {
                     Ok(Some(record)) => {
                         block.follow(&record);
@@ -201,7 +222,7 @@ impl AddressAllocator {
 }
 
 /// Whether the StatefulSet is there and large enough to make the pod again.
-fn may_come_again(store: &dyn ObjectStore, kept_for: &KeptFor) -> Result<bool, IpamError> {
+pub(super) fn may_come_again(store: &dyn ObjectStore, kept_for: &KeptFor) -> Result<bool, IpamError> {
     let key = ObjectKey {
         kind: STATEFUL_SET,
         namespace: Some(kept_for.pod.namespace().to_string()),

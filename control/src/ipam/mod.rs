@@ -13,6 +13,7 @@
 //! | a pod asks for the very address | taken from wherever it is lendable, or its block is claimed |
 //! | a pod of a StatefulSet | the address is noted in its block as kept for the pod, and found again on any node |
 //! | a block is empty for [`EMPTY_BEFORE_RETURN`] | it is returned, see [`maintenance`] |
+//! | a node is gone for good | others free what it had, see [`vanished`] |
 //!
 //! With [`AddressSource::PodCidr`] the prefixes that the cluster assigned to the node take the place of blocks:
 //! nothing is written, claimed or borrowed.
@@ -22,7 +23,7 @@
 //!
 //! The first address of each block is kept for the node itself. The last is as good as any: pods have routes of their
 //! own, no broadcast address exists. Which addresses are in use is recorded by the caller, who tells it at start. The
-//! allocator is used under one lock, also while it waits for the store.
+//! allocator is used under one lock, also while it waits for the store; giving back never waits for it ([`shared`]).
 
 mod agreement;
 mod block;
@@ -31,6 +32,8 @@ pub mod check;
 mod claim;
 mod error;
 pub mod maintenance;
+pub mod shared;
+pub mod vanished;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -120,6 +120,13 @@ impl Node {
         ] {
             families.gauge(name, help, value)?;
         }
+        let lacking = status.services_without_local_endpoints;
+        let policies = [("internal", lacking.internal), ("external", lacking.external)];
+        families.gauges(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+            "Services with endpoints but none on this node, where the traffic policy is Local.",
+            policies.into_iter().map(|(policy, count)| ([("traffic_policy", policy.to_owned())], count as f64)),
+        )?;
         let outcomes = status
             .events
             .map(|events| [("written", events.written), ("refused", events.refused), ("dropped", events.dropped)]);

@@ -31,7 +31,8 @@ pub struct MetricsServer {
 }
 
 impl MetricsServer {
-    /// Serves `/metrics` at `address`. A port that cannot be had is reported once and tried again.
+    /// Serves `/metrics` at `address`. A port that cannot be had is reported once and tried again; `report` is told `None`
+    /// once it is served.
     ///
     /// # Errors
     /// The kernel refused a thread.
@@ -39,7 +40,7 @@ impl MetricsServer {
         address: SocketAddr,
         inspect: Arc<dyn Inspect>,
         timings: Arc<Timings>,
-        report: impl Fn(String) + Send + 'static,
+        report: impl Fn(Option<String>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -65,13 +66,21 @@ impl Drop for MetricsServer {
     }
 }
 
-async fn serve(address: SocketAddr, inspect: &Arc<dyn Inspect>, timings: &Arc<Timings>, report: impl Fn(String)) {
+async fn serve(
+    address: SocketAddr,
+    inspect: &Arc<dyn Inspect>,
+    timings: &Arc<Timings>,
+    report: impl Fn(Option<String>),
+) {
     let mut reported = false;
     let listener = loop {
         match listen(address) {
-            Ok(listener) => break listener,
+            Ok(listener) => {
+                report(None);
+                break listener;
+            }
             Err(error) if !reported => {
-                report(format!("metrics at {address} cannot be served: {error}"));
+                report(Some(format!("metrics at {address} cannot be served: {error}")));
                 reported = true;
             }
             Err(_) => {}

@@ -36,7 +36,10 @@ pub use bridges::BridgedPlan;
 pub use host::HostPlan;
 pub use local::{AttachedPod, LocalHost, LocalPort, LocalUplink, LocalView, OutsidePath, OutsideView, UnderlayPath};
 pub use outside::OutsidePlan;
-pub use services::{FrontendKey, HealthCheck, HostServices, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered};
+pub use services::{
+    FrontendKey, HealthCheck, HostServices, Owner, ServiceOptions, ServicePlan, ServicesPlan, Steered,
+    WithoutLocalEndpoints,
+};
 pub(crate) use tenants::Tenants;
 pub use tenants::connected_with;
 
@@ -202,6 +205,7 @@ fn plan_with(
     segments.insert(POD_SEGMENT, pods);
     let pod_mtu = pod_mtu(cluster, local, &ends, &peers);
     let network_mtu = network_mtu(local, &ends, &peers);
+    too_long_units(local, tenants, (pod_mtu, network_mtu), &mut problems);
     let tunnels = TunnelPlan { udp_port: local.vxlan_port, local: ends, peers };
     problems.sort_unstable();
     problems.dedup();
@@ -260,6 +264,21 @@ fn unenforced_policies(local: &LocalView, tenants: &Tenants, policy: &PolicyTabl
             let names = names.into_iter().collect::<Vec<_>>().join(", ");
             let message = format!("is on the network {network}, where no policy holds, and is selected by {names}");
             problems.push(Problem::new(message).of(&pod_key(&pod.pod)).kind("policy_not_enforced"));
+        }
+    }
+}
+
+/// Pods keep the MTU that they were plugged in with. Where less is carried by now, their longer packets are answered with
+/// Too Big, which some paths and programs do not take.
+fn too_long_units(local: &LocalView, tenants: &Tenants, (pods, networks): (u32, u32), problems: &mut Vec<Problem>) {
+    for pod in local.pods.values().filter(|pod| tenants.segment(pod.network.as_ref()).is_some()) {
+        let carried = if pod.network.is_none() { pods } else { networks };
+        if pod.mtu > carried {
+            let (interface, mtu) = (&pod.interface, pod.mtu);
+            let message = format!(
+                "{interface} has the MTU {mtu}, and {carried} is carried by now: make the pod anew to lower it"
+            );
+            problems.push(Problem::new(message).of(&pod_key(&pod.pod)).kind("pod_mtu"));
         }
     }
 }

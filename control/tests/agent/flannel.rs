@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use millrace_control::api::model::{RouteReport, RouteTargetReport};
-use millrace_control::cluster::{NodeName, StationMac};
+use millrace_engine::packet::Mac;
 
 use crate::agent_process::AgentOptions;
 use crate::cluster::{NODES, POOLS, UPLINK, Underlay, node_object, uplink_object_of};
@@ -19,12 +19,27 @@ pub(crate) fn a_kernel_in_flannels_layout_is_a_peer() {
     }
 }
 
+/// MAC address of the device that flannel made on node a, by chance, and that other nodes have learned.
+pub(crate) const OWN_MAC: Mac = Mac([0x8e, 0x3d, 0x51, 0xc2, 0x07, 0x9a]);
+
+/// The object of node a as flannel annotates it.
+pub(crate) fn annotated(object: &str) -> String {
+    let (name, [address, _]) = NODES[0];
+    let annotations = format!(
+        "flannel.alpha.coreos.com/backend-type: vxlan, flannel.alpha.coreos.com/public-ip: {address}, \
+         flannel.alpha.coreos.com/backend-data: '{{\"VNI\":1,\"VtepMAC\":\"{OWN_MAC}\"}}'"
+    );
+    let plain = format!("metadata: {{name: {name}}}");
+    assert!(object.contains(&plain), "{object}");
+    object.replacen(&plain, &format!("metadata: {{name: {name}, annotations: {{{annotations}}}}}"), 1)
+}
+
 fn exchange_with_a_kernel(kind: &str) {
     let underlay = Underlay::create(1);
     let directory = &underlay.directory;
     let objects = [
         POOLS.to_owned(),
-        node_object(0),
+        annotated(&node_object(0)),
         uplink_object_of(0, UPLINK, &format!(", port: {kind}")),
         kernel_peer::object(),
     ];
@@ -44,9 +59,9 @@ fn exchange_with_a_kernel(kind: &str) {
     }
     let blocks = routes.iter().filter(of_us).map(|route| route.prefix.parse().expect("prefix"));
     let blocks: Vec<IpNet> = blocks.collect();
-    let mac = StationMac::of_node(&NodeName::new(NODES[0].0).expect("name")).mac();
     let own = NODES[0].1[0].parse().expect("address");
-    kernel_peer::lead(underlay.nodes[1].handle(), &blocks, own, mac);
+    // The peer believes flannel's annotation, and its kernel takes no frame for another address.
+    kernel_peer::lead(underlay.nodes[1].handle(), &blocks, own, OWN_MAC);
 
     traffic::check(&end, &other.endpoint);
     for ipv4 in [true, false] {

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use millrace_control::cluster::{NodeName, StationMac};
 use millrace_control::kernel::virtual_links::VxlanDevice;
 use millrace_control::kernel::{LinkChange, NamespaceHandle, Netlink, Route, sysctl};
 
 use crate::agent_process::{Agent, AgentOptions};
 use crate::cluster::{NODES, POOLS, UPLINK, Underlay, uplink_object};
+use crate::flannel::{OWN_MAC, annotated};
 use crate::host::node;
 use crate::kept::{Conversation, answer, while_held};
 use crate::kernel_peer;
@@ -59,8 +59,7 @@ fn lay_out_flannel(underlay: &Underlay) {
     let [local, other] = [0, 1].map(|number: usize| NODES[number].1[0].parse().expect("address"));
     let device = VxlanDevice { name: DEVICE, vni: 1, local, underlay: UPLINK, port: 8472, mtu: 1450 };
     netlink.create_vxlan(&device).expect("vxlan");
-    let mac = StationMac::of_node(&NodeName::new(NODES[0].0).expect("name")).mac();
-    netlink.change_link(DEVICE, &LinkChange { mac: Some(mac), ..LinkChange::up() }).expect("up");
+    netlink.change_link(DEVICE, &LinkChange { mac: Some(OWN_MAC), ..LinkChange::up() }).expect("up");
     netlink.add_address(DEVICE, "10.8.1.0/32".parse().expect("prefix")).expect("address");
     netlink.append_vxlan_peer(DEVICE, kernel_peer::DEVICE_MAC, other).expect("forwarding entry");
     let link = netlink.existing_link(DEVICE).expect("device").index;
@@ -70,7 +69,7 @@ fn lay_out_flannel(underlay: &Underlay) {
     // Its router, without which a kernel does not begin to call an address that it then translates.
     let up = netlink.existing_link(UPLINK).expect("device").index;
     netlink.set_route(&Route::by_gateway(ipnet::Ipv4Net::default().into(), other, up)).expect("route");
-    kernel_peer::lead(peer, &[PREFIX.parse().expect("prefix")], local, mac);
+    kernel_peer::lead(peer, &[PREFIX.parse().expect("prefix")], local, OWN_MAC);
 }
 
 /// What kube-proxy writes for the Service, without its detours: `-A` adds it, `-D` takes it away.
@@ -128,7 +127,7 @@ fn goes_over(underlay: &Underlay, pod: &Endpoint, conversations: &mut [Conversat
          status: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n"
     );
     let service = service_at(7, "Cluster", &[(pod, "b")], |ipv4| [cluster_ip(ipv4), balancer(ipv4)]);
-    let objects = [POOLS.to_owned(), object, uplink_object(0), kernel_peer::object(), service];
+    let objects = [POOLS.to_owned(), annotated(&object), uplink_object(0), kernel_peer::object(), service];
     underlay.directory.write_objects("cluster.yaml", &objects.concat());
     let (agent, held) = while_held(conversations, || {
         let agent = underlay.start(0, OPTIONS);

@@ -93,6 +93,7 @@ const TESTS: &[Test] = &[
     ("pods_reach_the_outside", egress::pods_reach_the_outside),
     ("an_exempt_network_sees_pods_by_their_own_addresses", egress::an_exempt_network_sees_pods_by_their_own_addresses),
     ("metrics_say_what_show_says", metrics::metrics_say_what_show_says),
+    ("ports_that_another_has_are_named_until_it_goes", metrics::ports_that_another_has_are_named_until_it_goes),
     (
         "load_balancers_are_told_of_local_endpoints_and_of_the_node",
         health::load_balancers_are_told_of_local_endpoints_and_of_the_node,

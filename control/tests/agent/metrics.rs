@@ -1,12 +1,12 @@
 //! What a monitoring system reads off an agent.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 use millrace_control::api::model::{PortReport, StatusReport};
 
 use crate::agent_process::AgentOptions;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Underlay};
 use crate::health::get;
 use crate::pod::Pod;
 use crate::traffic;
@@ -19,6 +19,29 @@ fn series(text: &str) -> BTreeMap<String, f64> {
         (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("{line:?} has no number")))
     });
     parsed.collect()
+}
+
+/// kube-proxy has both ports of a node that it still serves. They are named while they are missing, and no longer.
+pub(crate) fn ports_that_another_has_are_named_until_it_goes() {
+    let underlay = Underlay::create(1);
+    let taken = underlay.nodes[0].handle().enter(|| {
+        [("127.0.0.1", 10_249), ("0.0.0.0", 10_256)].map(|place| TcpListener::bind(place).expect("a listener"))
+    });
+    let cluster = Cluster::on(underlay, AgentOptions::default());
+    let agent = &cluster.agents[0];
+    let of_ports = |status: &StatusReport| {
+        let named = |text: &str| status.problems.iter().any(|problem| problem.message.contains(text));
+        [named("metrics at 127.0.0.1:10249 cannot be served"), named(":10256 cannot be served")]
+    };
+    agent.wait_for_status(|status| of_ports(status) == [true, true]);
+    drop(taken.expect("entered"));
+    agent.wait_for_status(|status| of_ports(status) == [false, false]);
+    cluster.assert_sound();
+    let node = cluster.underlay.nodes[0].handle();
+    for (port, path) in [(10_249, "/metrics"), (10_256, "/readyz")] {
+        let answer = get(node, SocketAddr::from(([127, 0, 0, 1], port)), path);
+        assert_eq!(answer.map(|(status, _)| status), Some(200), "{port}");
+    }
 }
 
 pub(crate) fn metrics_say_what_show_says() {
@@ -41,6 +64,9 @@ pub(crate) fn metrics_say_what_show_says() {
     assert!(value("millrace_tables_generation") >= 1.0);
     assert!(value("kubeproxy_sync_proxy_rules_duration_seconds_count") >= 1.0);
     assert!(value("kubeproxy_sync_proxy_rules_last_timestamp_seconds") > 1.7e9);
+    let lacking =
+        |policy| value(&format!("kubeproxy_sync_proxy_rules_no_local_endpoints_total{{traffic_policy=\"{policy}\"}}"));
+    assert_eq!(["internal", "external"].map(lacking), [0.0, 0.0]);
     assert!(value("millrace_events_total{worker=\"0\",event=\"connections.new\"}") >= 1.0);
     assert!(value("millrace_worker_slept_seconds_total{worker=\"0\"}") > 0.0);
     for port in before {

@@ -87,5 +87,7 @@ pub(crate) fn a_pod_that_cannot_be_taken_up_is_in_nobodys_way() {
     cut.delete(directory);
     next.delete(directory);
     assert_eq!((cut.interface(), next.interface(), first.status().pods), (None, None, 0));
+    // What was said of it is over.
+    first.assert_sound();
     other.assert_sound();
 }

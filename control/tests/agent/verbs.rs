@@ -1,5 +1,7 @@
 //! CHECK, GC, STATUS and wishes for addresses, against the real agent and the real kernel.
 
+use std::process::Command;
+
 use millrace_cni::spec::code;
 use millrace_control::api::model::{IpamCheckReport, IpamReport};
 use millrace_control::kernel::{LinkChange, Netlink};
@@ -30,6 +32,13 @@ pub(crate) fn check_finds_what_was_changed_behind_its_back() {
     let right = check(&pod, &underlay, &result);
     assert!(right.success, "{}", right.document);
 
+    for (part, named) in
+        [("routes", "prevResult lacks the route 0.0.0.0/0 by 169.254.1.1"), ("ips", "prevResult lacks the address")]
+    {
+        let mut less = result.clone();
+        less[part].as_array_mut().expect("a list").remove(0);
+        assert_broken(&check(&pod, &underlay, &less), named);
+    }
     let mut netlink = Netlink::open_in(pod.namespace.handle()).expect("netlink");
     let own = pod.interface().expect("interface");
     let mut change = |change: LinkChange| netlink.change_link("eth0", &change).expect("changed");
@@ -39,6 +48,25 @@ pub(crate) fn check_finds_what_was_changed_behind_its_back() {
     assert_broken(&check(&pod, &underlay, &result), "has the MTU 1300");
     change(LinkChange { mtu: Some(own.mtu), ..LinkChange::default() });
     assert!(check(&pod, &underlay, &result).success);
+    change(LinkChange { gso_max_size: Some(65_536), ..LinkChange::default() });
+    assert_broken(&check(&pod, &underlay, &result), "builds GSO units longer than 61500 bytes");
+    change(LinkChange { gso_max_size: own.gso_max_size, ..LinkChange::default() });
+    assert!(check(&pod, &underlay, &result).success);
+    for (feature, named) in
+        [("tx", "transmit checksum offload switched off"), ("tso", "TCP segmentation offload switched off")]
+    {
+        let ethtool = |state: &str| {
+            let mut command = Command::new("ethtool");
+            command.args(["-K", "eth0", feature, state]);
+            let output = pod.namespace.handle().enter(|| command.output()).expect("entered").expect("ethtool");
+            assert!(output.status.success(), "{feature} {state}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        ethtool("off");
+        assert_broken(&check(&pod, &underlay, &result), named);
+        ethtool("on");
+        let again = check(&pod, &underlay, &result);
+        assert!(again.success, "{feature}: {}", again.document);
+    }
     let address = pod.addresses()[0];
     // An address of another plugin is not ours to judge. It also keeps the routes: with its last address a link loses
     // them.

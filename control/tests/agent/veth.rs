@@ -70,6 +70,13 @@ pub(crate) fn a_pod_may_have_a_veth() {
     let [v1, v2, t1, b1] =
         [("v1", "a"), ("v2", "a"), ("t1", "a"), ("b1", "b")].map(|(name, node)| Pod::create(name, node));
     let added = v1.call("ADD", directory);
+    let interfaces: Vec<_> = added.document["interfaces"].as_array().expect("a list").iter().collect();
+    let named = |interface: &serde_json::Value| interface["name"].as_str().map(str::to_owned);
+    assert_eq!(
+        interfaces.iter().map(|one| named(one)).collect::<Vec<_>>(),
+        [Some("eth0".to_owned()), far_ends(on_a).into_iter().next()]
+    );
+    assert_eq!(interfaces[1]["sandbox"], serde_json::Value::Null, "the host's end");
     let first =
         traffic::Endpoint { name: "v1".into(), namespace: v1.namespace.handle().clone(), addresses: added.addresses() };
     let ends = [&v2, &t1, &b1].map(|pod| pod.add(directory));

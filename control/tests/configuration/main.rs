@@ -4,6 +4,7 @@ mod address_agreement;
 mod address_claims;
 mod address_crowd;
 mod address_faults;
+mod address_vanished;
 mod announcement;
 mod directory;
 mod incremental;

@@ -168,6 +168,22 @@ fn two_nodes_with_a_pod() {
     assert_eq!(ends, ["192.0.2.1", "2001:db8::1"]);
 }
 
+/// A pod keeps the MTU that it was plugged in with; nobody else would say that its long packets go astray.
+#[test]
+fn a_pod_with_more_than_is_carried_is_named() {
+    let mut view = local(&[attached(3, "web", &["10.1.0.1", "fd00::1"])], &["192.0.2.1", "2001:db8::1"]);
+    view.uplinks.values_mut().for_each(|uplink| uplink.mtu = 1400);
+    let planned = plan(&two_nodes(), &view);
+    let found: Vec<_> = planned.problems.iter().filter(|problem| problem.kind == Some("pod_mtu")).collect();
+    assert_eq!(found.len(), 1, "{:?}", planned.problems);
+    assert_eq!(
+        found[0].to_string(),
+        "Pod default/web: eth0 has the MTU 1450, and 1350 is carried by now: make the pod anew to lower it"
+    );
+    view.pods.values_mut().for_each(|pod| pod.mtu = 1350);
+    assert!(plan(&two_nodes(), &view).problems.iter().all(|problem| problem.kind != Some("pod_mtu")));
+}
+
 /// Node b is on the link of this node, node c is behind a router.
 #[test]
 fn a_pool_says_when_its_addresses_go_through_tunnels() {

@@ -194,6 +194,34 @@ fn endpoints_of_each_scope() {
     }
 }
 
+/// What kube-proxy counts as `sync_proxy_rules_no_local_endpoints_total`: Services, not ports, each policy by itself.
+#[test]
+fn services_without_local_endpoints_are_counted_by_policy() {
+    let count = |policies: &str, endpoints: &[(&str, &str)]| {
+        let ports = "ports: [{name: http, port: 80}, {name: dns, port: 53, protocol: UDP}]";
+        let spec = format!("type: NodePort, {policies}clusterIPs: [10.96.0.10], {ports}");
+        let counted = planned(&(service("web", &spec) + &slice(endpoints))).without_local_endpoints();
+        [counted.internal, counted.external]
+    };
+    let (internal, external) = ("internalTrafficPolicy: Local, ", "externalTrafficPolicy: Local, ");
+    let both = format!("{internal}{external}");
+    let terminating = "conditions: {ready: false, serving: true, terminating: true}";
+    for (policies, endpoints, expected) in [
+        ("", &[("10.2.0.1@b", "")][..], [0, 0]),
+        (internal, &[("10.2.0.1@b", "")], [1, 0]),
+        (external, &[("10.2.0.1@b", "")], [0, 1]),
+        (&both, &[("10.2.0.1@b", ""), ("10.3.0.1@c", "")], [1, 1]),
+        (&both, &[("10.2.0.1@b", ""), ("10.1.0.1@a", "")], [0, 0]),
+        // One that ends still serves; one that does not serve is none.
+        (&both, &[("10.2.0.1@b", ""), ("10.1.0.1@a", terminating)], [0, 0]),
+        (&both, &[("10.2.0.1@b", ""), ("10.1.0.1@a", &ready(false))], [1, 1]),
+        // Without any endpoint clients are told so.
+        (&both, &[], [0, 0]),
+    ] {
+        assert_eq!(count(policies, endpoints), expected, "{policies} {endpoints:?}");
+    }
+}
+
 #[test]
 fn every_address_of_a_service_in_every_family() {
     let spec = "type: LoadBalancer, clusterIPs: [10.96.0.10, 'fd00:96::10'], externalIPs: [198.51.100.7, '2001:db8:7::1'], \

@@ -47,6 +47,7 @@ impl PodNetwork for TestNetwork {
             }],
             network: None,
             device: PodDevice::Tap,
+            host_interface: None,
             routes: vec![PodRoute {
                 destination: "0.0.0.0/0".parse().expect("a prefix"),
                 gateway: Some("169.254.1.1".parse().expect("an address")),

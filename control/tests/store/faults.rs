@@ -273,14 +273,15 @@ fn a_missing_right_is_named() {
     picture.until(&watch, |picture| picture.synced == 1 && picture.problems.is_empty());
 }
 
-/// `deploy/rbac.yaml` is no narrower than what the agent does.
+/// `deploy/rbac.yaml` is no narrower than what the agent does, and no wider.
 fn the_deployed_rights_suffice() {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/rbac.yaml")).expect("rbac.yaml");
     let documents: Vec<Value> = serde_saphyr::from_multiple(&text).expect("YAML");
     let role = documents.iter().find(|document| document["kind"] == "ClusterRole").expect("a role");
     let rules = Rule::of_role(role);
     assert!(rules.iter().all(|rule| !rule.verbs.iter().chain(&rule.resources).any(|word| word == "*")), "no wildcards");
-    let world = World::emulator(Options { rules: Some(rules), token: Some("secret".to_owned()), ..Options::default() });
+    let options = Options { rules: Some(rules.clone()), token: Some("secret".to_owned()), ..Options::default() };
+    let world = World::emulator(options);
     let store = world.store();
     let watch = store.watch(&KINDS).expect("watch");
     let mut picture = Picture::default();
@@ -288,6 +289,9 @@ fn the_deployed_rights_suffice() {
     assert!(picture.problems.is_empty(), "{:?}", picture.problems);
     let made = store.create(&world.block("x", "a")).expect("create");
     let made = store.update(&world.block("x", "b"), &made.resource_version).expect("update");
+    assert!(store.get(&made.key).expect("may be asked").is_some());
+    let gone = millrace_control::store::ObjectKey::cluster_scoped(NODE, "gone");
+    assert_eq!(store.get(&gone).expect("may be asked"), None);
     store.delete(&made.key, &made.resource_version).expect("delete");
     let set = millrace_control::store::ObjectKey {
         kind: Kind::new("apps/v1", "StatefulSet"),
@@ -303,7 +307,12 @@ fn the_deployed_rights_suffice() {
         let due = Due { notice: notice.clone(), count };
         assert_eq!(reporter.write(&sink, &due), Outcome::Written { ours: true });
     }
-    assert!(world.server().requests().keys().any(|request| request == "create ipblocks"));
+    let asked = world.server().requests();
+    let rights = rules.iter().flat_map(|rule| {
+        rule.verbs.iter().flat_map(|verb| rule.resources.iter().map(move |resource| format!("{verb} {resource}")))
+    });
+    let unused: Vec<String> = rights.filter(|right| !asked.contains_key(right)).collect();
+    assert_eq!(unused, Vec::<String>::new(), "nothing above needs these: {asked:?}");
 }
 
 fn heartbeats_make_no_events() {

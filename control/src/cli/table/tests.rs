@@ -230,6 +230,7 @@ fn status_lists_problems_with_their_place() {
             Problem { message: "the uplink is down".into(), ..Default::default() },
         ],
         events: None,
+        services_without_local_endpoints: Default::default(),
     };
     check(
         &status(&report),

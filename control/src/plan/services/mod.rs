@@ -152,7 +152,30 @@ pub struct Steered {
     pub port: u16,
 }
 
+/// Services with endpoints, but none on this node, where only this node's may serve: their packets are dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocalEndpoints {
+    /// Those whose `internalTrafficPolicy` is Local.
+    pub internal: usize,
+    /// Those whose `externalTrafficPolicy` is Local.
+    pub external: usize,
+}
+
 impl ServicesPlan {
+    /// Counts Services of which a port has endpoints but none here, by the policy that wants them here. A Service under both
+    /// policies counts twice. A walk over all ports.
+    #[must_use]
+    pub fn without_local_endpoints(&self) -> WithoutLocalEndpoints {
+        let services = self.owners.iter().filter(|(owner, _)| matches!(owner, Owner::Service(_)));
+        let mut count = WithoutLocalEndpoints::default();
+        for (_, plan) in services {
+            let lacking = || plan.ports.iter().filter(|port| port.any_usable && port.local.all.is_empty());
+            count.internal += usize::from(lacking().any(|port| port.internal_local));
+            count.external += usize::from(lacking().any(|port| port.external_local));
+        }
+        count
+    }
+
     /// Whether an owner's claim to a key holds.
     #[must_use]
     pub fn holds(&self, key: FrontendKey, owner: &Owner) -> bool {

@@ -41,7 +41,7 @@ pub use steering::{
     AttachMode, AttachPreference, Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts,
     Steering, SteeringError, SteeringRules, VxlanRules,
 };
-pub use sys::{receive_queues, set_receive_gathering, set_transmit_checksum};
+pub use sys::{LeftToReceiver, left_to_receiver, receive_queues, set_receive_gathering, set_transmit_checksum};
 pub use umem::Umem;
 pub use withheld::{Withheld, Withholding};
 

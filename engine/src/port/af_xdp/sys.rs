@@ -35,6 +35,10 @@ const BPF_LINK_TYPE_TCX: u32 = 11;
 pub(super) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 pub(super) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
+/// `ETHTOOL_GTXCSUM` (include/uapi/linux/ethtool.h).
+const ETHTOOL_GTXCSUM: u32 = 0x16;
+/// `ETHTOOL_GTSO`.
+const ETHTOOL_GTSO: u32 = 0x1e;
 /// `ETHTOOL_STXCSUM` (include/uapi/linux/ethtool.h).
 const ETHTOOL_STXCSUM: u32 = 0x17;
 /// `ETHTOOL_SGRO`.
@@ -252,16 +256,41 @@ pub fn set_receive_gathering(interface: &str, on: bool) -> io::Result<()> {
     set_offload(interface, ETHTOOL_SGRO, on)
 }
 
+/// What an interface leaves to whoever takes its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftToReceiver {
+    /// Checksums of layer 4.
+    pub checksums: bool,
+    /// Cutting TCP units into segments.
+    pub tcp_segmentation: bool,
+}
+
+/// What `interface` leaves to whoever takes its frames, in this thread's network namespace: its transmit offloads, as
+/// `ethtool -k` shows them.
+///
+/// # Errors
+/// What the kernel said to the request: no such interface.
+pub fn left_to_receiver(interface: &str) -> io::Result<LeftToReceiver> {
+    let is_on = |command| offload(interface, command, 0).map(|value| value != 0);
+    Ok(LeftToReceiver { checksums: is_on(ETHTOOL_GTXCSUM)?, tcp_segmentation: is_on(ETHTOOL_GTSO)? })
+}
+
 fn set_offload(interface: &str, command: u32, on: bool) -> io::Result<()> {
+    offload(interface, command, u32::from(on)).map(drop)
+}
+
+/// Asks for an offload or sets it; the value as the kernel leaves it.
+fn offload(interface: &str, command: u32, data: u32) -> io::Result<u32> {
     #[repr(C)]
     struct EthtoolValue {
         command: u32,
         data: u32,
     }
-    let mut value = EthtoolValue { command, data: u32::from(on) };
+    let mut value = EthtoolValue { command, data };
     let mut request = interface_request(interface)?;
     request.ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_data: std::ptr::from_mut(&mut value).cast() };
-    interface_call(SIOCETHTOOL, &mut request)
+    interface_call(SIOCETHTOOL, &mut request)?;
+    Ok(value.data)
 }
 
 /// How many receive queues `interface` has in use, in this thread's network namespace.
