@@ -11,13 +11,16 @@ use crate::caller::{Agent, call, configuration, pod, unused_path};
 fn add_result() -> Value {
     json!({
         "interfaces": [{"name": "veth0"},
-            {"name": "eth0", "mac": "02:00:5e:10:00:05", "mtu": 1400, "sandbox": "/run/netns/c1"}],
-        "ips": [{"address": "10.1.0.5/32", "interface": 1}, {"address": "192.0.2.1/24", "interface": 0}],
+            {"name": "eth0", "mac": "02:00:5e:10:00:05", "mtu": 1400, "sandbox": "/run/netns/c1"},
+            {"name": "net1", "mac": "02:00:5e:10:00:06", "sandbox": "/run/netns/c1"}],
+        "ips": [{"address": "10.1.0.5/32", "interface": 1}, {"address": "192.0.2.1/24", "interface": 0},
+            {"address": "10.2.0.5/32", "interface": 2}],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}, {"dst": "198.51.100.0/24", "priority": 7}],
     })
 }
 
 #[test]
-fn check_asks_about_its_own_interface_only() {
+fn check_asks_about_its_own_interface_and_tells_what_else_is_in_the_pod() {
     let (agent, requests) = Agent::answering(200, &json!({}));
     let mut document = configuration("1.1.0", agent.socket());
     document["prevResult"] = add_result();
@@ -26,6 +29,9 @@ fn check_asks_about_its_own_interface_only() {
     let expected = json!({
         "network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": "/run/netns/c1",
         "mac": "02:00:5e:10:00:05", "addresses": ["10.1.0.5"], "mtu_bytes": 1400,
+        "further": [{"name": "net1", "mac": "02:00:5e:10:00:06", "addresses": ["10.2.0.5"]}],
+        "routes": [{"destination": "0.0.0.0/0", "gateway": "169.254.1.1"},
+            {"destination": "198.51.100.0/24", "gateway": null}],
     });
     assert_eq!(requests.recv().expect("one request"), ("/v1/cni/check".to_owned(), expected));
 }
