@@ -3,6 +3,7 @@
 //! The engine knows nothing of Kubernetes: it is given ports and compiled [`tables`], moves packets, and counts.
 //! Start reading at `worker/mod.rs`.
 
+pub mod capture;
 pub mod clock;
 pub mod counters;
 pub mod cycles;

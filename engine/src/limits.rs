@@ -250,6 +250,13 @@ pub const TUNNEL_INGRESSES: usize = 16_384;
 /// Longest capture file that a replay reads; it lies in memory whole while the replay runs.
 pub const CAPTURE_BYTES: usize = 1 << 30;
 
+/// Copies of packets that one worker's capture holds until they are read; there are slots while a capture runs only, of
+/// [`CAPTURE_SLOT_BYTES`] and some 1 KiB for what was decided: 3 MiB a worker.
+pub const CAPTURE_SLOTS: usize = 1_024;
+
+/// Bytes of a frame that a capture keeps; longer ones, such as GSO units, are cut behind their headers.
+pub const CAPTURE_SLOT_BYTES: usize = 2_048;
+
 /// Endpoints of one port of a Service, in one family; 48 B each and their names, and 200 B more where Maglev picks.
 pub const ENDPOINTS_PER_SERVICE: usize = 65_535;
 

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
+use crate::capture::{CaptureFilter, CaptureReader, CaptureWriter, capture};
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
 use crate::flow_cache::{FlowCacheLayout, HashKey, SweepPlan};
@@ -287,6 +288,32 @@ impl Switch {
             self.command(number, Command::Sweep(Arc::clone(&plan)));
         }
         changes
+    }
+
+    /// Captures what `filter` says, on every worker; a capture that runs ends. Memory is taken here and freed by whoever
+    /// drops the readers, or at [`Switch::end_capture`].
+    pub fn capture(&mut self, filter: CaptureFilter) -> Vec<CaptureReader> {
+        let filter = Arc::new(filter);
+        let mut readers = Vec::with_capacity(self.workers.len());
+        for number in 0..self.workers.len() {
+            let (writer, reader) = capture(&filter);
+            self.set_capture(number, Some(Box::new(writer)));
+            readers.push(reader);
+        }
+        readers
+    }
+
+    /// Ends the capture that runs, if one does.
+    pub fn end_capture(&mut self) {
+        (0..self.workers.len()).for_each(|number| self.set_capture(number, None));
+    }
+
+    /// Waits for the worker, so that a capture that ends is freed here.
+    fn set_capture(&mut self, number: usize, writer: Option<Box<CaptureWriter>>) {
+        let (answer, answered) = bounded(1);
+        self.command(number, Command::Capture(writer, answer));
+        // A worker that has stopped captures nothing.
+        drop(answered.recv());
     }
 
     /// Sends a frame of the switch's own out of a port, as it stands; at most a head frame's bytes.

@@ -163,6 +163,16 @@ impl FlowCache {
         }
     }
 
+    /// The port by which packets of this flow leave, if the cache knows; nothing is counted.
+    #[must_use]
+    pub fn egress(&self, batch: &LookupBatch, packet_number: usize) -> Option<PortIndex> {
+        match batch.place(packet_number) {
+            Place::None => None,
+            Place::Ipv4(item) => self.ipv4.egress(self.ipv4.locate(&batch.ipv4, item as usize)),
+            Place::Ipv6(item) => self.ipv6.egress(self.ipv6.locate(&batch.ipv6, item as usize)),
+        }
+    }
+
     /// Keeps the decision for the flow of packet `packet_number`, in place of one kept before.
     pub fn insert(
         &mut self,

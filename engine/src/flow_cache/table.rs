@@ -17,7 +17,7 @@ use super::huge_array::HugeArray;
 use super::key::FlowKey;
 use super::rewrites::Rewrites;
 use super::write_back::WriteBack;
-use crate::packet::Mac;
+use crate::packet::{Mac, PortIndex};
 use crate::prefetch::prefetch;
 use crate::slow_path::decision::{Dependencies, Forward};
 use crate::state::ConnectionReference;
@@ -165,6 +165,11 @@ impl<K: FlowKey> Table<K> {
         } else {
             NO_SLOT
         }
+    }
+
+    /// The port that the flow in this slot leaves by.
+    pub(super) fn egress(&self, slot: u32) -> Option<PortIndex> {
+        self.entries.get(slot as usize).map(|entry| entry.egress())
     }
 
     /// Writes the decision for the lane's `item`.

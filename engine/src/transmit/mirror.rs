@@ -50,6 +50,12 @@ impl Transmit {
     /// Takes the mirrors of new tables up.
     pub fn set_mirrors(&mut self, mirrors: Mirrors) {
         self.mirrors = mirrors;
+        self.watch();
+    }
+
+    /// Notes whether somebody looks at what leaves.
+    pub(super) fn watch(&mut self) {
+        self.watched = self.captured || !self.mirrors.is_empty();
     }
 
     /// The mirrors in force.

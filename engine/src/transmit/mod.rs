@@ -8,6 +8,7 @@
 //! beyond a port's bandwidth drops before it is in the list, on the worker that has the queue. Runs
 //! on the worker; nothing allocates after start.
 
+mod captured;
 mod fate;
 pub(crate) mod field;
 #[cfg(test)]
@@ -45,6 +46,9 @@ pub struct Transmit {
     /// Ports with pending packets or an unfinished flush, each once.
     active: Vec<PortIndex>,
     mirrors: Mirrors,
+    captured: bool,
+    /// Whether somebody looks at what leaves: packets are mirrored or captured.
+    watched: bool,
 }
 
 impl Default for Transmit {
@@ -57,6 +61,8 @@ impl Default for Transmit {
             cut: Segmenter::segment_list(),
             active: Vec::with_capacity(limits::PORTS),
             mirrors: Mirrors::default(),
+            captured: false,
+            watched: false,
         }
     }
 }
@@ -74,6 +80,9 @@ pub struct Outlet<'a> {
 impl Outlet<'_> {
     /// Counts and frees a packet that goes no further.
     pub fn drop(&mut self, packet: Packet, reason: DropReason) {
+        if self.ports.is_captured() {
+            self.copy_dropped(&packet, reason);
+        }
         self.counters.drops(reason).add(1);
         self.counters.port(packet.ingress.0 as usize).dropped_frames.add(1);
         self.memory.release(packet);
@@ -84,8 +93,8 @@ impl Transmit {
     /// Takes an edited packet for port `egress`. `layout` says where its headers lie.
     #[inline]
     pub fn enqueue(&mut self, outlet: &mut Outlet<'_>, egress: PortIndex, packet: Packet, layout: &Layout) {
-        if !self.mirrors.is_empty() {
-            self.mirror_egress(outlet, egress, &packet, layout);
+        if self.watched {
+            return self.enqueue_watched(outlet, egress, packet, layout);
         }
         self.enqueue_as_is(outlet, egress, packet, layout);
     }

@@ -39,9 +39,11 @@ impl Worker {
     /// Decides the packet that is number `number` of the vector.
     pub(super) fn decide_packet(&mut self, number: usize, mut packet: Packet) {
         // The flow's first packet may stand earlier in this very vector.
-        match self.edit_hit(number, &mut packet) {
-            Fate::Undecided => {}
-            fate => return self.transmit.settle(&mut outlet!(self), packet, fate, &self.layouts[number]),
+        if self.set_aside & (1 << number) == 0 {
+            match self.edit_hit(number, &mut packet) {
+                Fate::Undecided => {}
+                fate => return self.transmit.settle(&mut outlet!(self), packet, fate, &self.layouts[number]),
+            }
         }
         self.read_whole(number, &packet);
         let frame = self.readings[number];
@@ -58,6 +60,24 @@ impl Worker {
     /// fragment that has to wait for its first one.
     pub(super) fn decide_read(&mut self, number: usize, frame: &FrameReading, packet: Packet) -> Option<Waiting> {
         let (decision, learned) = self.decide(frame, &packet);
+        if !self.ports.is_captured() {
+            return self.carry_out(number, frame, decision, learned, packet);
+        }
+        self.begin_captured(frame, &decision, learned.err(), &packet);
+        let waiting = self.carry_out(number, frame, decision, learned, packet);
+        self.end_captured();
+        waiting
+    }
+
+    /// Carries a decision out. Returns a later fragment that has to wait for its first one.
+    fn carry_out(
+        &mut self,
+        number: usize,
+        frame: &FrameReading,
+        decision: Decision,
+        learned: Result<OwnConnection, DropReason>,
+        packet: Packet,
+    ) -> Option<Waiting> {
         let connection = match learned {
             Ok(connection) => connection,
             Err(reason) => {
@@ -113,7 +133,11 @@ impl Worker {
         let mut attempt = 0;
         loop {
             let arrival = frame.arrival(self.memory.head(packet), packet);
-            let decision = slow_path::decide_untold(&self.tables, &self.state, &arrival, self.now);
+            let decision = if self.ports.is_captured() {
+                slow_path::decide(&self.tables, &self.state, &arrival, self.now)
+            } else {
+                slow_path::decide_untold(&self.tables, &self.state, &arrival, self.now)
+            };
             match self.learn(decision.lesson, attempt) {
                 Learning::Done(connection) => return (decision, Ok(connection)),
                 Learning::Refused(reason) => return (decision, Err(reason)),

@@ -3,6 +3,7 @@
 use crossbeam::channel::Sender;
 
 use super::Worker;
+use crate::capture::CaptureWriter;
 use crate::counters::Event;
 use crate::flow_cache::{FlowView, SweepPlan};
 use crate::packet::PortIndex;
@@ -63,6 +64,8 @@ pub enum Command {
     ListQueues(Sender<Vec<QueueReport>>),
     /// Sends a frame of the switch's own out of this port.
     Send(PortIndex, Box<[u8]>),
+    /// Copies packets from now on, in place of a capture that runs; `None` ends it. Answers with the one that ends.
+    Capture(Option<Box<CaptureWriter>>, Sender<Option<Box<CaptureWriter>>>),
     /// Closes everything and ends the thread.
     Stop,
 }
@@ -79,6 +82,7 @@ impl std::fmt::Debug for Command {
             Command::ListFlows(..) => "ListFlows",
             Command::ListQueues(_) => "ListQueues",
             Command::Send(..) => "Send",
+            Command::Capture(..) => "Capture",
             Command::Stop => "Stop",
         })
     }
@@ -119,6 +123,9 @@ impl Worker {
                 let _ = answer.send(self.queue_reports());
             }
             Command::Send(port, frame) => self.send_own(port, &frame),
+            Command::Capture(capture, answer) => {
+                let _ = answer.send(self.set_capture(capture));
+            }
             Command::Stop => self.stopping = true,
         }
     }

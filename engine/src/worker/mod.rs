@@ -18,6 +18,7 @@ macro_rules! outlet {
 
 mod anticipate;
 mod bandwidth;
+mod capture;
 mod carry_out;
 mod commands;
 mod housekeeping;
@@ -84,6 +85,8 @@ pub struct Worker {
     misses: Vec<Packet>,
     /// The numbers of the misses in the vector.
     missed: Vec<u8>,
+    /// A bit for each packet of the vector that is captured, and so not served by the flow cache.
+    set_aside: u64,
     /// Packets of the vector that the cache served.
     hits: u64,
     transmit: Transmit,
@@ -141,7 +144,11 @@ impl Worker {
         }
         self.cache.lookup(&mut self.batch);
         self.stopwatch.lap(Work::LookUp);
-        self.edit_hits();
+        if self.ports.is_captured() {
+            self.edit_hits_captured();
+        } else {
+            self.edit_hits();
+        }
         self.stopwatch.lap(Work::Edit);
         self.send_hits();
         self.stopwatch.lap(Work::Send);

@@ -84,6 +84,7 @@ impl Worker {
             layouts: [Layout::default(); VECTOR_PACKETS],
             misses: Vec::with_capacity(VECTOR_PACKETS),
             missed: Vec::with_capacity(VECTOR_PACKETS),
+            set_aside: 0,
             hits: 0,
             transmit: Transmit::default(),
             lanes: parts.lane_receivers,

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::epoll;
 
 use super::bandwidth::Limiter;
+use crate::capture::CaptureWriter;
 use crate::clock::Time;
 use crate::counters::WorkerCounters;
 use crate::limits;
@@ -61,6 +62,9 @@ pub struct Ports {
     /// Ports whose packets are copied as they leave.
     watched: Vec<PortIndex>,
     limiter: Limiter,
+    /// The capture that runs; here since all that leaves or drops passes by.
+    capture: Option<Box<CaptureWriter>>,
+    now: Time,
 }
 
 impl std::fmt::Debug for Ports {
@@ -87,6 +91,8 @@ impl Ports {
             delivered: false,
             watched: Vec::new(),
             limiter: Limiter::new(budgets),
+            capture: None,
+            now: Time::default(),
         })
     }
 
@@ -159,7 +165,25 @@ impl Ports {
 
     /// The time that limits are counted by from now on.
     pub(super) fn set_time(&mut self, now: Time) {
+        self.now = now;
         self.limiter.set_time(now);
+    }
+
+    /// The time that was set last.
+    pub(crate) fn time(&self) -> Time {
+        self.now
+    }
+
+    /// Whether packets are captured.
+    #[inline]
+    pub(crate) fn is_captured(&self) -> bool {
+        self.capture.is_some()
+    }
+
+    /// The capture that runs.
+    #[inline]
+    pub(crate) fn capture_mut(&mut self) -> &mut Option<Box<CaptureWriter>> {
+        &mut self.capture
     }
 
     /// Whether packets that go this way are counted against a limit.
