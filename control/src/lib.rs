@@ -16,6 +16,7 @@ pub mod compile;
 pub mod configuration;
 pub mod demo;
 pub mod events;
+pub mod explain;
 pub mod health_check;
 pub mod installation;
 pub mod ipam;

@@ -16,6 +16,7 @@ mod adoption;
 mod announcements;
 mod attachment_check;
 mod bridge_ports;
+mod captures;
 mod denial_log;
 mod event_writer;
 mod host_port;
@@ -31,7 +32,6 @@ mod policies;
 mod removal;
 mod services;
 mod shared;
-mod trace;
 mod underlay;
 mod uplinks;
 

@@ -3,6 +3,7 @@
 //! These types are a stable interface: fields are added, never renamed or given another meaning. Units are part of
 //! the names. The command line prints its tables from these types alone.
 
+mod capture;
 mod fdb;
 mod ipam;
 mod policy;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem;
 
+pub use capture::{from_hexadecimal, to_hexadecimal, CaptureBatch, CaptureBegun, CaptureName, CaptureRequest, CapturedReport, FrameEvent, TraceFrameRequest};
 pub use fdb::StationReport;
 pub use ipam::{AddressReport, AssignedReport, BlockReport, FindingReport, IpamCheckReport, IpamReport, PoolReport};
 pub use policy::{

@@ -323,6 +323,9 @@ pub(super) fn trace(report: &TraceReport) -> String {
     let rows = report.steps.iter().map(|step| vec![left(&step.stage), left(&step.decision), left(&step.object)]);
     text += &render(&["Stage", "Decision", "Object"], rows, "No stage was reached.");
     let _ = writeln!(text, "=> {}", report.verdict);
+    for edit in &report.edits {
+        let _ = writeln!(text, "   {edit}");
+    }
     if let Some(drop) = &report.drop {
         let _ = writeln!(text, "   {}\n   Next: {}", drop.sentence, drop.next_step);
     }

@@ -19,7 +19,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use capture::{Capture, CaptureError, CaptureFault, CapturedFrame};
-pub use recording::Recording;
+pub use recording::{RecordedFrame, Recording};
 
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::clock::{Clock, ManualClock, Time};

@@ -76,6 +76,9 @@ pub struct TraceReport {
     pub steps: Vec<TraceStep>,
     /// The end: `forward to default/web-0`, `drop no_route`.
     pub verdict: String,
+    /// What is done to it before it leaves, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub edits: Vec<String>,
     /// The reason, if it would be dropped.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub drop: Option<TraceDrop>,

@@ -260,6 +260,7 @@ fn trace_ends_with_the_verdict_and_the_next_step() {
             TraceStep { stage: "route".into(), decision: "no prefix covers 10.9.0.1".into(), object: String::new() },
         ],
         verdict: "drop no_route".into(),
+        edits: vec!["ttl one less".into()],
         drop: Some(TraceDrop {
             reason: "no_route".into(),
             sentence: "No route covers the destination.".into(),
@@ -274,6 +275,7 @@ Stage  Decision                   Object
 admit  segment default            Pod default/web-0
 route  no prefix covers 10.9.0.1
 => drop no_route
+   ttl one less
    No route covers the destination.
    Next: `millrace show routes`."#,
     );

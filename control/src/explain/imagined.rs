@@ -1,21 +1,18 @@
-//! `millrace trace`: an imagined packet of a pod, of the host or from outside through the live tables.
-//!
-//! The packet is built as the sender's kernel would build it, parsed as a worker parses it, and decided by the very
-//! function that decides packets; that function changes nothing, so a trace leaves no trace.
+//! An imagined packet of a pod, of the host or from outside, built as the sender's kernel would build it.
 
 use std::net::IpAddr;
 
 use etherparse::PacketBuilder;
-use millrace_engine::clock::{Clock, Time};
-use millrace_engine::drop_reason::DropReason;
+use millrace_engine::clock::Time;
 use millrace_engine::packet::Mac;
 use millrace_engine::packet::parse::parse;
-use millrace_engine::slow_path::{self, Arrival, Reason, Verdict};
+use millrace_engine::slow_path::{self, Arrival};
 use millrace_engine::state::State;
 use millrace_engine::tables::{Port, PortRole, RoutedSegment, SegmentIndex, SegmentKind, Snapshot};
 
+use super::report;
 use crate::api::InspectFailure;
-use crate::api::model::{TraceDrop, TraceProtocol, TraceReport, TraceRequest, TraceSource, TraceStep};
+use crate::api::model::{TraceProtocol, TraceReport, TraceRequest, TraceSource};
 
 /// Source port of imagined packets: the first of the dynamic range.
 const SOURCE_PORT: u16 = 49152;
@@ -24,30 +21,21 @@ const TTL: u8 = 64;
 const STATION: Mac = Mac([0x02, 0, 0x5e, 0, 0, 0xfe]);
 
 /// Follows the packet.
-pub(super) fn trace(tables: &Snapshot, state: &State, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
+///
+/// # Errors
+/// When there is no such sender, or it cannot send this.
+pub fn imagined(
+    tables: &Snapshot,
+    state: &State,
+    request: &TraceRequest,
+    now: Time,
+) -> Result<TraceReport, InspectFailure> {
     let sender = Sender::find(tables, request)?;
     let (port, frame) = (sender.port, imagine(&sender, request)?);
     let headers = parse(&frame, frame.len()).map_err(|reason| InspectFailure::Invalid(reason.sentence().to_owned()))?;
     let arrival = Arrival { port: port.index, tunnel: None, frame: &frame, headers: &headers, gso: None };
-    let now: Time = Clock::Monotonic.now();
     let decision = slow_path::decide(tables, state, &arrival, now);
-    let steps = decision.trail.steps().iter().map(|step| TraceStep {
-        stage: step.stage.name().to_owned(),
-        decision: step.reason.to_string(),
-        object: object(&step.reason),
-    });
-    let (verdict, dropped) = verdict(tables, &decision.verdict);
-    Ok(TraceReport {
-        generation: tables.generation,
-        packet: describe(request, headers.source_address()),
-        steps: steps.collect(),
-        verdict,
-        drop: dropped.map(|reason| TraceDrop {
-            reason: reason.name().to_owned(),
-            sentence: reason.sentence().to_owned(),
-            next_step: reason.next_step().to_owned(),
-        }),
-    })
+    Ok(report::decided(tables, describe(request, headers.source_address()), &decision, None))
 }
 
 /// Who sends, as far as the packet shows it.
@@ -141,41 +129,4 @@ fn describe(request: &TraceRequest, from: IpAddr) -> String {
         (_, IpAddr::V6(address)) => format!("[{address}]:{port}"),
     };
     format!("{protocol} {} > {}", place(from, SOURCE_PORT), place(request.to_address, request.to_port))
-}
-
-/// The object a stage went by, if its reason names one.
-fn object(reason: &Reason) -> String {
-    match reason {
-        Reason::Admitted(name, _) | Reason::Leaves(name) | Reason::Routed(_, name) => name.to_string(),
-        Reason::AdmittedOutside(name, _) => name.to_string(),
-        Reason::AdmittedDirect(name, ..) | Reason::Direct(name) => format!("node {name}"),
-        Reason::AdmittedFrom(name, ..) | Reason::Encapsulated(_, name) => format!("node {name}"),
-        Reason::Station(_, name) | Reason::HandedBack(_, name) => name.to_string(),
-        Reason::Picked(picked) => picked.service.to_string(),
-        Reason::Answered(_)
-        | Reason::Flooded(_)
-        | Reason::Opens
-        | Reason::Known(_)
-        | Reason::Related(_)
-        | Reason::AwaitsFirst => String::new(),
-        Reason::Allowed(_, list, _) => list.policy.name.to_string(),
-        Reason::Denied(_, denial, _) | Reason::Finishes(_, denial) => {
-            denial.lists().first().map_or_else(String::new, |list| list.policy.name.to_string())
-        }
-        Reason::Masqueraded(_) | Reason::PortTaken(_) | Reason::Dropped(_) | Reason::Rejected(..) => String::new(),
-    }
-}
-
-fn verdict(tables: &Snapshot, verdict: &Verdict) -> (String, Option<DropReason>) {
-    match verdict {
-        Verdict::Forward(forward) => {
-            let name = tables.ports.get(forward.egress).map_or_else(String::new, |port| port.name.to_string());
-            (format!("forward to {name}"), None)
-        }
-        Verdict::Flood(_, copies) => (format!("flood to {}", copies.len()), None),
-        Verdict::Reply(_) => ("answered by the gateway".to_owned(), None),
-        Verdict::Hold(..) => ("held until its first fragment comes".to_owned(), None),
-        Verdict::HandBack(_) => ("back to the host's kernel".to_owned(), None),
-        Verdict::Drop(reason) | Verdict::Reject(reason, _) => (format!("drop {reason}"), Some(*reason)),
-    }
 }
