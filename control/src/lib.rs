@@ -33,6 +33,7 @@ pub mod reconcile;
 pub mod replay;
 pub mod stable_hash;
 pub mod store;
+pub mod support;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -69,7 +69,8 @@ impl Captures {
         state.last += 1;
         let (number, now) = (state.last, Instant::now());
         let watch = Arc::downgrade(self);
-        let watching = std::thread::Builder::new().name("capture".into()).spawn(move || end_when_silent(&watch, number));
+        let watching =
+            std::thread::Builder::new().name("capture".into()).spawn(move || end_when_silent(&watch, number));
         watching.map_err(|error| InspectFailure::Unavailable(format!("no thread: {error}")))?;
         let readers = self.switch.with(|switch| switch.capture(filter));
         let until = now + Duration::from_secs(request.seconds).min(LONGEST);
@@ -97,7 +98,7 @@ impl Captures {
         let running = running.ok_or_else(|| InspectFailure::NotFound("this capture has ended".into()))?;
         running.asked = Instant::now();
         let mut batch = running.drain(&tables);
-        batch.ended = running.over(batch.ended.take());
+        batch.ended = running.over(batch.ended.take(), batch.frames.is_empty());
         if batch.ended.is_some() {
             state.running = None;
             drop(state);
@@ -135,16 +136,20 @@ fn filter(tables: &Snapshot, request: &CaptureRequest) -> Result<CaptureFilter, 
     let mut ports = Vec::new();
     for name in &request.ports {
         // A pod's further interfaces are ports too: its name, a blank, the interface.
-        let is_its = |known: &str| known == name || known.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with(' '));
-        let found: Vec<PortIndex> = tables.ports.iter().filter(|port| is_its(&port.name)).map(|port| port.index).collect();
+        let is_its =
+            |known: &str| known == name || known.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with(' '));
+        let found: Vec<PortIndex> =
+            tables.ports.iter().filter(|port| is_its(&port.name)).map(|port| port.index).collect();
         if found.is_empty() {
             return Err(InspectFailure::NotFound(format!("no port {name} at this node; see `millrace show ports`")));
         }
         ports.extend(found);
     }
-    let unknown = |name: &String| InspectFailure::Invalid(format!("{name} is no drop reason; see docs/drop-reasons.md"));
+    let unknown =
+        |name: &String| InspectFailure::Invalid(format!("{name} is no drop reason; see docs/drop-reasons.md"));
     let reason = |name: &String| DropReason::from_name(name).ok_or_else(|| unknown(name));
-    let drops = request.drops.as_ref().map(|names| names.iter().map(reason).collect::<Result<Vec<_>, _>>()).transpose()?;
+    let drops =
+        request.drops.as_ref().map(|names| names.iter().map(reason).collect::<Result<Vec<_>, _>>()).transpose()?;
     let (addresses, transport) = (request.addresses.clone(), request.transport_ports.clone());
     Ok(CaptureFilter { ports, drops, flow: FlowFilter { protocol: request.protocol, addresses, ports: transport } })
 }
@@ -174,9 +179,10 @@ impl Running {
         batch
     }
 
-    /// Why it is over.
-    fn over(&self, packets: Option<String>) -> Option<String> {
+    /// Why it is over. The moments of the last packet come in one turn of its worker: it is over with the look after.
+    fn over(&self, packets: Option<String>, is_quiet: bool) -> Option<String> {
         packets
+            .or_else(|| (self.packets == 0 && is_quiet).then(|| "it has its packets".into()))
             .or_else(|| (self.bytes == 0).then(|| "it has its bytes".into()))
             .or_else(|| (Instant::now() >= self.until).then(|| "its time is over".into()))
     }
@@ -200,7 +206,9 @@ impl WallClock {
 }
 
 fn told(tables: &Snapshot, worker: usize, captured: &Captured, time_nanoseconds: u64) -> CapturedReport {
-    let name = |port: PortIndex| tables.ports.get(port).map_or_else(|| format!("port {}", port.0), |port| port.name.to_string());
+    let name = |port: PortIndex| {
+        tables.ports.get(port).map_or_else(|| format!("port {}", port.0), |port| port.name.to_string())
+    };
     let packet = format!("{worker}.{}", captured.packet);
     let ingress = name(captured.ingress);
     let (event, port, comment, trace, drop) = match &captured.moment {

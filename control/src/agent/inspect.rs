@@ -8,6 +8,7 @@ mod connections;
 mod policy_preview;
 mod receipts;
 mod stations;
+mod support;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,29 +26,41 @@ use millrace_engine::tables::policy::Direction;
 use millrace_engine::tables::{PortRole, RouteTarget, SegmentKind, Snapshot};
 use millrace_engine::worker::FlowReport as CachedFlow;
 
+use super::captures::Captures;
 use super::pods::Pods;
+use super::policies;
 use super::shared::Shared;
-use super::{policies, trace};
 use crate::api::model::{
-    ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport, FlowReport, FlowsReport, IpamCheckReport,
-    IpamReport, NeighbourReport, PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery,
-    PolicyReachReport, PortCyclesReport, PortReport, QueueReport, ReceiptReport, RouteReport, RouteTargetReport,
-    ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    CaptureBatch, CaptureBegun, CaptureRequest, ConnectionsQuery, ConnectionsReport, CyclesReport, DropReport,
+    FlowReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport, PoliciesReport, PolicyDiffReport,
+    PolicyDiffRequest, PolicyReachQuery, PolicyReachReport, PortCyclesReport, PortReport, QueueReport, ReceiptReport,
+    RouteReport, RouteTargetReport, ServiceReport, StationReport, StatusReport, SupportReport, TraceFrameRequest,
+    TraceReport, TraceRequest, WorkerReport, from_hexadecimal,
 };
 use crate::api::{Inspect, InspectFailure};
 use crate::cni_server::Attachments;
+use crate::explain;
 use crate::kernel::{NeighbourState, Netlink};
+use crate::store::ObjectStore;
 
 /// Reads the agent for the API.
 pub(super) struct Inspector {
     shared: Arc<Shared>,
     pods: Arc<Pods>,
     attachments: Arc<Attachments>,
+    captures: Arc<Captures>,
+    store: Arc<dyn ObjectStore>,
 }
 
 impl Inspector {
-    pub(super) fn new(shared: Arc<Shared>, pods: Arc<Pods>, attachments: Arc<Attachments>) -> Self {
-        Self { shared, pods, attachments }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        pods: Arc<Pods>,
+        attachments: Arc<Attachments>,
+        store: Arc<dyn ObjectStore>,
+    ) -> Self {
+        let captures = Captures::new(shared.switch.clone());
+        Self { shared, pods, attachments, captures, store }
     }
 
     fn counters(&self) -> Vec<Arc<WorkerCounters>> {
@@ -289,7 +302,30 @@ impl Inspect for Inspector {
 
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
         let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
-        trace::trace(&self.tables(), &state, request)
+        explain::imagined(&self.tables(), &state, request, Clock::Monotonic.now())
+    }
+
+    fn trace_frame(&self, request: &TraceFrameRequest) -> Result<TraceReport, InspectFailure> {
+        let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
+        let bytes = from_hexadecimal(&request.bytes);
+        let bytes = bytes.ok_or_else(|| InspectFailure::Invalid("the frame is not in hexadecimal digits".into()))?;
+        explain::frame(&self.tables(), &state, &request.port, &bytes, Clock::Monotonic.now())
+    }
+
+    fn support(&self) -> Result<SupportReport, InspectFailure> {
+        support::tell(&self.shared, &*self.store)
+    }
+
+    fn begin_capture(&self, request: &CaptureRequest) -> Result<CaptureBegun, InspectFailure> {
+        self.captures.begin(request)
+    }
+
+    fn next_captured(&self, capture: u64) -> Result<CaptureBatch, InspectFailure> {
+        self.captures.next(capture)
+    }
+
+    fn end_capture(&self, capture: u64) {
+        self.captures.end(capture);
     }
 }
 

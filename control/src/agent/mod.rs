@@ -126,7 +126,8 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         shared.report(format!("attachment {} {} could not be cleaned up: {failure}", key.container_id, key.interface));
     }
     let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
-    let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
+    let inspector =
+        Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments), Arc::clone(&store)));
     // The socket stands: whoever calls the plugin from now on is answered.
     let network_configuration = configuration.cni_configuration_directory().map(|directory| {
         let text = installation::network_configuration::text(configuration.socket(), configuration.state_directory());

@@ -8,7 +8,10 @@ use millrace_cni::protocol::{STATUS_PATH, StatusRequest};
 use millrace_cni::spec::Failure;
 use serde::de::{DeserializeOwned, IgnoredAny};
 
-use super::model::{ErrorReport, PolicyDiffReport, PolicyDiffRequest, TraceReport, TraceRequest};
+use super::model::{
+    CaptureBatch, CaptureBegun, CaptureName, CaptureRequest, ErrorReport, PolicyDiffReport, PolicyDiffRequest,
+    SupportReport, TraceFrameRequest, TraceReport, TraceRequest,
+};
 
 /// Longest answer read: a million flows.
 const ANSWER_BYTES: u64 = 512 << 20;
@@ -83,6 +86,51 @@ impl Client {
     pub fn ready(&self) -> Result<(), ApiError> {
         let body = serde_json::to_vec(&StatusRequest { network: "millrace".to_owned() }).map_err(ApiError::Decode)?;
         decode::<IgnoredAny>(self.agent.post(STATUS_PATH, &body)).map(drop)
+    }
+
+    /// Follows a frame as if it came in by a port.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show); an unknown port is refused.
+    pub fn trace_frame(&self, request: &TraceFrameRequest) -> Result<TraceReport, ApiError> {
+        self.ask("/v1/trace/frame", request)
+    }
+
+    /// What packets can be explained by elsewhere.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show).
+    pub fn support(&self) -> Result<SupportReport, ApiError> {
+        self.document("/v1/support")
+    }
+
+    /// Begins to capture packets.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show); refused while another capture runs.
+    pub fn begin_capture(&self, request: &CaptureRequest) -> Result<CaptureBegun, ApiError> {
+        self.ask("/v1/capture/begin", request)
+    }
+
+    /// What was captured since the last call.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show); a capture that has ended is refused.
+    pub fn next_captured(&self, capture: u64) -> Result<CaptureBatch, ApiError> {
+        self.ask("/v1/capture/next", &CaptureName { capture })
+    }
+
+    /// Ends a capture.
+    ///
+    /// # Errors
+    /// As [`show`](Self::show).
+    pub fn end_capture(&self, capture: u64) -> Result<(), ApiError> {
+        self.ask::<IgnoredAny>("/v1/capture/end", &CaptureName { capture }).map(drop)
+    }
+
+    fn ask<Report: DeserializeOwned>(&self, path: &str, request: &impl serde::Serialize) -> Result<Report, ApiError> {
+        let body = serde_json::to_vec(request).map_err(ApiError::Decode)?;
+        decode(self.agent.post(path, &body))
     }
 
     /// Follows an imagined packet.

@@ -10,6 +10,10 @@
 //! | GET `/v1/show/policies?pod=NAMESPACE/POD` | [`model::PoliciesReport`] |
 //! | POST `/v1/policy/diff` | [`model::PolicyDiffReport`] for a [`model::PolicyDiffRequest`] |
 //! | GET `/v1/policy/reach?from=WHO&to=WHO&limit=N` | [`model::PolicyReachReport`] for a [`model::PolicyReachQuery`] |
+//! | GET `/v1/support` | [`model::SupportReport`] |
+//! | POST `/v1/trace/frame` | [`model::TraceReport`] for a [`model::TraceFrameRequest`] |
+//! | POST `/v1/capture/begin` | [`model::CaptureBegun`] for a [`model::CaptureRequest`] |
+//! | POST `/v1/capture/next`, `/v1/capture/end` | [`model::CaptureBatch`] for a [`model::CaptureName`] |
 //! | POST `/v1/trace` | [`model::TraceReport`] for a [`model::TraceRequest`] |
 //!
 //! [`socket`] owns the socket file, [`server`] the routes and the bounds, [`client`] is what the command line uses.
@@ -22,9 +26,10 @@ pub mod server;
 pub mod socket;
 
 use model::{
-    ConnectionsQuery, ConnectionsReport, DropReport, FlowsReport, IpamCheckReport, IpamReport, NeighbourReport,
-    PoliciesReport, PolicyDiffReport, PolicyDiffRequest, PolicyReachQuery, PolicyReachReport, PortReport,
-    ReceiptReport, RouteReport, ServiceReport, StationReport, StatusReport, TraceReport, TraceRequest, WorkerReport,
+    CaptureBatch, CaptureBegun, CaptureRequest, ConnectionsQuery, ConnectionsReport, DropReport, FlowsReport,
+    IpamCheckReport, IpamReport, NeighbourReport, PoliciesReport, PolicyDiffReport, PolicyDiffRequest,
+    PolicyReachQuery, PolicyReachReport, PortReport, ReceiptReport, RouteReport, ServiceReport, StationReport,
+    StatusReport, SupportReport, TraceFrameRequest, TraceReport, TraceRequest, WorkerReport,
 };
 
 /// What the agent tells about itself. Called from blocking threads; a call may wait a moment for a worker.
@@ -130,6 +135,33 @@ pub trait Inspect: Send + Sync + 'static {
     /// # Errors
     /// See [`InspectFailure`].
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure>;
+
+    /// Follows a given frame through the live tables.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn trace_frame(&self, request: &TraceFrameRequest) -> Result<TraceReport, InspectFailure>;
+
+    /// What packets can be explained by elsewhere: the objects, and what this node knows beside them.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn support(&self) -> Result<SupportReport, InspectFailure>;
+
+    /// Begins to capture packets. One capture runs at a time; it ends by itself when nobody fetches.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn begin_capture(&self, request: &CaptureRequest) -> Result<CaptureBegun, InspectFailure>;
+
+    /// What the capture of this number has seen since the last call; waits a quarter of a second for something.
+    ///
+    /// # Errors
+    /// See [`InspectFailure`].
+    fn next_captured(&self, capture: u64) -> Result<CaptureBatch, InspectFailure>;
+
+    /// Ends the capture of this number, if it runs.
+    fn end_capture(&self, capture: u64);
 }
 
 /// Why there is nothing to tell.

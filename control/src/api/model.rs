@@ -16,7 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::problem;
 
-pub use capture::{from_hexadecimal, to_hexadecimal, CaptureBatch, CaptureBegun, CaptureName, CaptureRequest, CapturedReport, FrameEvent, TraceFrameRequest};
+pub use capture::{
+    CaptureBatch, CaptureBegun, CaptureName, CaptureRequest, CapturedReport, FrameEvent, SupportReport,
+    TraceFrameRequest, from_hexadecimal, to_hexadecimal,
+};
 pub use fdb::StationReport;
 pub use ipam::{AddressReport, AssignedReport, BlockReport, FindingReport, IpamCheckReport, IpamReport, PoolReport};
 pub use policy::{

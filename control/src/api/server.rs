@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::connections::BoundedListener;
-use super::model::{ConnectionsQuery, ErrorReport, PolicyDiffRequest, PolicyReachQuery, TraceRequest};
+use super::model::{
+    CaptureBatch, CaptureName, CaptureRequest, ConnectionsQuery, ErrorReport, PolicyDiffRequest, PolicyReachQuery,
+    TraceFrameRequest, TraceRequest,
+};
 use super::socket::Socket;
 use super::{Inspect, InspectFailure};
 use crate::cni_server::{CniFailure, CniServer};
@@ -117,9 +120,14 @@ fn router(api: Api) -> Router {
         .route("/v1/show/flows", get(show_flows))
         .route("/v1/show/connections", get(show_connections))
         .route("/v1/show/policies", get(show_policies))
+        .route("/v1/support", get(async |State(api): State<Api>| tell(api, |inspect| inspect.support()).await))
         .route("/v1/policy/diff", post(policy_diff))
         .route("/v1/policy/reach", get(policy_reach))
         .route("/v1/trace", post(trace))
+        .route("/v1/trace/frame", post(trace_frame))
+        .route("/v1/capture/begin", post(begin_capture))
+        .route("/v1/capture/next", post(next_captured))
+        .route("/v1/capture/end", post(end_capture))
         .fallback(async || error(StatusCode::NOT_FOUND, "no such path; this agent may be older than the caller"))
         .layer(DefaultBodyLimit::max(api.limits.body_bytes))
         .layer(from_fn_with_state(api.clone(), limit_time))
@@ -238,6 +246,40 @@ async fn policy_reach(State(api): State<Api>, Query(query): Query<PolicyReachQue
 async fn trace(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
     match decode::<TraceRequest>(body) {
         Ok(request) => tell(api, move |inspect| inspect.trace(&request)).await,
+        Err(message) => error(StatusCode::BAD_REQUEST, message),
+    }
+}
+
+async fn trace_frame(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    match decode::<TraceFrameRequest>(body) {
+        Ok(request) => tell(api, move |inspect| inspect.trace_frame(&request)).await,
+        Err(message) => error(StatusCode::BAD_REQUEST, message),
+    }
+}
+
+async fn begin_capture(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    match decode::<CaptureRequest>(body) {
+        Ok(request) => tell(api, move |inspect| inspect.begin_capture(&request)).await,
+        Err(message) => error(StatusCode::BAD_REQUEST, message),
+    }
+}
+
+async fn next_captured(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    match decode::<CaptureName>(body) {
+        Ok(name) => tell(api, move |inspect| inspect.next_captured(name.capture)).await,
+        Err(message) => error(StatusCode::BAD_REQUEST, message),
+    }
+}
+
+async fn end_capture(State(api): State<Api>, body: Result<Bytes, BytesRejection>) -> Response {
+    match decode::<CaptureName>(body) {
+        Ok(name) => {
+            let end = move |inspect: &dyn Inspect| {
+                inspect.end_capture(name.capture);
+                Ok(CaptureBatch::default())
+            };
+            tell(api, end).await
+        }
         Err(message) => error(StatusCode::BAD_REQUEST, message),
     }
 }

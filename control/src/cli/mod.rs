@@ -15,12 +15,14 @@
 //! goes to standard error.
 
 mod agent;
+mod capture;
 mod check;
 mod demo;
 mod install;
 mod policy;
 mod replay;
 mod show;
+mod support;
 mod table;
 mod top;
 mod trace;
@@ -59,6 +61,8 @@ struct CommandLine {
 enum Command {
     /// Run the node agent, or print or check its configuration
     Agent(agent::AgentOptions),
+    /// Write packets of pods, ports or drop reasons into a file, as they came and as they left, with what was decided
+    Capture(capture::CaptureOptions),
     /// Look for what should not be: lost addresses
     Check(check::CheckOptions),
     /// Build a two-node cluster on this machine, check and measure it, and take it away again
@@ -71,9 +75,11 @@ enum Command {
     Replay(replay::ReplayArguments),
     /// Show what the agent of this node knows and counts
     Show(show::ShowOptions),
+    /// Write all that packets of this node can be explained by into a directory, with a minute of drops
+    SupportBundle(support::SupportOptions),
     /// Watch what workers, ports and pods cost, interval by interval
     Top(top::TopOptions),
-    /// Follow an imagined packet through the live tables, stage by stage
+    /// Follow an imagined packet, or real ones, through the live tables, stage by stage
     Trace(trace::TraceOptions),
     /// Restore the node: take away the network configuration, the plugin, and what agents left in the kernel
     Uninstall(install::UninstallOptions),
@@ -104,12 +110,14 @@ enum Format {
 pub fn main() -> ExitCode {
     let outcome = match CommandLine::parse().command {
         Command::Agent(options) => agent::run(&options),
+        Command::Capture(options) => capture::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Install(options) => install::install(&options),
         Command::Policy(options) => policy::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Show(options) => show::run(&options),
+        Command::SupportBundle(options) => support::run(&options),
         Command::Top(options) => top::run(&options),
         Command::Trace(options) => trace::run(&options),
         Command::Uninstall(options) => install::uninstall(&options),

@@ -14,8 +14,9 @@ use comfy_table::{Cell, CellAlignment};
 use millrace_engine::cycles::Work;
 
 use crate::api::model::{
-    ConnectionsReport, DropReport, EventsReport, FlowsReport, FrontendReport, NeighbourReport, PortReport, Problem,
-    QueueReport, RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport, WorkerReport,
+    CapturedReport, ConnectionsReport, DropReport, EventsReport, FlowsReport, FrontendReport, NeighbourReport,
+    PortReport, Problem, QueueReport, RouteReport, RouteTargetReport, ServiceReport, StatusReport, TraceReport,
+    WorkerReport,
 };
 
 pub(super) use addresses::{ipam, ipam_check};
@@ -330,6 +331,14 @@ pub(super) fn trace(report: &TraceReport) -> String {
         let _ = writeln!(text, "   {}\n   Next: {}", drop.sentence, drop.next_step);
     }
     text
+}
+
+/// A frame that really came, left or dropped.
+pub(super) fn captured(frame: &CapturedReport) -> String {
+    match &frame.trace {
+        Some(report) => format!("{} at {}: {}", frame.packet, frame.port, trace(report)),
+        None => format!("{} at {}\n", frame.comment, frame.port),
+    }
 }
 
 fn render(heads: &[&str], rows: impl Iterator<Item = Vec<Cell>>, nothing: &str) -> String {

@@ -1,21 +1,38 @@
-//! `millrace trace`: an imagined packet through the live tables.
+//! `millrace trace`: an imagined packet through the live tables, frames of a file, or packets that really come.
+//!
+//! Of packets that come (`--pod`, `--port`, `--dropped`) the very decisions are told that the workers carried out.
 
+use std::io::{self, Write};
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use millrace_engine::port::pcap::Capture;
 
+use super::capture::{self, Selection};
 use super::{Output, table};
-use crate::api::model::{TraceProtocol, TraceRequest, TraceSource};
+use crate::api::model::{TraceFrameRequest, TraceProtocol, TraceRequest, TraceSource, to_hexadecimal};
+use crate::support::Explainer;
 
 /// Options of `millrace trace`.
 #[derive(Debug, Args)]
 pub(super) struct TraceOptions {
     /// Who sends: a pod of this node, the host itself, or a station outside whose packet comes by an uplink
     #[arg(long, value_name = "NAMESPACE/POD|host|uplink:INTERFACE,ADDRESS", value_parser = parse_source)]
-    from: TraceSource,
+    #[arg(requires = "to")]
+    from: Option<TraceSource>,
     /// Where to; an IPv6 address with a port is written in brackets; icmp has no port
     #[arg(long, value_name = "ADDRESS[:PORT][/tcp|udp|sctp|icmp]", value_parser = parse_destination)]
-    to: Destination,
+    #[arg(requires = "from")]
+    to: Option<Destination>,
+    /// A capture (pcap or pcapng) whose frames come in by a port, named as in `show ports`
+    #[arg(long, value_name = "PORT=FILE", value_parser = super::replay::input, conflicts_with = "from")]
+    pcap: Option<(String, PathBuf)>,
+    /// Ask a directory of `millrace support-bundle` instead of the agent: for --from and --to, and --pcap
+    #[arg(long, value_name = "DIR")]
+    bundle: Option<PathBuf>,
+    #[command(flatten)]
+    selection: Selection,
     #[command(flatten)]
     output: Output,
 }
@@ -28,13 +45,48 @@ struct Destination {
 }
 
 pub(super) fn run(options: &TraceOptions) -> anyhow::Result<()> {
-    let request = TraceRequest {
-        from: options.from.clone(),
-        to_address: options.to.address,
-        to_port: options.to.port,
-        protocol: options.to.protocol,
-    };
-    options.output.print(&options.output.client().trace(&request)?, table::trace)
+    match (&options.from, &options.to, &options.pcap) {
+        (Some(from), Some(to), _) => {
+            let request =
+                TraceRequest { from: from.clone(), to_address: to.address, to_port: to.port, protocol: to.protocol };
+            let report = match &options.bundle {
+                Some(bundle) => Explainer::open(bundle)?.imagined(&request)?,
+                None => options.output.client().trace(&request)?,
+            };
+            options.output.print(&report, table::trace)
+        }
+        (_, _, Some((port, file))) => trace_file(options, port, file),
+        _ if options.bundle.is_some() => anyhow::bail!("a bundle explains --from and --to, or --pcap"),
+        _ if options.selection.is_given() => trace_real(options),
+        _ => anyhow::bail!("say which packet: --from and --to, --pcap, --pod, --port or --dropped"),
+    }
+}
+
+/// Each frame of a capture, as if it came in now.
+fn trace_file(options: &TraceOptions, port: &str, file: &Path) -> anyhow::Result<()> {
+    let (client, capture) = (options.output.client(), Capture::open(file)?);
+    let bundle = options.bundle.as_deref().map(Explainer::open).transpose()?;
+    let wanted = usize::try_from(options.selection.packets).unwrap_or(usize::MAX);
+    for frame in capture.frames().take(wanted) {
+        let report = match &bundle {
+            Some(bundle) => bundle.frame(port, frame.bytes)?,
+            None => {
+                let request = TraceFrameRequest { port: port.to_owned(), bytes: to_hexadecimal(frame.bytes) };
+                client.trace_frame(&request)?
+            }
+        };
+        options.output.print(&report, table::trace)?;
+    }
+    Ok(())
+}
+
+/// Packets that come: what was decided of each, and what left or dropped because of it.
+fn trace_real(options: &TraceOptions) -> anyhow::Result<()> {
+    let client = options.output.client();
+    let begun = client.begin_capture(&options.selection.request())?;
+    let ending = capture::follow(&client, begun.capture, |frame| options.output.print(frame, table::captured))?;
+    writeln!(io::stderr(), "{} frames seen, {} lost: {}.", ending.frames, ending.lost, ending.reason)?;
+    Ok(())
 }
 
 fn parse_source(text: &str) -> Result<TraceSource, &'static str> {

@@ -87,7 +87,10 @@ fn of_forward(rewrite: &Rewrite, translation: &Translation, ipv4: bool) -> Vec<S
     if let Some(outer) = rewrite.encapsulate {
         let (from, to, vni) = (outer.source, outer.destination, outer.vni);
         let macs = outer.macs;
-        edits.push(format!("vxlan {vni} on, {from} > {to}:{}, macs {} > {}", outer.udp_port, macs.source, macs.destination));
+        edits.push(format!(
+            "vxlan {vni} on, {from} > {to}:{}, macs {} > {}",
+            outer.udp_port, macs.source, macs.destination
+        ));
     }
     edits
 }

@@ -199,6 +199,46 @@ impl Inspect for TestNetwork {
         Ok(StatusReport { node: "a".into(), ..Default::default() })
     }
 
+    fn support(&self) -> Result<SupportReport, InspectFailure> {
+        Err(InspectFailure::Unavailable("this agent has no objects".into()))
+    }
+
+    fn trace_frame(&self, request: &TraceFrameRequest) -> Result<TraceReport, InspectFailure> {
+        Err(InspectFailure::NotFound(format!("no port {} at this node", request.port)))
+    }
+
+    fn begin_capture(&self, request: &CaptureRequest) -> Result<CaptureBegun, InspectFailure> {
+        match request.ports.as_slice() {
+            [port] if port == "default/web-0" => Ok(CaptureBegun { capture: 7, generation: 3 }),
+            _ => Err(InspectFailure::NotFound("no such port at this node".into())),
+        }
+    }
+
+    fn next_captured(&self, capture: u64) -> Result<CaptureBatch, InspectFailure> {
+        if capture != 7 {
+            return Err(InspectFailure::NotFound("this capture has ended".into()));
+        }
+        let frame = |event, port: &str, comment: &str| CapturedReport {
+            packet: "0.1".into(),
+            time_nanoseconds: 1_000_000_007,
+            port: port.into(),
+            event,
+            comment: comment.into(),
+            bytes: "0102030405060708090a0b0c0800".into(),
+            length_bytes: 60,
+            segment_bytes: None,
+            trace: matches!(event, FrameEvent::Arrived).then(TraceReport::default),
+            drop_reason: None,
+        };
+        let frames = vec![
+            frame(FrameEvent::Arrived, "default/web-0", "0.1 in: forward to eth1"),
+            frame(FrameEvent::Left, "eth1", "0.1 out"),
+        ];
+        Ok(CaptureBatch { frames, lost: 2, ended: Some("its time is over".into()) })
+    }
+
+    fn end_capture(&self, _capture: u64) {}
+
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
         match &request.from {
             TraceSource::Pod { namespace, name } if name != "web-0" => {

@@ -19,7 +19,7 @@ pub use affinity::Affinities;
 pub use bandwidth::{BandwidthBudgets, Meter, Way};
 pub use connections::{
     Advanced, CachePlace, Connection, ConnectionFlags, ConnectionReference, ConnectionState, ConnectionTimeouts,
-    Connections, Direction, NewConnection, Opened, Removed, Restored, Tuple,
+    Connections, Direction, Former, NewConnection, Opened, Removed, Restored, Tuple,
 };
 pub use denials::{Denials, DeniedPacket};
 pub use endpoint_loads::{ANY_ENDPOINT, EndpointLoad, EndpointLoads};

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::TraceReport;
+use crate::support::SavedState;
 
 /// Which packets to capture, and how many.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +101,15 @@ pub struct CapturedReport {
     pub drop_reason: Option<String>,
 }
 
+/// What packets can be explained by elsewhere.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SupportReport {
+    /// Every object that the agent watches.
+    pub objects: Vec<serde_json::Value>,
+    /// What the node knows beside them.
+    pub state: SavedState,
+}
+
 /// A frame to follow, as if it came in by a port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceFrameRequest {
@@ -120,7 +130,8 @@ pub fn to_hexadecimal(bytes: &[u8]) -> String {
 /// The bytes that hexadecimal digits stand for; `None` if they are none.
 #[must_use]
 pub fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
+    let digits: Vec<u8> =
+        text.chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
@@ -133,6 +144,9 @@ mod tests {
     fn bytes_survive_the_way_through_text() {
         let all: Vec<u8> = (0..=255).collect();
         assert_eq!(from_hexadecimal(&to_hexadecimal(&all)), Some(all));
-        assert_eq!((from_hexadecimal("0"), from_hexadecimal("0g"), from_hexadecimal("Ff")), (None, None, Some(vec![255])));
+        assert_eq!(
+            (from_hexadecimal("0"), from_hexadecimal("0g"), from_hexadecimal("Ff")),
+            (None, None, Some(vec![255]))
+        );
     }
 }

@@ -30,7 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use entry::ConnectionFlags;
 pub use expiry::Removed;
-pub use restore::Restored;
+pub use restore::{Former, Restored};
 pub use state::{ConnectionState, ConnectionTimeouts};
 pub use tuple::{Direction, Tuple};
 

@@ -27,6 +27,35 @@ pub struct Restored {
     pub refused: usize,
 }
 
+/// A connection of another switch.
+#[derive(Clone, Copy, Debug)]
+pub struct Former {
+    /// Its tuples, its state and what else it began with.
+    pub connection: NewConnection,
+    /// Whether a packet of the reply direction was seen.
+    pub replied: bool,
+    /// Which ends have sent a FIN, as bits.
+    pub fins: u8,
+    /// When it was opened, in milliseconds of the switch's clock modulo 2^32.
+    pub opened_ms: u32,
+    /// When a packet was last seen, by the same clock.
+    pub seen_ms: u32,
+}
+
+impl Former {
+    /// What another switch's table says of it.
+    #[must_use]
+    pub fn of(connection: &Connection) -> Self {
+        Self {
+            connection: as_new(connection),
+            replied: connection.replied,
+            fins: connection.fins,
+            opened_ms: connection.opened_ms,
+            seen_ms: connection.seen_ms,
+        }
+    }
+}
+
 impl Connections {
     /// Takes in what `former` has. `counts` says of the Service and endpoint of each one that was counted for it whether
     /// it is counted again.
@@ -62,6 +91,22 @@ impl Connections {
         let progress = Progress { state: adopted.state, fins: 0, replied: true };
         let status = Status { progress, flags: adopted.flags, opened_ms: now_ms };
         self.fill(&mut locked, place, &Filling { new: adopted, status, seen_ms: now_ms, hashes });
+        true
+    }
+
+    /// Takes in a connection as another switch had it, to explain packets by: nothing is counted for its endpoint. False if
+    /// there is no room, or one of its tuples is another connection's.
+    pub fn take_in(&self, former: &Former) -> bool {
+        let new = &former.connection;
+        let hashes = (new.original.hash(&self.hash_key), new.reply.hash(&self.hash_key));
+        let mut locked = self.lock_both(hashes.0, hashes.1);
+        let words = self.memory.words();
+        let is_taken = locked.original().find(words, &new.original, hashes.0).is_some()
+            || locked.reply().find(words, &new.reply, hashes.1).is_some();
+        let Some(place) = (!is_taken).then(|| locked.original().allocate(words)).flatten() else { return false };
+        let progress = Progress { state: new.state, fins: former.fins, replied: former.replied };
+        let status = Status { progress, flags: new.flags, opened_ms: former.opened_ms };
+        self.fill(&mut locked, place, &Filling { new, status, seen_ms: former.seen_ms, hashes });
         true
     }
 

@@ -141,7 +141,7 @@ impl ConnectionState {
 
     /// Whether connections of this protocol can be in it.
     #[must_use]
-    pub(super) fn is_of(self, number: u8) -> bool {
+    pub fn is_of(self, number: u8) -> bool {
         use ConnectionState as State;
         match number {
             protocol::TCP => matches!(
