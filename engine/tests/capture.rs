@@ -41,7 +41,7 @@ fn node(workers: usize) -> Node {
 }
 
 fn datagram(from: u8, to: &str) -> FrameBuilder {
-    frame().from(mac(from), &format!("10.1.0.{from}")).to(GATEWAY_MAC, to).udp().ports(1000, 53).payload(b"x")
+    frame().from(mac(from), format!("10.1.0.{from}").as_str()).to(GATEWAY_MAC, to).udp().ports(1000, 53).payload(b"x")
 }
 
 fn taken(readers: &mut [CaptureReader]) -> Vec<Captured> {
