@@ -1,7 +1,9 @@
-//! What a change of one Service costs the control plane, at 10,000 Services of 10 endpoints.
+//! Question: what does a change of one Service cost the control plane?
 //!
-//! `one_endpoint` is the whole way of a change: plan, compile, comparison. `from_nothing` is the reference: the same
-//! tables made without what was made before. `not_a_change` is what the walk over all Services costs.
+//! Shape: 10,000 Services of 10 endpoints. `one_endpoint` is the whole way of a change: plan, compile, comparison.
+//! `not_a_change` is what the walk over all Services costs.
+//! Unit: time for a change.
+//! Reference: `from_nothing`, the same tables made without what was made before.
 
 use std::hint::black_box;
 use std::sync::Arc;
