@@ -252,7 +252,7 @@ fn without_an_address_of_the_family_a_node_port_leads_nowhere_else() {
         world.apply(&objects::service("web", &[vip], spec));
         let endpoint = pod_address("remote", ipv4).to_string();
         world.apply(&objects::slice("web", ipv4, &[(&endpoint, "b", Value::Null)]));
-        let mut call = |world: &mut ServiceWorld, port| {
+        let call = |world: &mut ServiceWorld, port| {
             let syn = world.opening(OUTSIDE, port, (node_address(0, ipv4), 30_080), Protocol::Tcp);
             world.send(OUTSIDE, syn)
         };
