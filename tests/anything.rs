@@ -58,6 +58,13 @@ impl AnyNode {
     /// Its ports: two pods, an access port, a trunk, the uplink.
     pub const PORTS: [u16; 5] = [1, 2, ACCESS, TRUNK, UPLINK];
 
+    /// The port of the uplink.
+    pub const UPLINK: u16 = UPLINK;
+    /// The port of the first pod.
+    pub const POD: u16 = 1;
+    /// The port of the second.
+    pub const OTHER_POD: u16 = 2;
+
     /// The node.
     #[must_use]
     pub fn new() -> Self {
@@ -219,8 +226,49 @@ impl AnyNode {
             input = behind;
         }
         self.rest();
+        self.assert_whole();
+    }
+
+    /// Checks that every frame is accounted for.
+    ///
+    /// # Panics
+    /// If one is not.
+    pub fn assert_whole(&self) {
         self.node.assert_conserved();
         assert_eq!(self.node.switch.lost_frames(), 0, "frame memory is missing");
+    }
+
+    /// What was sent out of a port since the last look.
+    #[must_use]
+    pub fn sent(&mut self, port: u16) -> Vec<WireFrame> {
+        self.node.settle();
+        self.node.all_sent(port)
+    }
+
+    /// A packet of the first pod to another pod.
+    #[must_use]
+    pub fn from_pod(to: &str) -> FrameBuilder {
+        let one = pod(1);
+        let ipv6 = usize::from(to.contains(':'));
+        frame().from(one.mac, one.addresses[ipv6]).to(GATEWAY_MAC, to)
+    }
+
+    /// Frames that a peer has reason to send to this node's pods and stations.
+    #[must_use]
+    pub fn inner_packets() -> Vec<(&'static str, Vec<u8>)> {
+        let two = pod(2);
+        let to_pod = || frame().from(PEER_MAC, "10.2.0.9").to(TUNNEL_MAC, two.addresses[0]);
+        let to_pod_v6 = || frame().from(PEER_MAC, "2001:db8:3::9").to(TUNNEL_MAC, two.addresses[1]);
+        let lan = || frame().from("02:aa:00:00:00:01", "10.9.0.1").to("02:aa:00:00:00:02", "10.9.0.2");
+        vec![
+            ("peer-tcp", to_pod().tcp(ACK).payload_of(100).build()),
+            ("peer-udp-last-hop", to_pod().ttl(1).udp().payload_of(10).build()),
+            ("peer-udp-ipv6", to_pod_v6().udp().payload_of(10).build()),
+            ("peer-echo", to_pod().echo_request(1, 2).payload_of(8).build()),
+            ("peer-fragment", to_pod().fragment(0, true).udp().payload_of(64).build()),
+            ("lan-broadcast", lan().to("ff:ff:ff:ff:ff:ff", "10.9.0.2").arp_request("10.9.0.2").build()),
+            ("lan-tagged", lan().vlan(3).udp().build()),
+        ]
     }
 
     /// An input of [`Self::play`] with one frame at each port.

@@ -1,7 +1,9 @@
 //! What the tests of Millrace as a whole share; the tests themselves are in `tests/`, scenario texts in `scenarios/`.
 //!
 //! - [`anything`]: a node with every kind of port, to be given anything.
+//! - [`changing_world`]: tables with everything in them, changed piece by piece.
 //! - [`cluster`]: several switches on memory ports, each with the real control plane, joined by their uplinks.
+//! - [`fuzzing`]: what the fuzz targets run, and their corpora.
 //! - [`memory_store`]: an object store in memory, which all nodes of a cluster share.
 //! - [`scenario`]: text files of the form given, when, then.
 //! - [`service_world`]: two nodes with pods, and what becomes of a packet to a Service.
@@ -14,7 +16,9 @@
 //! test and broken promises of the switch panic.
 
 pub mod anything;
+pub mod changing_world;
 pub mod cluster;
+pub mod fuzzing;
 pub mod memory_store;
 pub mod objects;
 pub mod policies;

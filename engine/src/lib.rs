@@ -9,6 +9,8 @@ pub mod cycles;
 pub mod drop_reason;
 pub mod edit;
 pub mod flow_cache;
+#[cfg(miri)]
+mod interpreted;
 pub mod limits;
 pub mod packet;
 pub mod port;

@@ -47,6 +47,41 @@ pub struct Judge {
     state: State,
 }
 
+/// What the node that judges knows beside objects, as long as nothing is plugged in.
+///
+/// # Panics
+/// Never: its names are valid.
+#[must_use]
+pub fn local_view() -> LocalView {
+    let mut local = LocalView::new(NodeName::new(NODE).expect("name"));
+    let uplink = LocalUplink {
+        interface: InterfaceName::new("eth1").expect("interface"),
+        mac: Mac([2, 0, 0, 0, 0, 0xee]),
+        mtu: 1500,
+        addresses: vec![IpAddr::from([192, 0, 2, 1])],
+        link_up: true,
+    };
+    local.uplinks = BTreeMap::from([(UPLINK, uplink)]);
+    let path = |last| UnderlayPath {
+        on_link: false,
+        port: UPLINK,
+        source: IpAddr::from([192, 0, 2, 1]),
+        source_mac: Mac([2, 0, 0, 0, 0, 0xee]),
+        next_hop: Some(Mac([2, 0, 0, 0, 0, last])),
+        mtu: 1500,
+    };
+    local.underlay = (2..5).map(|last| (IpAddr::from([192, 0, 2, last]), path(last))).collect();
+    local.host = Some(LocalHost {
+        port: HOST,
+        interface: InterfaceName::new("millrace0").expect("interface"),
+        mac: HOST_MAC,
+        mtu: 1450,
+        own_addresses: Vec::new(),
+        addresses: vec![IpAddr::from([192, 0, 2, 1])],
+    });
+    local
+}
+
 impl Default for Judge {
     fn default() -> Self {
         Self::new()
@@ -60,36 +95,10 @@ impl Judge {
     /// If the machine gives no memory.
     #[must_use]
     pub fn new() -> Self {
-        let mut local = LocalView::new(NodeName::new(NODE).expect("name"));
-        let uplink = LocalUplink {
-            interface: InterfaceName::new("eth1").expect("interface"),
-            mac: Mac([2, 0, 0, 0, 0, 0xee]),
-            mtu: 1500,
-            addresses: vec![IpAddr::from([192, 0, 2, 1])],
-            link_up: true,
-        };
-        local.uplinks = BTreeMap::from([(UPLINK, uplink)]);
-        let path = |last| UnderlayPath {
-            on_link: false,
-            port: UPLINK,
-            source: IpAddr::from([192, 0, 2, 1]),
-            source_mac: Mac([2, 0, 0, 0, 0, 0xee]),
-            next_hop: Some(Mac([2, 0, 0, 0, 0, last])),
-            mtu: 1500,
-        };
-        local.underlay = (2..5).map(|last| (IpAddr::from([192, 0, 2, last]), path(last))).collect();
-        local.host = Some(LocalHost {
-            port: HOST,
-            interface: InterfaceName::new("millrace0").expect("interface"),
-            mac: HOST_MAC,
-            mtu: 1450,
-            own_addresses: Vec::new(),
-            addresses: vec![IpAddr::from([192, 0, 2, 1])],
-        });
         Self {
             observed: Observed::default(),
             planner: Planner::default(),
-            local,
+            local: local_view(),
             tables: Snapshot::default(),
             state: State::new(1024, 1, HashKey::from_seed(1)).expect("memory"),
         }

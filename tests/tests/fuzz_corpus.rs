@@ -1,58 +1,72 @@
-//! Replays the corpora of the fuzz targets, so that what a fuzzer once found stays found.
+//! What fuzzers found stays found: every target's corpus, and a fixed number of mutations of it, without a fuzzer.
 //!
-//! The first inputs are one packet of every kind, short ones; `MILLRACE_WRITE_CORPUS=1` writes them anew. Inputs that
-//! a fuzzer found are added under names of their own.
+//! `MILLRACE_WRITE_CORPUS=1` writes the inputs that targets begin with anew; those that a fuzzer found beside them have
+//! names of their own. `MILLRACE_FUZZ_RUNS` says how many mutations each target gets, `MILLRACE_SEED` which. An input of a
+//! fuzzer runs alone by `MILLRACE_FUZZ_INPUT=FILE`. Each failure says how to run its input again.
 
-use std::path::{Path, PathBuf};
+use millrace_tests::fuzzing::{corpus, target};
+use millrace_tests::random::Random;
 
-use millrace_engine::testing::valid_packets;
-use millrace_tests::anything::{AnyNode, parse};
+/// Fewest inputs of a corpus.
+const INPUTS: usize = 3;
 
-/// Packets beyond are left out of the corpora: they teach no more than shorter ones.
-const LONGEST: usize = 200;
-
-fn corpus(target: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target)
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
-fn inputs(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
+/// Says what ran when the test panics, and keeps it.
+struct Running<'a>(&'a str, &'a [u8]);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let file = std::env::temp_dir().join(format!("millrace-fuzz-{}", self.0));
+            let _ = std::fs::write(&file, self.1);
+            let (name, file) = (self.0, file.display());
+            eprintln!("run it again: MILLRACE_FUZZ_INPUT={file} cargo test -p millrace-tests --test fuzz_corpus {name}");
+        }
+    }
+}
+
+fn holds(name: &str) {
+    let target = target(name);
+    let run = |bytes: &[u8]| {
+        let _running = Running(name, bytes);
+        (target.run)(bytes);
+    };
+    if let Some(file) = std::env::var_os("MILLRACE_FUZZ_INPUT") {
+        return run(&std::fs::read(file).expect("the input"));
+    }
     if std::env::var_os("MILLRACE_WRITE_CORPUS").is_some() {
-        let packets = valid_packets().into_iter().chain(AnyNode::new().own_packets());
-        for (name, bytes) in packets.filter(|(_, bytes)| bytes.len() <= LONGEST) {
-            let input = if target == "node" { AnyNode::input_of(&bytes) } else { bytes };
-            let name = name.replace([' ', ','], "-");
-            std::fs::write(corpus(target).join(name), input).expect("write");
-        }
+        corpus::write_seeds(&target);
     }
-    let entries = std::fs::read_dir(corpus(target)).expect("the corpus");
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("entry").path()).collect();
-    files.sort();
-    files.into_iter().map(|file| (file.clone(), std::fs::read(file).expect("read"))).collect()
+    let inputs = corpus::inputs(&target);
+    assert!(inputs.len() >= INPUTS, "{} inputs", inputs.len());
+    inputs.iter().for_each(|(_, bytes)| run(bytes));
+    let (runs, seed) = (number("MILLRACE_FUZZ_RUNS").unwrap_or(target.mutations as u64), number("MILLRACE_SEED"));
+    let mut random = Random::new(seed.unwrap_or(1));
+    for _ in 0..runs {
+        run(&corpus::mutated(&inputs, &mut random));
+    }
+    println!("{name}: {} inputs, {runs} mutations", inputs.len());
 }
 
-#[test]
-fn the_corpus_of_the_parser() {
-    let inputs = inputs("parse");
-    assert!(inputs.len() > 30, "{} inputs", inputs.len());
-    for (file, bytes) in inputs {
-        println!("{}", file.display());
-        parse(&bytes);
-    }
+macro_rules! targets {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            holds(stringify!($name));
+        })*
+
+        /// No target is without a test, and none without a program for libFuzzer.
+        #[test]
+        fn every_target_is_here() {
+            let here = [$(stringify!($name)),*];
+            assert_eq!(millrace_tests::fuzzing::TARGETS.map(|target| target.name), here);
+            let manifest = include_str!("../fuzz/Cargo.toml");
+            here.iter().for_each(|name| assert!(manifest.contains(&format!("name = \"{name}\"\n")), "{name}"));
+        }
+    };
 }
 
-#[test]
-fn the_corpus_of_the_node() {
-    let inputs = inputs("node");
-    assert!(inputs.len() > 30, "{} inputs", inputs.len());
-    let mut node = AnyNode::new();
-    for (file, bytes) in inputs {
-        println!("{}", file.display());
-        node.play(&bytes);
-        // The same with every sort of offload metadata.
-        for sort in 1..=5u8 {
-            let mut bytes = bytes.clone();
-            bytes.first_mut().into_iter().for_each(|choice| *choice |= sort << 4);
-            node.play(&bytes);
-        }
-    }
-}
+targets!(parse node vxlan gso slow_path cached policy flow_cache cni objects captures);

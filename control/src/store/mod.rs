@@ -27,6 +27,14 @@ pub(crate) use object::{dns_label, dns_subdomain};
 
 use crate::problem::Problem;
 
+/// The objects that the text of a file holds, YAML or JSON, and what of it cannot be read; `file` is the name that they
+/// and the problems are given.
+#[must_use]
+pub fn read_text(file: &str, text: &str) -> (Vec<Object>, Vec<Problem>) {
+    let content = yaml::read_objects(&Arc::from(file), text);
+    (content.objects, content.problems)
+}
+
 /// Longest queue of events between a store and its watcher; the store waits when it is full.
 pub const WATCH_QUEUE: usize = 1024;
 

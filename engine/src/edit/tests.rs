@@ -392,7 +392,7 @@ fn compare(case: &Case, sent: &[u8], inner: FrameBuilder) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 200 }))]
     #[test]
     fn any_combination_gives_the_frame_built_from_scratch(cases in prop::collection::vec(case(), 1..30)) {
         let mut memory = memory();

@@ -24,6 +24,8 @@ mod eviction;
 mod hash;
 mod huge_array;
 mod key;
+#[cfg(any(test, feature = "testing"))]
+pub mod oracle;
 mod rewrites;
 mod sweep;
 mod table;

@@ -95,6 +95,12 @@ impl Region {
         Ok(region)
     }
 
+    #[cfg(miri)]
+    fn map_with(_: MemfdFlags, length: usize) -> io::Result<(OwnedFd, NonNull<u8>)> {
+        crate::interpreted::mapping(length)
+    }
+
+    #[cfg(not(miri))]
     fn map_with(flags: MemfdFlags, length: usize) -> io::Result<(OwnedFd, NonNull<u8>)> {
         let is_huge = flags.contains(MemfdFlags::HUGETLB);
         let memfd = rustix::fs::memfd_create("millrace-frames", flags)?;
@@ -225,6 +231,7 @@ impl Region {
     }
 }
 
+#[cfg(not(miri))]
 /// Address space of `length` bytes, a multiple of a huge page, that begins at one.
 fn reserve(length: usize) -> io::Result<*mut std::ffi::c_void> {
     let (flags, longer) = (MapFlags::PRIVATE | MapFlags::NORESERVE, length + HUGE_PAGE_BYTES);
@@ -259,6 +266,9 @@ fn foreign_frame() -> ! {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        if cfg!(miri) {
+            return;
+        }
         // SAFETY: base and length are those of the mapping made in `map`, and no Frame outlives its Region's users.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
     }

@@ -90,6 +90,13 @@ impl KeptMemory {
         Ok(memory.describing(content, items))
     }
 
+    #[cfg(miri)]
+    fn memfd(_: MemfdFlags, _: Content, bytes: usize) -> io::Result<Self> {
+        let (file, base) = crate::interpreted::mapping(bytes)?;
+        Ok(Self { base, mapped_bytes: bytes, words: 0, file })
+    }
+
+    #[cfg(not(miri))]
     fn memfd(flags: MemfdFlags, content: Content, bytes: usize) -> io::Result<Self> {
         let file = rustix::fs::memfd_create(format!("millrace-{}", content.name), flags | MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&file, bytes as u64)?;
@@ -211,6 +218,9 @@ impl KeptMemory {
 
 impl Drop for KeptMemory {
     fn drop(&mut self) {
+        if cfg!(miri) {
+            return;
+        }
         // SAFETY: base and length are those of the mapping made in `map`; no slice of it outlives `self`.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.mapped_bytes) };
     }
