@@ -5,7 +5,12 @@
 //! may still hold and drops it later, on its own thread: no worker ever frees a table.
 
 use std::sync::Arc;
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering};
+
+// This file is also part of the models in tests/loom/, with a plain model of `arc_swap`.
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use arc_swap::cache::Cache;
@@ -96,7 +101,7 @@ impl Subscription {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

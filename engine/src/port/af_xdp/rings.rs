@@ -9,9 +9,19 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+#[cfg(not(loom))]
 use std::sync::atomic::{AtomicU32, Ordering};
 
+// This file is also part of the models in tests/loom/, where loom sees every access to a counter or a slot.
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, Ordering};
+
 use super::sys::Mapping;
+
+#[cfg(not(loom))]
+type Place<T> = T;
+#[cfg(loom)]
+type Place<T> = loom::cell::UnsafeCell<T>;
 
 /// What a ring may carry: plain integers as the kernel lays them out.
 pub(super) trait Slot: Copy + Send {}
@@ -23,7 +33,7 @@ struct Ring<T: Slot> {
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
     flags: NonNull<AtomicU32>,
-    slots: NonNull<T>,
+    slots: NonNull<Place<T>>,
     mask: u32,
     _mapping: Mapping,
 }
@@ -48,10 +58,10 @@ impl<T: Slot> Ring<T> {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         }
         Ok(Self {
-            producer: place(offsets.producer, 4, 4)?.cast(),
-            consumer: place(offsets.consumer, 4, 4)?.cast(),
-            flags: place(offsets.flags, 4, 4)?.cast(),
-            slots: place(offsets.desc, size as usize * size_of::<T>(), align_of::<T>())?.cast(),
+            producer: place(offsets.producer, size_of::<AtomicU32>(), align_of::<AtomicU32>())?.cast(),
+            consumer: place(offsets.consumer, size_of::<AtomicU32>(), align_of::<AtomicU32>())?.cast(),
+            flags: place(offsets.flags, size_of::<AtomicU32>(), align_of::<AtomicU32>())?.cast(),
+            slots: place(offsets.desc, size as usize * size_of::<Place<T>>(), align_of::<Place<T>>())?.cast(),
             mask: size - 1,
             _mapping: mapping,
         })
@@ -82,9 +92,42 @@ impl<T: Slot> Ring<T> {
     }
 
     #[inline]
-    fn slot(&self, counter: u32) -> NonNull<T> {
+    fn slot(&self, counter: u32) -> NonNull<Place<T>> {
         // SAFETY: the masked counter is below the number of slots, which lie inside the mapping (checked in `over`).
         unsafe { self.slots.add((counter & self.mask) as usize) }
+    }
+
+    /// Writes a slot.
+    ///
+    /// # Safety
+    /// The kernel has consumed it, and reads it only when it is published.
+    #[inline]
+    unsafe fn write(&self, counter: u32, value: T) {
+        let slot = self.slot(counter);
+        #[cfg(not(loom))]
+        // SAFETY: the slot is inside the mapping; free by the caller's word.
+        unsafe {
+            slot.write(value);
+        }
+        #[cfg(loom)]
+        // SAFETY: as above; that nobody else touches it is what loom checks.
+        unsafe { slot.as_ref() }.with_mut(|place| unsafe { place.write(value) });
+    }
+
+    /// Reads a slot.
+    ///
+    /// # Safety
+    /// It was published, and is not written before it is released.
+    #[inline]
+    unsafe fn read(&self, counter: u32) -> T {
+        let slot = self.slot(counter);
+        #[cfg(not(loom))]
+        // SAFETY: the slot is inside the mapping; published by the caller's word; any bits are a value of a Slot.
+        let value = unsafe { slot.read() };
+        #[cfg(loom)]
+        // SAFETY: as above; that nobody else writes it is what loom checks.
+        let value = unsafe { slot.as_ref() }.with(|place| unsafe { place.read() });
+        value
     }
 }
 
@@ -130,9 +173,8 @@ impl<T: Slot> ProducerRing<T> {
         if self.room(1) == 0 {
             return false;
         }
-        let slot = self.ring.slot(self.produced);
-        // SAFETY: the slot is inside the mapping, and free: the kernel has consumed it and reads it only when published.
-        unsafe { slot.write(value) };
+        // SAFETY: the slot is free: the kernel has consumed it and reads it only when published.
+        unsafe { self.ring.write(self.produced, value) };
         self.produced = self.produced.wrapping_add(1);
         true
     }
@@ -158,9 +200,8 @@ impl<T: Slot> ProducerRing<T> {
         }
         self.produced = self.produced.wrapping_sub(1);
         self.publish();
-        let slot = self.ring.slot(self.produced);
-        // SAFETY: inside the mapping, and written by `push`: it lay between the kernel's counter and ours.
-        Some(unsafe { slot.read() })
+        // SAFETY: written by `push`: it lay between the kernel's counter and ours.
+        Some(unsafe { self.ring.read(self.produced) })
     }
 
     /// Whether the kernel asks to be called for this ring.
@@ -214,10 +255,9 @@ impl<T: Slot> ConsumerRing<T> {
         if self.consumed == self.produced {
             return None;
         }
-        let slot = self.ring.slot(self.consumed);
-        // SAFETY: the slot is inside the mapping, the kernel published it before its counter (acquire in `available`)
-        // and does not write it again before we release it; any bits are a value of a Slot.
-        let value = unsafe { slot.read() };
+        // SAFETY: the kernel published the slot before its counter (acquire in `available`) and does not write it again
+        // before we release it.
+        let value = unsafe { self.ring.read(self.consumed) };
         self.consumed = self.consumed.wrapping_add(1);
         Some(value)
     }
@@ -229,7 +269,18 @@ impl<T: Slot> ConsumerRing<T> {
     }
 }
 
-#[cfg(test)]
+/// A ring of ours in a model, and the same below the other way round.
+#[cfg(loom)]
+pub(super) fn producer_over(mapping: Mapping, size: u32) -> ProducerRing<u64> {
+    ProducerRing::new(Ring::over(mapping, &super::sys::OFFSETS, size).expect("a ring inside its memory"))
+}
+
+#[cfg(loom)]
+pub(super) fn consumer_over(mapping: Mapping, size: u32) -> ConsumerRing<u64> {
+    ConsumerRing::new(Ring::over(mapping, &super::sys::OFFSETS, size).expect("a ring inside its memory"))
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
