@@ -16,8 +16,8 @@ use millrace_engine::tables::policy::{
     RuleCounts, RuleList,
 };
 use millrace_engine::tables::{
-    BridgedPort, BridgedSegment, HandBack, HostPort, Location, Member, NextHop, Peer, PodPort, Port, PortRange, PortRole,
-    Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep,
+    BridgedPort, BridgedSegment, HandBack, HostPort, Location, Member, NextHop, Peer, PodPort, Port, PortRange,
+    PortRole, Route, RouteTarget, RoutedSegment, Segment, SegmentIndex, SegmentKind, Snapshot, UplinkPort, Vni, Vtep,
     address_bits,
 };
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, uplink_mac};

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 
 use millrace_cni::environment::Environment;
 use millrace_cni::protocol;
+use millrace_cni::spec::Version;
 use millrace_control::cni_server::{
     AddRequest, AddResult, Attachment, AttachmentKey, Attachments, CniFailure, CniServer, DeleteRequest, PodAddress,
     PodDevice, PodNetwork, PodRoute,
@@ -71,7 +72,9 @@ fn plugin(place: &Path, variables: &[u8], document: &[u8], answer: Option<&[u8]>
     let printed: Option<Value> = (!stdout.is_empty()).then(|| serde_json::from_slice(&stdout).expect("JSON"));
     match code {
         0 => {}
-        1 => assert!(printed.is_some_and(|error| error["code"].is_u64() && error["msg"].is_string()), "an error's form"),
+        1 => {
+            assert!(printed.is_some_and(|error| error["code"].is_u64() && error["msg"].is_string()), "an error's form")
+        }
         other => panic!("exit code {other}"),
     }
     let _ = std::fs::remove_dir_all(millrace_cni::pending::directory(place));
@@ -165,6 +168,7 @@ fn agent(place: &Path, document: &[u8]) {
         return;
     }
     let record = place.join("attachments");
+    let _ = std::fs::remove_file(&record);
     let (attachments, problem) = Attachments::load(&record).expect("the record is read");
     assert!(problem.is_none());
     let attachments = Arc::new(attachments);
@@ -183,10 +187,14 @@ fn agent(place: &Path, document: &[u8]) {
             assert!(attachments.all().is_empty());
         }
     }
-    let refused = |failure: CniFailure| assert!(failure.code() > 0 && !failure.to_failure().to_json(millrace_cni::spec::Version::NEWEST).is_null());
-    other.map(|request| server.delete(request).unwrap_or_else(refused));
-    check.map(|request| server.check(request).unwrap_or_else(refused));
-    collect.map(|request| server.collect(request).unwrap_or_else(refused));
+    let answers = [
+        other.map(|request| server.delete(request)),
+        check.map(|request| server.check(request)),
+        collect.map(|request| server.collect(request)),
+    ];
+    for failure in answers.into_iter().flatten().filter_map(Result::err) {
+        assert!(failure.code() > 0 && failure.to_failure().to_json(Version::NEWEST)["msg"].is_string());
+    }
     let _ = std::fs::remove_file(&record);
 }
 
@@ -211,8 +219,10 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nContent-Type: application/json\r\n\r\n{body}", body.len())
     };
     let variables = |verb: &str| {
-        format!("CNI_COMMAND={verb}\nCNI_CONTAINERID=c1\nCNI_IFNAME=eth0\nCNI_NETNS=/var/run/netns/x\nCNI_PATH=/opt/cni/bin\n\
-            CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u;IP=10.1.0.5")
+        format!(
+            "CNI_COMMAND={verb}\nCNI_CONTAINERID=c1\nCNI_IFNAME=eth0\nCNI_NETNS=/var/run/netns/x\nCNI_PATH=/opt/cni/bin\n\
+            CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=u;IP=10.1.0.5"
+        )
     };
     let mut seeds = Vec::new();
     let mut seed = |name: String, parts: [String; 2], answer: Option<String>| {
@@ -235,12 +245,21 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     }
     let namespace = "/proc/1/ns/mnt";
     let requests = [
-        ("add", json!({"network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": namespace,
+        (
+            "add",
+            json!({"network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": namespace,
             "arguments": {"K8S_POD_NAMESPACE": "default", "K8S_POD_NAME": "web"}, "addresses": ["10.1.0.5", "fd00::5"],
-            "mac": "02:00:00:00:00:07", "port_mappings": [], "bandwidth": {}})),
-        ("delete", json!({"network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": null})),
-        ("check", json!({"network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": namespace,
-            "mac": "02:00:00:00:00:07", "addresses": ["10.1.0.5"], "mtu_bytes": 1450})),
+            "mac": "02:00:00:00:00:07", "port_mappings": [], "bandwidth": {}}),
+        ),
+        (
+            "delete",
+            json!({"network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": null}),
+        ),
+        (
+            "check",
+            json!({"network": "millrace", "container_id": "c1", "interface": "eth0", "network_namespace": namespace,
+            "mac": "02:00:00:00:00:07", "addresses": ["10.1.0.5"], "mtu_bytes": 1450}),
+        ),
         ("collect", json!({"network": "millrace", "valid": [{"containerID": "c1", "ifname": "eth0"}]})),
     ];
     for (name, request) in requests {

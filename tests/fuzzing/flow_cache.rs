@@ -43,7 +43,9 @@ fn step(random: &mut Random) -> Step {
             let (number, choice) = flow(random);
             Step::Replace(number, choice)
         }
-        9 | 10 => Step::Pass([random.below(50), 900 + random.below(1_100), 5_000 + random.below(7_000)][random.below(3)] as u32),
+        9 | 10 => Step::Pass(
+            [random.below(50), 900 + random.below(1_100), 5_000 + random.below(7_000)][random.below(3)] as u32,
+        ),
         11 | 12 => Step::Age(1 + random.below(80)),
         13 => {
             let changes = random.below(20);

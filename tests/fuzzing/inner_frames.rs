@@ -58,7 +58,12 @@ fn between(ipv6: bool, unknown: bool) -> FrameBuilder {
 /// One packet of every kind as inner frame, over both families, of both segments.
 #[must_use]
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
-    let input = |bytes: Vec<u8>| [0, 1, 4, 5].into_iter().flat_map(|choice| std::iter::once(choice).chain(with_length(&bytes)).collect::<Vec<u8>>()).collect();
+    let input = |bytes: Vec<u8>| {
+        [0, 1, 4, 5]
+            .into_iter()
+            .flat_map(|choice| std::iter::once(choice).chain(with_length(&bytes)).collect::<Vec<u8>>())
+            .collect()
+    };
     let inner = AnyNode::inner_packets().into_iter().map(|(name, bytes)| (name.to_owned(), bytes));
     inner.chain(packets::short_packets()).map(|(name, bytes)| (name, input(bytes))).collect()
 }

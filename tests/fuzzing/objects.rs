@@ -89,9 +89,7 @@ fn valid() -> &'static [Value] {
 
 /// Kinds and fields that the files lack.
 fn further() -> Vec<Value> {
-    let network = |name: &str, spec: Value| {
-        json!({"apiVersion": "millrace.dev/v1alpha1", "kind": "Network", "metadata": {"name": name}, "spec": spec})
-    };
+    let network = |name: &str, spec: Value| json!({"apiVersion": "millrace.dev/v1alpha1", "kind": "Network", "metadata": {"name": name}, "spec": spec});
     vec![
         network("red", json!({"vni": 7001, "cidrs": ["10.77.0.0/16", "fd00:77::/64"], "connectedTo": ["blue"]})),
         network("blue", json!({"vni": 7002, "mode": "bridged"})),
@@ -150,9 +148,34 @@ fn damage(object: &mut Value, other: &Value, random: &mut Random) {
 
 /// Words that mean something somewhere.
 const WORDS: [&str; 28] = [
-    "", "0.0.0.0/0", "::/0", "10.1.0.0/16", "10.1.0.5", "fd00:10:1::5", "::ffff:10.1.0.5", "192.0.2.1", "192.0.2.2", "127.0.0.1",
-    "255.255.255.255", "224.0.0.1", "fe80::1", "a", "b", "web", "default", "None", "UDP", "SCTP", "Local", "eth1", "Never",
-    "NodePort", "ExternalName", "10.96.0.77", "trunk", "02:00:00:00:00:01",
+    "",
+    "0.0.0.0/0",
+    "::/0",
+    "10.1.0.0/16",
+    "10.1.0.5",
+    "fd00:10:1::5",
+    "::ffff:10.1.0.5",
+    "192.0.2.1",
+    "192.0.2.2",
+    "127.0.0.1",
+    "255.255.255.255",
+    "224.0.0.1",
+    "fe80::1",
+    "a",
+    "b",
+    "web",
+    "default",
+    "None",
+    "UDP",
+    "SCTP",
+    "Local",
+    "eth1",
+    "Never",
+    "NodePort",
+    "ExternalName",
+    "10.96.0.77",
+    "trunk",
+    "02:00:00:00:00:01",
 ];
 
 fn damaged_text(text: &str, random: &mut Random) -> String {
@@ -234,7 +257,10 @@ fn follow(told: &[Told]) {
         let tables = tables.expect("a plan never contradicts itself");
         last = Some((planned.plan.clone(), tables));
         let anew = plan(observed.cluster(), &local);
-        assert!(anew.plan == planned.plan && anew.problems == planned.problems, "a planner that followed has another plan");
+        assert!(
+            anew.plan == planned.plan && anew.problems == planned.problems,
+            "a planner that followed has another plan"
+        );
     }
     observed.problems().iter().for_each(|problem| assert!(!problem.message.is_empty()));
 }
@@ -247,7 +273,11 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let mut seeds: Vec<(String, Vec<u8>)> =
         documents.enumerate().map(|(number, document)| (format!("document-{number}"), text(document))).collect();
     for value in further() {
-        let name = format!("json-{}-{}", value["kind"].as_str().unwrap_or_default(), value["metadata"]["name"].as_str().unwrap_or_default());
+        let name = format!(
+            "json-{}-{}",
+            value["kind"].as_str().unwrap_or_default(),
+            value["metadata"]["name"].as_str().unwrap_or_default()
+        );
         seeds.push((name, text(&value.to_string())));
     }
     let random = |seed: u64| std::iter::once(1).chain(Random::new(seed).bytes(60 + 20 * seed as usize)).collect();

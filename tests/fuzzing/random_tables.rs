@@ -163,11 +163,18 @@ pub fn policy(input: &[u8]) {
         judge.forget();
         cluster.objects.iter().for_each(|object| judge.apply(object));
         for _ in 0..CHANGES / 4 {
-            assert!(judge.settle(&cluster.view, true), "a planner that followed differs from one that sees all at once");
+            assert!(
+                judge.settle(&cluster.view, true),
+                "a planner that followed differs from one that sees all at once"
+            );
             for _ in 0..JUDGED {
                 let Some(flow) = cluster.flow(&mut random) else { continue };
                 let (expected, found) = (oracle::allowed(&cluster.objects, &cluster.view, flow), judge.allowed(flow));
-                assert_eq!(expected.is_ok(), found.is_ok(), "{flow}: the oracle says {expected:?}, the engine {found:?}");
+                assert_eq!(
+                    expected.is_ok(),
+                    found.is_ok(),
+                    "{flow}: the oracle says {expected:?}, the engine {found:?}"
+                );
             }
             if random.is_over() {
                 break;

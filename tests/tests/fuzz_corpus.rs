@@ -23,7 +23,9 @@ impl Drop for Running<'_> {
             let file = std::env::temp_dir().join(format!("millrace-fuzz-{}", self.0));
             let _ = std::fs::write(&file, self.1);
             let (name, file) = (self.0, file.display());
-            eprintln!("run it again: MILLRACE_FUZZ_INPUT={file} cargo test -p millrace-tests --test fuzz_corpus {name}");
+            eprintln!(
+                "run it again: MILLRACE_FUZZ_INPUT={file} cargo test -p millrace-tests --test fuzz_corpus {name}"
+            );
         }
     }
 }
