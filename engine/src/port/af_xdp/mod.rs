@@ -31,7 +31,7 @@ use thiserror::Error;
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::counters::WorkerCounters;
 use crate::limits;
-use crate::packet::{FrameMemory, Packet, PortIndex};
+use crate::packet::{FrameMemory, FrameSet, Packet, PortIndex};
 use receive::Partial;
 use socket::{Request, Socket};
 use umem::LentFrames;
@@ -348,6 +348,14 @@ impl PortQueue for AfXdpQueue {
 
     fn lent_frames(&self) -> usize {
         self.receiving.count() + self.sending.count()
+    }
+
+    fn recover(&mut self, memory: &FrameMemory, held: &mut FrameSet) {
+        self.receiving.mark(held);
+        self.sending.mark(held);
+        if let Partial::Building(packet, _) = &self.partial {
+            memory.mark(packet, held);
+        }
     }
 
     fn port(&self) -> PortIndex {

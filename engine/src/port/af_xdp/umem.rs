@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::sys;
 use crate::limits::HEAD_FRAME_BYTES;
-use crate::packet::{Frame, FrameMemory, Region};
+use crate::packet::{Frame, FrameMemory, FrameSet, Region};
 
 /// What all sockets that share one registration have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,13 @@ impl Umem {
         }
     }
 
+    /// Enters the frames in quarantine into `held`.
+    pub(crate) fn mark_quarantined(&self, held: &mut FrameSet) {
+        let state = self.state();
+        let addresses = state.quarantine.iter().flat_map(|quarantined| &quarantined.addresses);
+        addresses.for_each(|address| held.insert((address / HEAD_FRAME_BYTES as u64) as u32));
+    }
+
     /// Frames in quarantine.
     #[must_use]
     pub fn quarantined_frames(&self) -> usize {
@@ -256,6 +263,14 @@ impl LentFrames {
             self.count -= 1;
         }
         lent
+    }
+
+    /// Enters all lent frames into `held`.
+    pub(super) fn mark(&self, held: &mut FrameSet) {
+        for (number, word) in self.words.iter().enumerate() {
+            let lent = (0..64u32).filter(|bit| word & (1 << bit) != 0);
+            lent.for_each(|bit| held.insert(number as u32 * 64 + bit));
+        }
     }
 
     /// Forgets all lent frames and returns their addresses.
