@@ -34,6 +34,7 @@ mod shared;
 mod trace;
 mod underlay;
 mod uplinks;
+mod worker_watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,7 @@ pub(crate) use pods::{FIRST_BRIDGE_PORT, FIRST_POD_PORT};
 pub use removal::{Step, remove_from_kernel};
 use shared::Shared;
 pub(crate) use shared::SharedSwitch;
+use worker_watch::WorkerWatch;
 
 /// The file of the state directory with the record of attachments.
 pub(crate) const ATTACHMENTS_FILE: &str = "attachments.json";
@@ -85,6 +87,7 @@ const IN_FORCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// What the agent cannot do without: its name, its directories, its store, memory, its socket.
 pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
+    crate::privileges::reduce().context("could not give up capabilities")?;
     let node = node_name(configuration)?;
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
@@ -102,6 +105,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
     not_kept.into_iter().for_each(|problem| shared.report(problem));
 
+    let watch = WorkerWatch::start(&shared.workers, Arc::clone(&shared.gates)).context("could not start a thread")?;
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
     let record = configuration.state_directory().join(outside::RECORD);
@@ -156,6 +160,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let _ = shared.inputs.send(Input::Stop);
     let _ = reconciling.join();
     underlay.stop();
+    watch.stop();
     shared.switch.with(Switch::stop);
     served
 }

@@ -7,11 +7,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
+use millrace_engine::counters::WorkerCounters;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::switch::Switch;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 
 use super::event_writer::Events;
+use super::worker_watch::{self, Gates};
 use crate::api::model;
 use crate::cluster::{Cluster, NodeName, PoolName};
 use crate::observe::IP_POOL;
@@ -90,6 +92,10 @@ pub(super) struct Shared {
     pub(super) receipts: Arc<Receipts>,
     /// Connections of the kernel that go on in the switch.
     pub(super) adopted: AtomicU64,
+    /// The uplinks' entrances, to shut for a worker that stands still.
+    pub(super) gates: Arc<Gates>,
+    /// What each worker counts, and how it fares.
+    pub(super) workers: Vec<Arc<WorkerCounters>>,
     standing: Mutex<Standing>,
     changed: Condvar,
     /// Problems that are not of objects: an unusable record, a lost attachment.
@@ -115,6 +121,7 @@ impl Shared {
         inputs: Sender<Input>,
         problem: Option<model::Problem>,
     ) -> Self {
+        let workers = switch.with(|switch| switch.counters().cloned().collect());
         Self {
             node,
             switch,
@@ -122,6 +129,8 @@ impl Shared {
             started: Instant::now(),
             receipts: Arc::default(),
             adopted: AtomicU64::new(0),
+            gates: Arc::default(),
+            workers,
             standing: Mutex::default(),
             changed: Condvar::new(),
             reports: Mutex::new(problem.into_iter().collect()),
@@ -233,6 +242,7 @@ impl Shared {
         of_objects.extend(self.exhausted_pools());
         let mut of_node: Vec<model::Problem> = standing.refused.iter().cloned().map(model::Problem::from).collect();
         of_node.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        of_node.extend(worker_watch::problems(&self.workers));
         of_node.extend(self.reports.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         (of_objects, of_node)
     }

@@ -38,8 +38,8 @@ use umem::LentFrames;
 
 pub use socket::{Attempt, RingSizes};
 pub use steering::{
-    AttachMode, AttachPreference, Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts,
-    Steering, SteeringError, SteeringRules, VxlanRules,
+    AttachMode, AttachPreference, Destination, Gate, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules,
+    SteeredPorts, Steering, SteeringError, SteeringRules, VxlanRules,
 };
 pub use sys::{receive_queues, set_receive_gathering, set_transmit_checksum};
 pub use umem::Umem;
