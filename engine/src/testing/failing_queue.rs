@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::counters::WorkerCounters;
+use crate::limits::VECTOR_PACKETS;
 use crate::packet::{FrameMemory, FrameMemoryLayout, FrameSet, Packet, PortIndex};
 use crate::port::{Capabilities, PortQueue, QueueDescription};
 
@@ -56,7 +57,7 @@ impl PortQueue for FailingQueue {
             return 0;
         }
         assert!(!falls_due(&self.faults.receive), "a fault that the test set in receive");
-        if falls_due(&self.faults.foreign) {
+        if vector.len() < VECTOR_PACKETS && falls_due(&self.faults.foreign) {
             let mut packet = self.elsewhere.packet_from(&[0; 60]).expect("a frame");
             packet.ingress = self.port();
             vector.push(packet);

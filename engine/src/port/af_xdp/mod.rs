@@ -34,6 +34,7 @@ use crate::limits;
 use crate::packet::{FrameMemory, FrameSet, Packet, PortIndex};
 use receive::Partial;
 use socket::{Request, Socket};
+use steering::Place;
 use umem::LentFrames;
 
 pub use socket::{Attempt, RingSizes};
@@ -241,6 +242,12 @@ impl AfXdpQueue {
     #[must_use]
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The socket, as long as it is open.
+    fn place(&self) -> Option<Place> {
+        let socket = self.socket.as_ref()?.weak();
+        Some(Place { umem: self.umem.clone(), socket })
     }
 
     /// Whether the driver moves packets without a copy in the kernel.

@@ -25,8 +25,9 @@ use aya::maps::{Array, HashMap, MapData, MapError, XskMap};
 use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier, SocketFilter, Xdp};
 use thiserror::Error;
 
-use super::sys;
+use super::{AfXdpQueue, sys};
 pub use entrance::Gate;
+pub(super) use entrance::Place;
 use entrance::{Entrance, lock};
 use rules::{AddressKey, Contents, DestinationKey};
 pub use rules::{
@@ -278,8 +279,16 @@ impl Steering {
     /// [`SteeringError::Map`], also for a queue beyond 255.
     pub fn insert_socket(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteeringError> {
         let failed = self.map_error("the socket of a queue");
-        let second = entrance::second(socket).map_err(|error| failed(MapError::IoError(error)))?;
-        lock(&self.entrance).insert(queue, second).map_err(failed)
+        lock(&self.entrance).insert(queue, socket).map_err(failed)
+    }
+
+    /// As [`Self::insert_socket`] for the queue's socket, which [`Gate`] then shuts out and lets in again.
+    ///
+    /// # Errors
+    /// As [`Self::insert_socket`].
+    pub fn insert_queue(&mut self, number: u32, queue: &AfXdpQueue) -> Result<(), SteeringError> {
+        let failed = self.map_error("the socket of a queue");
+        queue.place().map_or(Ok(()), |place| lock(&self.entrance).insert_place(number, place)).map_err(failed)
     }
 
     /// Lets what is steered into a packet socket, and nothing else.

@@ -22,7 +22,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::sys;
 use crate::limits::HEAD_FRAME_BYTES;
@@ -137,6 +137,14 @@ impl Umem {
         for held in state.quarantine.iter_mut().filter(|held| (held.ifindex, held.queue) == (ifindex, queue)) {
             held.released = true;
         }
+    }
+
+    /// Calls `act` with the socket, which cannot close meanwhile; `None` if it has been closed.
+    pub(super) fn while_open<T>(&self, socket: &Weak<OwnedFd>, act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+        let state = self.state();
+        let is_it = |other: &Arc<OwnedFd>| Weak::as_ptr(socket) == Arc::as_ptr(other);
+        let (socket, _) = state.sockets.iter().find(|(other, _)| is_it(other))?;
+        Some(act(socket.as_fd()))
     }
 
     /// Takes a socket off the list; afterwards its owner holds the only reference.

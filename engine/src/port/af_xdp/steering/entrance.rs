@@ -7,12 +7,20 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use aya::maps::{Array, MapData, MapError, XskMap};
 
+use super::super::umem::Umem;
 use super::rules::{Configuration, SteeringRules, configuration};
+
+/// The socket of a queue, for as long as the queue is open: a second descriptor would keep the kernel writing into frames
+/// that the closed queue gave back.
+pub(in crate::port::af_xdp) struct Place {
+    pub(in crate::port::af_xdp) umem: Umem,
+    pub(in crate::port::af_xdp) socket: Weak<OwnedFd>,
+}
 
 /// The tables that are changed for a stalled worker.
 pub(super) struct Entrance {
@@ -20,7 +28,7 @@ pub(super) struct Entrance {
     /// What the configuration is with everything, and with tunnels only.
     wanted: [Configuration; 2],
     sockets: XskMap<MapData>,
-    bound: BTreeMap<u32, OwnedFd>,
+    bound: BTreeMap<u32, Place>,
     shut: Vec<usize>,
 }
 
@@ -64,9 +72,16 @@ impl Entrance {
         self.configuration.set(0, bytes, 0)
     }
 
-    pub(super) fn insert(&mut self, queue: u32, socket: OwnedFd) -> Result<(), MapError> {
-        self.sockets.set(queue, socket.as_raw_fd(), 0)?;
-        self.bound.insert(queue, socket);
+    pub(super) fn insert(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), MapError> {
+        self.sockets.set(queue, socket.as_raw_fd(), 0)
+    }
+
+    /// As [`Self::insert`]; the socket can be shut out and let in again for as long as its queue is open.
+    pub(super) fn insert_place(&mut self, queue: u32, place: Place) -> Result<(), MapError> {
+        let sockets = &mut self.sockets;
+        let set = |socket: BorrowedFd<'_>| sockets.set(queue, socket.as_raw_fd(), 0);
+        place.umem.while_open(&place.socket, set).unwrap_or(Ok(()))?;
+        self.bound.insert(queue, place);
         Ok(())
     }
 
@@ -98,11 +113,14 @@ impl Entrance {
 
     fn open(&mut self, worker: usize) -> Result<(), MapError> {
         self.shut.retain(|other| *other != worker);
-        match self.bound.get(&(worker as u32)) {
-            Some(socket) => self.sockets.set(worker as u32, socket.as_raw_fd(), 0),
-            None if self.bound.is_empty() => self.write(),
-            None => Ok(()),
-        }
+        let queue = worker as u32;
+        let Some(place) = self.bound.get(&queue) else {
+            return if self.bound.is_empty() { self.write() } else { Ok(()) };
+        };
+        let sockets = &mut self.sockets;
+        let set = |socket: BorrowedFd<'_>| sockets.set(queue, socket.as_raw_fd(), 0);
+        // A queue that was closed meanwhile has no place to come back to.
+        place.umem.while_open(&place.socket, set).unwrap_or(Ok(()))
     }
 }
 
@@ -151,9 +169,4 @@ impl Gate {
 /// Each change is one call of the kernel, so that a panic of a holder leaves nothing half done.
 pub(super) fn lock(entrance: &Mutex<Entrance>) -> MutexGuard<'_, Entrance> {
     entrance.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A second descriptor of a socket.
-pub(super) fn second(socket: impl AsFd) -> io::Result<OwnedFd> {
-    socket.as_fd().try_clone_to_owned()
 }
