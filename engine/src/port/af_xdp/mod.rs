@@ -245,7 +245,7 @@ impl AfXdpQueue {
     }
 
     /// The socket, as long as it is open.
-    fn place(&self) -> Option<Place> {
+    fn own_place(&self) -> Option<Place> {
         let socket = self.socket.as_ref()?.weak();
         Some(Place { umem: self.umem.clone(), socket })
     }

@@ -288,7 +288,7 @@ impl Steering {
     /// As [`Self::insert_socket`].
     pub fn insert_queue(&mut self, number: u32, queue: &AfXdpQueue) -> Result<(), SteeringError> {
         let failed = self.map_error("the socket of a queue");
-        queue.place().map_or(Ok(()), |place| lock(&self.entrance).insert_place(number, place)).map_err(failed)
+        queue.own_place().map_or(Ok(()), |place| lock(&self.entrance).insert_place(number, place)).map_err(failed)
     }
 
     /// Lets what is steered into a packet socket, and nothing else.
