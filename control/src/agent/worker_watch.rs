@@ -1,6 +1,6 @@
 //! The thread that watches the workers, and what it does when one stands still or has ended.
 //!
-//! It looks every 20 ms ([`LOOK_TIME`]) and so finds a worker that stands still within 100 ms. It lets what uplinks would
+//! It looks every 15 ms ([`LOOK_TIME`]) and so finds a worker that stands still within 100 ms. It lets what uplinks would
 //! bring that worker pass to the host's kernel until the worker moves: host pings, fragments and whatever else the
 //! kernel can serve go on. It takes no lock that a worker or a call to one may hold, so nothing that hangs hangs it. Pods
 //! behind the worker are cut off meanwhile; nothing is opened for them.

@@ -15,9 +15,10 @@ use std::time::Duration;
 use crate::counters::{Event, WorkerCounters};
 
 /// Time between two looks at the workers.
-pub const LOOK_TIME: Duration = Duration::from_millis(20);
+pub const LOOK_TIME: Duration = Duration::from_millis(15);
 
-/// Looks in a row that find a worker where it was, after which it counts as standing still: with [`LOOK_TIME`], 80 ms.
+/// Looks in a row that find a worker where it was, after which it counts as standing still: with [`LOOK_TIME`], 60 to 75 ms, which leaves
+/// room for a look that comes late.
 pub const STALLED_LOOKS: u32 = 4;
 
 /// Why a worker failed last, and what that cost.

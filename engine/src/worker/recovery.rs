@@ -1,7 +1,7 @@
 //! What becomes of a worker that panics: it goes on, alone, with its ports and tables.
 //!
 //! The panic is caught at the root of the worker's thread. What the worker was moving is lost: at most the packets of one
-//! vector, which [`DropReason::WorkerFailed`] counts. All else it keeps: its queues and what waits for them, its lanes,
+//! vector. [`DropReason::WorkerFailed`] counts them, but for those that were not yet counted as received. All else it keeps: its queues and what waits for them, its lanes,
 //! its tables, and what all workers share, connections above all. Two things are made anew, since the panic may have left
 //! them half written: the flow cache, which fills again from connections and tables, and the lists of free frames.
 //!
