@@ -25,6 +25,7 @@ pub mod observe;
 mod plain_http;
 pub mod plan;
 pub mod policy_preview;
+pub mod privileges;
 pub mod problem;
 pub mod publish;
 pub mod receipts;

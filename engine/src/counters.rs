@@ -12,6 +12,7 @@ use crate::clock::{Clock, Time};
 use crate::cycles::CycleCounts;
 use crate::drop_reason::DropReason;
 use crate::limits;
+use crate::worker::health::Health;
 
 /// One single-writer count.
 #[derive(Debug, Default)]
@@ -62,6 +63,12 @@ impl Slept {
     pub fn end(&self, now: Time) {
         let sum = (self.word.load(Ordering::Relaxed) >> 1).wrapping_add(now.nanoseconds());
         self.word.store(sum << 1, Ordering::SeqCst);
+    }
+
+    /// Whether the worker sleeps.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.word.load(Ordering::SeqCst) & Self::NOW != 0
     }
 
     /// The sum at present, by the worker's clock; never less than was told before, though a reader may look between the moment
@@ -179,6 +186,8 @@ pub struct WorkerCounters {
     pub generation: Count,
     /// Where its time goes.
     pub cycles: CycleCounts,
+    /// How it fares.
+    pub health: Health,
 }
 
 impl Default for WorkerCounters {
@@ -191,6 +200,7 @@ impl Default for WorkerCounters {
             flows: Count::default(),
             free_frames: Count::default(),
             slept: Slept::default(),
+            health: Health::default(),
             generation: Count::default(),
             cycles: CycleCounts::default(),
         }

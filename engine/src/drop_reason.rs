@@ -107,6 +107,7 @@ drop_reasons! {
     LaneFull "lane_full" "The lane to the worker that owns the output queue was full." "That worker is overloaded; `millrace show workers`.";
     PortRefused "port_refused" "The kernel refused the packet at the output port." "`millrace show ports`: the interface may be down.";
     Oversized "oversized" "The packet is longer than the output port can carry in any form." "Check the MTU of the output port; a bridge tells no sender.";
+    WorkerFailed "worker_failed" "The worker failed while it was moving the packet, and was started again." "`millrace show workers` says what it said; report it with the log and a capture.";
 }
 
 impl DropReason {

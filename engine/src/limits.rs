@@ -241,6 +241,9 @@ pub const ICMP_ERRORS_BURST: u32 = 100;
 /// Changes of one publish that are swept one by one; a larger change set is indexed before the sweep.
 pub const CHANGES_LINEAR: usize = 8;
 
+/// Failures of a worker in a row after which it is not started again; the pauses between them add up to some 6 s.
+pub const WORKER_FAILURES: u32 = 16;
+
 /// Workers' command queues: port attachments and sweeps that wait to be taken up.
 pub const WORKER_COMMANDS: usize = 1_024;
 

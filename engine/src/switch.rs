@@ -8,8 +8,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
@@ -70,6 +71,9 @@ impl Default for SwitchOptions {
 /// Places of a flow cache listed in one command.
 const FLOW_LIST_STEP: usize = 4096;
 
+/// How long the control plane waits for a worker's answer: who stands still must not hold up publishing for long.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+
 enum Body {
     Parked(Box<Worker>),
     Running(JoinHandle<()>),
@@ -82,6 +86,17 @@ struct WorkerSlot {
     commands: Sender<Command>,
     waker: Waker,
     counters: Arc<WorkerCounters>,
+}
+
+impl WorkerSlot {
+    /// Has the worker take up what waits for it.
+    fn attend(&mut self) {
+        match &mut self.body {
+            Body::Parked(worker) => worker.obey_waiting(),
+            Body::Running(_) => self.waker.wake(),
+            Body::Gone => {}
+        }
+    }
 }
 
 /// A switch.
@@ -185,8 +200,9 @@ impl Switch {
         for (number, slot) in self.workers.iter_mut().enumerate() {
             let Body::Parked(mut worker) = std::mem::replace(&mut slot.body, Body::Gone) else { continue };
             let core = self.options.cores.get(number).copied();
-            let thread =
-                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run(core))?;
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .spawn(move || worker.run_and_recover(core))?;
             slot.body = Body::Running(thread);
         }
         Ok(())
@@ -251,7 +267,10 @@ impl Switch {
     fn attach_queue(&mut self, number: usize, queue: Box<dyn PortQueue>) -> Result<Capabilities, AttachError> {
         let (answer, answered) = bounded(1);
         self.command(number, Command::Attach(queue, answer));
-        answered.recv().map_err(|_| AttachError::WorkerStopped(number))?
+        answered.recv_timeout(ANSWER_TIME).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => AttachError::WorkerStopped(number),
+            RecvTimeoutError::Timeout => AttachError::WorkerSilent(number),
+        })?
     }
 
     /// Closes the port's queues on every worker and forgets the stations behind it; its frames are back when this
@@ -260,8 +279,8 @@ impl Switch {
         for number in 0..self.workers.len() {
             let (answer, answered) = bounded(1);
             self.command(number, Command::Detach(port, answer));
-            // A worker that has stopped has closed its queues.
-            let _ = answered.recv();
+            // A worker that has stopped has closed its queues; one that stands still closes them when it moves.
+            let _ = answered.recv_timeout(ANSWER_TIME);
         }
         self.state.stations.forget_port(port);
     }
@@ -272,21 +291,26 @@ impl Switch {
         if matches!(slot.body, Body::Gone) || slot.commands.send(command).is_err() {
             return;
         }
-        match &mut slot.body {
-            Body::Parked(worker) => worker.obey_waiting(),
-            Body::Running(_) => slot.waker.wake(),
-            Body::Gone => {}
-        }
+        slot.attend();
     }
 
     /// Publishes new tables and says what they change; every worker takes them up with its next turn.
     pub fn publish(&mut self, snapshot: Snapshot) -> ChangeSet {
         let changes = self.publisher.publish(snapshot);
         let plan = Arc::new(SweepPlan::new(&changes));
-        for number in 0..self.workers.len() {
-            self.command(number, Command::Sweep(Arc::clone(&plan)));
-        }
+        (0..self.workers.len()).for_each(|number| self.sweep(number, &plan));
         changes
+    }
+
+    /// Tells a worker what a publish changed. One that has stood still for so long that it takes no more must not hold up
+    /// the others: it gives up its whole flow cache when it moves.
+    fn sweep(&mut self, number: usize, plan: &Arc<SweepPlan>) {
+        let Some(slot) = self.workers.get_mut(number) else { return };
+        match slot.commands.try_send(Command::Sweep(Arc::clone(plan))) {
+            Ok(()) => slot.attend(),
+            Err(TrySendError::Full(_)) => slot.counters.health.miss_sweep(),
+            Err(TrySendError::Disconnected(_)) => {}
+        }
     }
 
     /// Sends a frame of the switch's own out of a port, as it stands; at most a head frame's bytes.
@@ -341,7 +365,7 @@ impl Switch {
         while let Some(place) = from.filter(|_| flows.len() < limit) {
             let (answer, answered) = bounded(1);
             self.command(worker, Command::ListFlows(place, FLOW_LIST_STEP, answer));
-            let (mut some, next) = answered.recv().unwrap_or_default();
+            let (mut some, next) = answered.recv_timeout(ANSWER_TIME).unwrap_or_default();
             flows.append(&mut some);
             from = next;
         }
@@ -355,7 +379,7 @@ impl Switch {
         for number in 0..self.workers.len() {
             let (answer, answered) = bounded(1);
             self.command(number, Command::ListQueues(answer));
-            reports.push(answered.recv().unwrap_or_default());
+            reports.push(answered.recv_timeout(ANSWER_TIME).unwrap_or_default());
         }
         reports
     }

@@ -24,6 +24,7 @@ use millrace_engine::packet::parse::protocol;
 use millrace_engine::tables::policy::Direction;
 use millrace_engine::tables::{PortRole, RouteTarget, SegmentKind, Snapshot};
 use millrace_engine::worker::FlowReport as CachedFlow;
+use millrace_engine::worker::health::Health;
 
 use super::pods::Pods;
 use super::shared::Shared;
@@ -131,6 +132,10 @@ impl Inspect for Inspector {
             flows: counters.flows.get(),
             held_frames: counters.held.get(),
             free_frames: counters.free_frames.get(),
+            standing: standing(&counters.health).to_owned(),
+            failures: counters.health.failures(),
+            last_failure: counters.health.last_failure().map(|failure| failure.message),
+            stalls: counters.health.stalls(),
             events: Event::ALL.iter().map(|event| (event.name().to_owned(), counters.event(*event).get())).collect(),
             cycles: cycles(&counters, &tables),
         };
@@ -293,6 +298,14 @@ impl Inspect for Inspector {
     fn trace(&self, request: &TraceRequest) -> Result<TraceReport, InspectFailure> {
         let state = self.shared.switch.with(|switch| Arc::clone(switch.state()));
         trace::trace(&self.tables(), &state, request)
+    }
+}
+
+fn standing(health: &Health) -> &'static str {
+    match (health.has_ended(), health.is_stalled()) {
+        (true, _) => "ended",
+        (false, true) => "stalled",
+        (false, false) => "works",
     }
 }
 

@@ -35,6 +35,7 @@ mod shared;
 mod trace;
 mod underlay;
 mod uplinks;
+mod worker_watch;
 
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -76,6 +77,7 @@ pub use removal::{Step, remove_from_kernel};
 use reports::Source;
 use shared::Shared;
 pub(crate) use shared::SharedSwitch;
+use worker_watch::WorkerWatch;
 
 /// The file of the state directory with the record of attachments.
 pub(crate) const ATTACHMENTS_FILE: &str = "attachments.json";
@@ -90,6 +92,7 @@ const IN_FORCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// What the agent cannot do without: its name, its directories, its store, memory, its socket.
 pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
+    crate::privileges::reduce().context("could not give up capabilities")?;
     let node = node_name(configuration)?;
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
@@ -111,6 +114,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     shared.report(Source::Record, problem);
     shared.report(Source::KeptState, not_kept);
 
+    let watch = WorkerWatch::start(&shared.workers, Arc::clone(&shared.gates)).context("could not start a thread")?;
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
     let record = configuration.state_directory().join(outside::RECORD);
@@ -166,6 +170,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let _ = shared.inputs.send(Input::Stop);
     let _ = reconciling.join();
     underlay.stop();
+    watch.stop();
     shared.switch.with(Switch::stop);
     served
 }

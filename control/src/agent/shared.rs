@@ -7,12 +7,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
+use millrace_engine::counters::WorkerCounters;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::switch::Switch;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 
 use super::event_writer::Events;
 use super::reports::{Reports, Source};
+use super::worker_watch::{self, Gates};
 use crate::api::model;
 use crate::cluster::{Cluster, NodeName, PoolName};
 use crate::cni_server::AttachmentKey;
@@ -92,6 +94,10 @@ pub(super) struct Shared {
     pub(super) receipts: Arc<Receipts>,
     /// Connections of the kernel that go on in the switch.
     pub(super) adopted: AtomicU64,
+    /// The uplinks' entrances, to shut for a worker that stands still.
+    pub(super) gates: Arc<Gates>,
+    /// What each worker counts, and how it fares.
+    pub(super) workers: Vec<Arc<WorkerCounters>>,
     standing: Mutex<Standing>,
     changed: Condvar,
     /// Problems that are not of objects: an unusable record, a lost attachment.
@@ -112,6 +118,7 @@ const EXHAUSTED: Duration = Duration::from_secs(300);
 
 impl Shared {
     pub(super) fn new(node: NodeName, switch: SharedSwitch, inputs: Sender<Input>) -> Self {
+        let workers = switch.with(|switch| switch.counters().cloned().collect());
         Self {
             node,
             switch,
@@ -119,6 +126,8 @@ impl Shared {
             started: Instant::now(),
             receipts: Arc::default(),
             adopted: AtomicU64::new(0),
+            gates: Arc::default(),
+            workers,
             standing: Mutex::default(),
             changed: Condvar::new(),
             reports: Mutex::default(),
@@ -229,6 +238,7 @@ impl Shared {
         of_node.extend(self.uplink_problems.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         of_node.extend(reports.all(Instant::now()).cloned());
+        of_node.extend(worker_watch::problems(&self.workers));
         (of_objects, of_node)
     }
 

@@ -137,6 +137,7 @@ impl Uplinks {
         let attached = self.shared.switch.with(|switch| switch.attach(port, queues));
         attached.map_err(|error| UplinkProblem::Refused { interface: interface(), said: error.to_string() })?;
         self.shared.uplink_chosen(port, chosen);
+        self.shared.gates.add(steering.gate());
         let (link, mtu) = (link.index, link.mtu);
         let uplink = Uplink { port, taken_by: by, link, mtu, steering, has_tunnel_sockets, problem };
         self.taken.insert(name.clone(), uplink);

@@ -208,6 +208,19 @@ pub struct WorkerReport {
     pub held_frames: u64,
     /// Free head frames.
     pub free_frames: u64,
+    /// `works`, `stalled` (it stands still: what uplinks bring it goes to the host's kernel) or `ended` (it failed too often
+    /// in a row, and its queues are closed).
+    #[serde(default)]
+    pub standing: String,
+    /// Times it failed; it was started again each time, but for the one that ended it.
+    #[serde(default)]
+    pub failures: u64,
+    /// What it said when it failed last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_failure: Option<String>,
+    /// Times it was found to stand still.
+    #[serde(default)]
+    pub stalls: u64,
     /// Every event it counts, by name.
     pub events: BTreeMap<String, u64>,
     /// Where its time goes.

@@ -60,8 +60,19 @@ fn queues(list: &[QueueReport], chosen: Option<&str>) -> String {
 
 /// `show workers`.
 pub(super) fn workers(list: &[WorkerReport]) -> String {
-    let heads =
-        ["Worker", "CPU", "Awake", "Flows", "Flow cache hits", "Misses", "Hit ratio", "Held", "Free frames", "Tables"];
+    let heads = [
+        "Worker",
+        "CPU",
+        "Awake",
+        "Flows",
+        "Flow cache hits",
+        "Misses",
+        "Hit ratio",
+        "Held",
+        "Free frames",
+        "Tables",
+        "Standing",
+    ];
     let rows = list.iter().map(|worker| {
         let awake = worker.uptime_nanoseconds.saturating_sub(worker.slept_nanoseconds);
         let packets = worker.flow_cache_hits.saturating_add(worker.flow_cache_misses);
@@ -76,6 +87,7 @@ pub(super) fn workers(list: &[WorkerReport]) -> String {
             right(number(worker.held_frames)),
             right(number(worker.free_frames)),
             right(format!("generation {}", worker.generation)),
+            left(worker_standing(worker)),
         ]
     });
     let mut text = render(&heads, rows, "No worker runs.");
@@ -83,6 +95,17 @@ pub(super) fn workers(list: &[WorkerReport]) -> String {
     if !measured.is_empty() {
         text.push_str(&work(&measured));
         text.push_str(&work_by_port(&measured));
+    }
+    text
+}
+
+/// How it fares, and how often it did not.
+fn worker_standing(worker: &WorkerReport) -> String {
+    let mut text = worker.standing.clone();
+    for (count, word) in [(worker.failures, "failed"), (worker.stalls, "stood still")] {
+        if count > 0 {
+            let _ = write!(text, ", {word} {count} times");
+        }
     }
     text
 }

@@ -162,7 +162,9 @@ impl Node {
     fn encode_workers(&self, families: &mut Families<'_>) -> fmt::Result {
         type Value = fn(&WorkerReport) -> f64;
         let label = |worker: &WorkerReport| [("worker", worker.worker.to_string())];
-        let counters: [(&str, &str, Value); 4] = [
+        let counters: [(&str, &str, Value); 6] = [
+            ("millrace_worker_failures", "Times it failed and was started again.", |worker| worker.failures as f64),
+            ("millrace_worker_stalls", "Times it stood still.", |worker| worker.stalls as f64),
             ("millrace_worker_slept_seconds", "Time asleep.", |worker| worker.slept_nanoseconds as f64 / 1e9),
             ("millrace_worker_uptime_seconds", "Time since the start.", |worker| {
                 worker.uptime_nanoseconds as f64 / 1e9
@@ -173,7 +175,10 @@ impl Node {
         for (name, help, value) in counters {
             families.counters(name, help, self.workers.iter().map(|worker| (label(worker), value(worker))))?;
         }
-        let gauges: [(&str, &str, Value); 4] = [
+        let gauges: [(&str, &str, Value); 5] = [
+            ("millrace_worker_works", "1 while it works; 0 while it stands still, and once it has ended.", |worker| {
+                f64::from(u8::from(worker.standing == "works"))
+            }),
             ("millrace_flows", "Entries of the flow cache.", |worker| worker.flows as f64),
             ("millrace_held_frames", "Frames queued for a port or another worker.", |worker| worker.held_frames as f64),
             ("millrace_free_frames", "Free head frames.", |worker| worker.free_frames as f64),

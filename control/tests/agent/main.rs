@@ -43,6 +43,7 @@ mod restart;
 mod root_tests;
 mod runtimes;
 mod services;
+mod soundness;
 mod standalone;
 mod subnets;
 mod tenants;
@@ -157,6 +158,11 @@ const TESTS: &[Test] = &[
     ("the_api_server_may_be_away", api_server::the_api_server_may_be_away),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
+    (
+        "a_worker_that_stands_still_leaves_the_host_to_its_kernel",
+        soundness::a_worker_that_stands_still_leaves_the_host_to_its_kernel,
+    ),
+    ("the_agent_keeps_no_right_that_it_does_not_need", soundness::the_agent_keeps_no_right_that_it_does_not_need),
 ];
 
 fn main() -> ExitCode {

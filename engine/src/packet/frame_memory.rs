@@ -367,6 +367,25 @@ impl FrameMemory {
         self.free_bigs.len()
     }
 
+    /// Frames of both kinds in all.
+    pub(crate) fn frames(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Whether the frame is one of this memory.
+    pub(super) fn is_own(&self, frame: &Frame) -> bool {
+        frame.region == self.region.number
+    }
+
+    /// Makes every frame free that is not in `held`, whoever had it.
+    pub(crate) fn reclaim_all_but(&mut self, held: &super::FrameSet) {
+        let (heads, all) = (self.region.layout.head_frames as u32, self.links.len() as u32);
+        self.free_heads.clear();
+        self.free_heads.extend((0..heads).rev().filter(|index| !held.contains(*index)));
+        self.free_bigs.clear();
+        self.free_bigs.extend((heads..all).rev().filter(|index| !held.contains(*index)));
+    }
+
     /// How many frames of each kind there are.
     #[must_use]
     pub fn layout(&self) -> FrameMemoryLayout {

@@ -16,6 +16,7 @@ pub mod checksum;
 pub mod copy_and_checksum;
 pub mod crc32c;
 mod frame_memory;
+mod frame_set;
 pub mod parse;
 pub mod quoted;
 pub mod wire;
@@ -23,6 +24,7 @@ pub mod wire;
 pub use address::Mac;
 pub(crate) use frame_memory::Link;
 pub use frame_memory::{Frame, FrameMemory, FrameMemoryLayout, Region};
+pub use frame_set::FrameSet;
 pub use parse::{Headers, Network};
 
 use crate::limits;
@@ -342,6 +344,19 @@ impl FrameMemory {
             let frame = self.linked(index);
             self.release_frame(frame);
             index = next;
+        }
+    }
+
+    /// Enters the packet's frames into `held`. A frame of another memory, and what hangs on it, is left out.
+    pub(crate) fn mark(&self, packet: &Packet, held: &mut FrameSet) {
+        if !self.is_own(&packet.head) {
+            return;
+        }
+        held.insert(packet.head.index());
+        let (mut index, mut left) = (packet.next, limits::CHAIN_SEGMENTS);
+        while index != Link::END && left > 0 {
+            held.insert(index);
+            (index, left) = (self.link(index).next, left - 1);
         }
     }
 

@@ -16,7 +16,7 @@ pub mod udp;
 use std::os::fd::BorrowedFd;
 
 use crate::counters::WorkerCounters;
-use crate::packet::{FrameMemory, Packet, PortIndex};
+use crate::packet::{FrameMemory, FrameSet, Packet, PortIndex};
 
 /// What a queue can take from `transmit`; `transmit.rs` brings packets into that form before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,10 @@ pub trait PortQueue: Send {
 
     /// Frames of `memory` that the kernel holds at this moment (fill, receive, transmit, completion rings).
     fn lent_frames(&self) -> usize;
+
+    /// Called after a panic of the worker, perhaps in the middle of another call: forgets packets that were on their way
+    /// through this queue, and enters the frames that it goes on holding into `held`. All others are free afterwards.
+    fn recover(&mut self, _memory: &FrameMemory, _held: &mut FrameSet) {}
 
     /// The port this queue belongs to.
     fn port(&self) -> PortIndex;

@@ -15,6 +15,7 @@ mod assemble;
 mod checksum;
 mod decode;
 mod describe;
+mod failing_queue;
 mod frame;
 mod mutate;
 pub mod node;
@@ -23,6 +24,7 @@ mod verify;
 
 pub use checksum::{crc32c, internet_checksum};
 pub use describe::describe;
+pub use failing_queue::{FailingQueue, Faults};
 pub use frame::{FrameBuilder, ToAddress, ToMac, frame};
 pub use mutate::Mutator;
 pub use packets::{fragments, gso_units, valid_packets};

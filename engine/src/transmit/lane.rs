@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::limits::{HEAD_FRAME_BYTES, LANE_PACKETS, XDP_HEADROOM_BYTES};
-use crate::packet::{Checksum, Frame, FrameMemory, Gso, Packet, PortIndex, Region};
+use crate::packet::{Checksum, Frame, FrameMemory, FrameSet, Gso, Packet, PortIndex, Region};
 use crate::worker::Waker;
 
 const PARCEL_BYTES: usize = HEAD_FRAME_BYTES - XDP_HEADROOM_BYTES;
@@ -41,6 +41,8 @@ pub struct LaneSender {
 pub struct LaneReceiver {
     parcels: Consumer<Parcel>,
     supply: Producer<Frame>,
+    /// Frames that the other side has, empty or on their way back.
+    held: FrameSet,
 }
 
 /// A lane towards the worker whose frames are `memory` and whose sleep `waker` ends.
@@ -50,7 +52,8 @@ pub fn lane(memory: &FrameMemory, waker: Waker) -> (LaneSender, LaneReceiver) {
     let (supply_producer, supply_consumer) = RingBuffer::new(LANE_PACKETS);
     let sender =
         LaneSender { parcels: parcel_producer, supply: supply_consumer, region: Arc::clone(memory.region()), waker };
-    (sender, LaneReceiver { parcels: parcel_consumer, supply: supply_producer })
+    let held = FrameSet::new(memory.frames());
+    (sender, LaneReceiver { parcels: parcel_consumer, supply: supply_producer, held })
 }
 
 impl LaneSender {
@@ -116,16 +119,19 @@ impl LaneReceiver {
         let reserve = memory.layout().head_frames / 4;
         while self.supply.slots() > 0 && memory.free_heads() > reserve {
             let Some(frame) = memory.allocate_head() else { return };
+            let index = frame.index();
             if let Err(rtrb::PushError::Full(frame)) = self.supply.push(frame) {
                 memory.release_frame(frame);
                 return;
             }
+            self.held.insert(index);
         }
     }
 
     /// The next packet and the port it leaves by.
     pub fn receive(&mut self, memory: &mut FrameMemory) -> Option<(PortIndex, Packet)> {
         let first = self.parcels.pop().ok()?;
+        self.held.remove(first.frame.index());
         let mut packet = Packet::new(first.frame, XDP_HEADROOM_BYTES, first.length);
         packet.ingress = first.ingress;
         packet.set_checksum(first.checksum);
@@ -134,6 +140,7 @@ impl LaneReceiver {
         let mut continues = first.continues;
         while continues {
             let Ok(parcel) = self.parcels.pop() else { break };
+            self.held.remove(parcel.frame.index());
             memory.append(&mut packet, parcel.frame, XDP_HEADROOM_BYTES, parcel.length);
             continues = parcel.continues;
         }
@@ -144,6 +151,11 @@ impl LaneReceiver {
     #[must_use]
     pub fn held_frames(&self) -> usize {
         LANE_PACKETS - self.supply.slots() + self.parcels.slots()
+    }
+
+    /// Enters these frames into `held`.
+    pub(crate) fn mark_held(&self, held: &mut FrameSet) {
+        held.insert_all(&self.held);
     }
 
     /// Whether packets wait.

@@ -169,6 +169,11 @@ impl Transmit {
         self.append(outlet, egress, packet);
     }
 
+    /// The port has packets that wait, or perhaps an unfinished flush, from before: it is flushed.
+    pub(crate) fn resume(&mut self, port: PortIndex) {
+        self.active.push(port);
+    }
+
     /// Whether no queue waits for another flush.
     #[must_use]
     pub fn is_idle(&self) -> bool {

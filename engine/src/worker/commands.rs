@@ -25,6 +25,9 @@ pub enum AttachError {
     /// The worker does not answer: it has stopped.
     #[error("worker {0} has stopped")]
     WorkerStopped(usize),
+    /// The worker stands still; the queue is closed as soon as it moves.
+    #[error("worker {0} stands still and does not answer")]
+    WorkerSilent(usize),
 }
 
 /// One flow of a worker's cache, for `show flows`.
@@ -89,6 +92,9 @@ impl Worker {
     pub(super) fn take_commands(&mut self) {
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command);
+        }
+        if self.counters.health.take_missed_sweep() {
+            self.renew_cache();
         }
     }
 

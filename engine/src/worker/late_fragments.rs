@@ -50,6 +50,16 @@ impl LateFragments {
         self.held.len()
     }
 
+    /// Those that wait.
+    pub(super) fn packets(&self) -> impl Iterator<Item = &Packet> {
+        self.held.iter().map(|held| &held.packet)
+    }
+
+    /// Counts anew what a panic may have left miscounted.
+    pub(super) fn recount(&mut self) {
+        self.chained = self.held.iter().filter(|held| held.packet.is_chained()).count();
+    }
+
     /// Keeps one; returns the one that gives way to it.
     #[must_use]
     fn push(&mut self, held: Held) -> Option<Held> {

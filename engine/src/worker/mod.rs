@@ -20,6 +20,7 @@ mod anticipate;
 mod bandwidth;
 mod carry_out;
 mod commands;
+pub mod health;
 mod housekeeping;
 mod idle;
 mod ingress;
@@ -29,6 +30,7 @@ mod originate;
 mod parts;
 mod placement;
 mod ports;
+mod recovery;
 
 use std::sync::Arc;
 
@@ -42,7 +44,7 @@ use crate::clock::{Clock, Time};
 use crate::counters::{Event, WorkerCounters};
 use crate::cycles::{Stopwatch, Work};
 use crate::edit;
-use crate::flow_cache::{FlowCache, LookupBatch};
+use crate::flow_cache::{FlowCache, FlowCacheLayout, HashKey, LookupBatch};
 use crate::limits::VECTOR_PACKETS;
 use crate::packet::parse::Plain;
 use crate::packet::{FrameMemory, Packet};
@@ -71,6 +73,8 @@ pub struct Worker {
     ports: Ports,
     ingress: IngressTable,
     cache: FlowCache,
+    /// What the cache is built from.
+    cache_plan: (FlowCacheLayout, HashKey),
     batch: LookupBatch,
     vector: Vec<Packet>,
     /// What was read of each plain packet of the vector.

@@ -69,6 +69,7 @@ impl Worker {
             subscription,
             tables,
             cache: FlowCache::new(parts.flows, parts.hash_key).writing_back_to(&parts.state.connections),
+            cache_plan: (parts.flows, parts.hash_key),
             state: parts.state,
             umem: Umem::new(&parts.memory),
             memory: parts.memory,

@@ -13,7 +13,7 @@ use super::bandwidth::Limiter;
 use crate::clock::Time;
 use crate::counters::WorkerCounters;
 use crate::limits;
-use crate::packet::{FrameMemory, Packet, PortIndex};
+use crate::packet::{FrameMemory, FrameSet, Packet, PortIndex};
 use crate::port::{Capabilities, PortQueue};
 use crate::state::{BandwidthBudgets, Way};
 use crate::tables::BandwidthTable;
@@ -354,6 +354,28 @@ impl Ports {
     pub(crate) fn output(&mut self, port: PortIndex) -> Option<(&mut dyn PortQueue, &mut Vec<Packet>, Capabilities)> {
         let slot = self.slots.get_mut(port.0 as usize)?;
         Some((slot.queue.as_mut()?.as_mut(), &mut slot.pending, slot.capabilities?))
+    }
+
+    /// After a panic: every queue of this worker's own is polled and flushed in the next turn, `resume` is told of each.
+    pub(super) fn begin_anew(&mut self, mut resume: impl FnMut(PortIndex)) {
+        self.ready.clear();
+        self.hot.clear();
+        self.delivered = false;
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            slot.hot = false;
+            slot.active = slot.queue.is_some();
+            if slot.active {
+                resume(PortIndex(number as u16));
+            }
+        }
+    }
+
+    /// After a panic: enters the frames of queues and of packets that wait for them into `held`.
+    pub(super) fn mark_held(&mut self, memory: &FrameMemory, held: &mut FrameSet) {
+        for slot in &mut self.slots {
+            slot.queue.iter_mut().for_each(|queue| queue.recover(memory, held));
+            slot.pending.iter().for_each(|packet| memory.mark(packet, held));
+        }
     }
 
     /// The descriptor of epoll itself, readable when a queue is.

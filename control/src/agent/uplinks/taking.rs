@@ -128,8 +128,7 @@ impl Taking<'_> {
             let usual = AfXdpOptions::new(self.port, interface, number as u32, steering.mode());
             let options = AfXdpOptions { busy_poll_budget: self.busy_poll_budget, ..usual };
             let queue = AfXdpQueue::open(options, umem).map_err(|error| self.sockets_refused(error.to_string()))?;
-            let socket = queue.socket().ok_or_else(|| self.refused("no socket".to_owned()))?;
-            let inserted = steering.insert_socket(number as u32, socket);
+            let inserted = steering.insert_queue(number as u32, &queue);
             inserted.map_err(|error| self.steering_refused("AF_XDP", &error))?;
             is_zero_copy &= queue.is_zero_copy();
             boxed.push(Some(Box::new(queue)));

@@ -81,6 +81,10 @@ fn workers_show_how_busy_they_are() {
         flows: 120,
         held_frames: 0,
         free_frames: 32_768,
+        standing: "works".into(),
+        failures: 2,
+        last_failure: Some("why".into()),
+        stalls: 0,
         events: Default::default(),
         cycles: CyclesReport {
             packets: 6_200,
@@ -97,8 +101,8 @@ fn workers_show_how_busy_they_are() {
     };
     check(
         &workers(&[worker, WorkerReport::default()]),
-        r#"Worker  CPU  Awake  Flows  Flow cache hits  Misses  Hit ratio  Held  Free frames  Tables
-     1    3  1.0 %    120           99,000   1,000     99.0 %     0       32,768  generation 42
+        r#"Worker  CPU  Awake  Flows  Flow cache hits  Misses  Hit ratio  Held  Free frames  Tables         Standing
+     1    3  1.0 %    120           99,000   1,000     99.0 %     0       32,768  generation 42  works, failed 2 times
      0  any      -      0                0       0          -     0            0   generation 0
 
 Worker  Packets/vector  Cycles/packet  receive  read  look up  edit  send  decide  transmit  housekeeping

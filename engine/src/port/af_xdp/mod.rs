@@ -31,15 +31,16 @@ use thiserror::Error;
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::counters::WorkerCounters;
 use crate::limits;
-use crate::packet::{FrameMemory, Packet, PortIndex};
+use crate::packet::{FrameMemory, FrameSet, Packet, PortIndex};
 use receive::Partial;
 use socket::{Request, Socket};
+use steering::Place;
 use umem::LentFrames;
 
 pub use socket::{Attempt, RingSizes};
 pub use steering::{
-    AttachMode, AttachPreference, Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts,
-    Steering, SteeringError, SteeringRules, VxlanRules,
+    AttachMode, AttachPreference, Destination, Gate, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules,
+    SteeredPorts, Steering, SteeringError, SteeringRules, VxlanRules,
 };
 pub use sys::{LeftToReceiver, left_to_receiver, receive_queues, set_receive_gathering, set_transmit_checksum};
 pub use umem::Umem;
@@ -243,6 +244,12 @@ impl AfXdpQueue {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
+    /// The socket, as long as it is open.
+    fn own_place(&self) -> Option<Place> {
+        let socket = self.socket.as_ref()?.weak();
+        Some(Place { umem: self.umem.clone(), socket })
+    }
+
     /// Whether the driver moves packets without a copy in the kernel.
     #[must_use]
     pub fn is_zero_copy(&self) -> bool {
@@ -348,6 +355,14 @@ impl PortQueue for AfXdpQueue {
 
     fn lent_frames(&self) -> usize {
         self.receiving.count() + self.sending.count()
+    }
+
+    fn recover(&mut self, memory: &FrameMemory, held: &mut FrameSet) {
+        self.receiving.mark(held);
+        self.sending.mark(held);
+        if let Partial::Building(packet, _) = &self.partial {
+            memory.mark(packet, held);
+        }
     }
 
     fn port(&self) -> PortIndex {

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::rings::{ConsumerRing, ProducerRing};
@@ -129,6 +129,11 @@ impl AsFd for Socket {
 }
 
 impl Socket {
+    /// The descriptor, for who must not keep it open.
+    pub(super) fn weak(&self) -> Weak<OwnedFd> {
+        Arc::downgrade(&self.descriptor)
+    }
+
     /// Binds to the queue in the best way the kernel allows; otherwise everything that was tried.
     pub(super) fn open(request: &Request, umem: &Umem) -> Result<Self, Vec<Attempt>> {
         let deadline = Instant::now() + BUSY_RETRY_TIME;

@@ -9,6 +9,7 @@
 //! whose tunnel traffic goes nowhere. A kernel that has no XDP links (before 5.9), or for packet sockets no tcx links
 //! (before 6.6), is refused. The link and with it the program end when this value is dropped or the process dies.
 
+mod entrance;
 mod rules;
 
 use std::collections::HashSet;
@@ -16,6 +17,7 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aya::Ebpf;
@@ -23,8 +25,11 @@ use aya::maps::{Array, HashMap, MapData, MapError, XskMap};
 use aya::programs::{Program, ProgramError, ProgramFd, SchedClassifier, SocketFilter, Xdp};
 use thiserror::Error;
 
-use super::sys;
-use rules::{AddressKey, Configuration, Contents, DestinationKey, configuration};
+use super::{AfXdpQueue, sys};
+pub use entrance::Gate;
+pub(super) use entrance::Place;
+use entrance::{Entrance, lock};
+use rules::{AddressKey, Contents, DestinationKey};
 pub use rules::{
     Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts, SteeringRules, VxlanRules,
 };
@@ -150,11 +155,10 @@ pub struct Steering {
     /// What the maps hold, also after a change that failed half way.
     present: Contents,
     everything: bool,
-    configuration: Array<MapData, Configuration>,
     addresses: HashMap<MapData, AddressKey, u8>,
     destinations: HashMap<MapData, DestinationKey, u8>,
     peers: HashMap<MapData, AddressKey, u8>,
-    sockets: XskMap<MapData>,
+    entrance: Arc<Mutex<Entrance>>,
     link: OwnedFd,
     /// What packet sockets let in.
     filter: Option<ProgramFd>,
@@ -217,12 +221,12 @@ impl Steering {
             program.take_map(name).ok_or_else(|| failed(format!("the object has no map {name}").into()))
         };
         let wrong = |error: MapError| failed(error.into());
-        let mut configuration_map = Array::try_from(map("configuration")?).map_err(wrong)?;
+        let configuration = Array::try_from(map("configuration")?).map_err(wrong)?;
         let addresses = HashMap::try_from(map("addresses")?).map_err(wrong)?;
         let destinations = HashMap::try_from(map("destinations")?).map_err(wrong)?;
         let peers = HashMap::try_from(map("known_peers")?).map_err(wrong)?;
         let sockets = XskMap::try_from(map("xsks_map")?).map_err(wrong)?;
-        configuration_map.set(0, configuration(&SteeringRules::default(), everything), 0).map_err(wrong)?;
+        let entrance = Entrance::new(configuration, sockets, everything).map_err(wrong)?;
         let (link, mode) = match way {
             Way::AfXdp(preference) => make_link(interface, entry.as_fd(), ifindex, preference)?,
             Way::PacketSockets => (make_tcx_link(interface, entry.as_fd(), ifindex)?, AttachMode::TrafficControl),
@@ -233,11 +237,10 @@ impl Steering {
             rules: SteeringRules::default(),
             present: Contents::default(),
             everything,
-            configuration: configuration_map,
             addresses,
             destinations,
             peers,
-            sockets,
+            entrance: Arc::new(Mutex::new(entrance)),
             link,
             filter,
             _program: program,
@@ -276,7 +279,16 @@ impl Steering {
     /// [`SteeringError::Map`], also for a queue beyond 255.
     pub fn insert_socket(&mut self, queue: u32, socket: BorrowedFd<'_>) -> Result<(), SteeringError> {
         let failed = self.map_error("the socket of a queue");
-        self.sockets.set(queue, socket.as_raw_fd(), 0).map_err(failed)
+        lock(&self.entrance).insert(queue, socket).map_err(failed)
+    }
+
+    /// As [`Self::insert_socket`] for the queue's socket, which [`Gate`] then shuts out and lets in again.
+    ///
+    /// # Errors
+    /// As [`Self::insert_socket`].
+    pub fn insert_queue(&mut self, number: u32, queue: &AfXdpQueue) -> Result<(), SteeringError> {
+        let failed = self.map_error("the socket of a queue");
+        queue.own_place().map_or(Ok(()), |place| lock(&self.entrance).insert_place(number, place)).map_err(failed)
     }
 
     /// Lets what is steered into a packet socket, and nothing else.
@@ -295,11 +307,13 @@ impl Steering {
     /// [`SteeringError::Map`].
     pub fn remove_socket(&mut self, queue: u32) -> Result<(), SteeringError> {
         let failed = self.map_error("the socket of a queue");
-        match self.sockets.unset(queue) {
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(MapError::KeyNotFound) => Ok(()),
-            other => other.map_err(failed),
-        }
+        lock(&self.entrance).remove(queue).map_err(failed)
+    }
+
+    /// The way to shut the entrance for a worker that stands still, while this steering lives.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        Gate::of(&self.entrance)
     }
 
     /// Steers by `rules` from now on. Only what differs is changed, so nothing that both the old and the new rules
@@ -321,11 +335,8 @@ impl Steering {
         replace(&mut self.destinations, &mut self.present.destinations, &wanted.destinations).map_err(failed)?;
         let failed = self.map_error("tunnel peers");
         replace(&mut self.peers, &mut self.present.peers, &wanted.peers).map_err(failed)?;
-        let bytes = configuration(rules, self.everything);
-        if configuration(&self.rules, self.everything) != bytes {
-            let failed = self.map_error("the configuration");
-            self.configuration.set(0, bytes, 0).map_err(failed)?;
-        }
+        let failed = self.map_error("the configuration");
+        lock(&self.entrance).set(rules, self.everything).map_err(failed)?;
         self.rules = rules.clone();
         Ok(())
     }
@@ -452,7 +463,7 @@ fn link_when_free(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Resu
 impl Drop for Steering {
     /// Nothing is ours any more before the sockets and the kernel would for a moment both have it.
     fn drop(&mut self) {
-        let _ = self.configuration.set(0, configuration(&SteeringRules::default(), false), 0);
+        lock(&self.entrance).end();
     }
 }
 

@@ -22,11 +22,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::sys;
 use crate::limits::HEAD_FRAME_BYTES;
-use crate::packet::{Frame, FrameMemory, Region};
+use crate::packet::{Frame, FrameMemory, FrameSet, Region};
 
 /// What all sockets that share one registration have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,14 @@ impl Umem {
         }
     }
 
+    /// Calls `act` with the socket, which cannot close meanwhile; `None` if it has been closed.
+    pub(super) fn while_open<T>(&self, socket: &Weak<OwnedFd>, act: impl FnOnce(BorrowedFd<'_>) -> T) -> Option<T> {
+        let state = self.state();
+        let is_it = |other: &Arc<OwnedFd>| Weak::as_ptr(socket) == Arc::as_ptr(other);
+        let (socket, _) = state.sockets.iter().find(|(other, _)| is_it(other))?;
+        Some(act(socket.as_fd()))
+    }
+
     /// Takes a socket off the list; afterwards its owner holds the only reference.
     pub(super) fn leave(&self, socket: &Arc<OwnedFd>) {
         self.state().sockets.retain(|(other, _)| other.as_raw_fd() != socket.as_raw_fd());
@@ -149,6 +157,13 @@ impl Umem {
         if !addresses.is_empty() {
             self.state().quarantine.push(Quarantined { ifindex, queue, released: false, addresses });
         }
+    }
+
+    /// Enters the frames in quarantine into `held`.
+    pub(crate) fn mark_quarantined(&self, held: &mut FrameSet) {
+        let state = self.state();
+        let addresses = state.quarantine.iter().flat_map(|quarantined| &quarantined.addresses);
+        addresses.for_each(|address| held.insert((address / HEAD_FRAME_BYTES as u64) as u32));
     }
 
     /// Frames in quarantine.
@@ -256,6 +271,14 @@ impl LentFrames {
             self.count -= 1;
         }
         lent
+    }
+
+    /// Enters all lent frames into `held`.
+    pub(super) fn mark(&self, held: &mut FrameSet) {
+        for (number, word) in self.words.iter().enumerate() {
+            let lent = (0..64u32).filter(|bit| word & (1 << bit) != 0);
+            lent.for_each(|bit| held.insert(number as u32 * 64 + bit));
+        }
     }
 
     /// Forgets all lent frames and returns their addresses.

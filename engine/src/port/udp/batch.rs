@@ -16,7 +16,7 @@ use super::outer::{self, LONGEST, Outer};
 use super::sys::{self, Arrival, MESSAGES};
 use crate::limits;
 use crate::packet::wire::vxlan;
-use crate::packet::{Checksum, Frame, FrameMemory, Packet, PortIndex};
+use crate::packet::{Checksum, Frame, FrameMemory, FrameSet, Packet, PortIndex};
 
 /// First byte of a datagram in its head frame: outer headers of either family are written before it.
 const START: usize = limits::XDP_HEADROOM_BYTES + LONGEST;
@@ -74,6 +74,11 @@ impl Batch {
     /// Head frames that it holds.
     pub(super) fn held_frames(&self) -> usize {
         self.frames.iter().flatten().count()
+    }
+
+    /// Enters these frames into `held`.
+    pub(super) fn mark_held(&self, held: &mut FrameSet) {
+        self.frames.iter().flatten().for_each(|frame| held.insert(frame.index()));
     }
 
     /// Datagrams that found no free frame.

@@ -14,7 +14,7 @@ use super::sending::{Fate, Sending};
 use super::sys::MESSAGES;
 use crate::counters::WorkerCounters;
 use crate::limits;
-use crate::packet::{FrameMemory, Packet, PortIndex};
+use crate::packet::{FrameMemory, FrameSet, Packet, PortIndex};
 use crate::port::{Capabilities, PortQueue, QueueDescription};
 
 const SOURCES: usize = 3;
@@ -203,6 +203,13 @@ impl PortQueue for UdpQueue {
     /// The descriptor is readable as long as a packet waits in the kernel, and what waits here made this turn a busy one.
     fn prepare_to_sleep(&mut self) -> bool {
         self.batch.is_empty() && self.plain.prepare_to_sleep()
+    }
+
+    fn recover(&mut self, memory: &FrameMemory, held: &mut FrameSet) {
+        self.tunnelled.clear();
+        self.untunnelled.clear();
+        self.batch.mark_held(held);
+        self.plain.recover(memory, held);
     }
 
     fn lent_frames(&self) -> usize {
