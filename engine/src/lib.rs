@@ -13,6 +13,7 @@ pub mod limits;
 pub mod packet;
 pub mod port;
 mod prefetch;
+pub mod processor;
 pub mod slow_path;
 pub mod state;
 pub mod switch;

@@ -48,6 +48,9 @@ pub struct SwitchOptions {
     /// Seed of the flow hash's key, for tests and replay; without one the key is random, so that nobody can forge
     /// flows that collide.
     pub hash_seed: Option<u64>,
+    /// Hash in the way that every processor can, so that with a seed also what follows from hashes (source ports of tunnels and
+    /// of masqueraded connections) is the same on all of them: for replay. Slower where the processor has AES.
+    pub portable_hash: bool,
 }
 
 impl Default for SwitchOptions {
@@ -63,6 +66,7 @@ impl Default for SwitchOptions {
             clock: Clock::Monotonic,
             kept_in: None,
             hash_seed: None,
+            portable_hash: false,
         }
     }
 }
@@ -136,6 +140,7 @@ impl Switch {
             )));
         }
         let hash_key = options.hash_seed.map_or_else(HashKey::random, |seed| Ok(HashKey::from_seed(seed)))?;
+        let hash_key = if options.portable_hash { hash_key.without_aes() } else { hash_key };
         let mut publisher = Publisher::new();
         let (state, kept) = learned(&options, hash_key)?;
         let foundations: Vec<Foundation> =

@@ -9,7 +9,7 @@
 //! | 2 | the command line is wrong |
 //! | 3 | no agent is reachable on the socket |
 //! | 4 | `demo`: everything works, but a goal of speed was missed on this machine at this time |
-//! | 5 | `check`: something is not as it should be; `policy diff --exit-code`: a verdict would change; standard output says what |
+//! | 5 | `check`: something is not as it should be; `policy diff --exit-code`: a verdict would change; `replay --against` and `--expect`: a packet's fate differs; standard output says what |
 //!
 //! Results go to standard output, as a table or with `-o json` as the very document of the API; everything else
 //! goes to standard error.
@@ -48,7 +48,7 @@ const FOUND: u8 = 5;
 #[command(
     name = "millrace",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no agent reachable, 4 demo missed a goal of speed, 5 check or policy diff --exit-code found something."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 no agent reachable, 4 demo missed a goal of speed, 5 check, policy diff --exit-code, replay --against or --expect found something."
 )]
 struct CommandLine {
     #[command(subcommand)]

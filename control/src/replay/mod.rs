@@ -3,34 +3,41 @@
 //! A node is built as the agent builds it (objects, plan, compile, publish, switch), but on memory ports and a clock
 //! that the captures move, see [`node`]. Frames of all captures are merged by their time stamps; within one capture
 //! its own order is kept. One frame at a time goes in, and everything it causes comes out before the next: so nothing
-//! but the objects, the captures and the options has a part in the result, and the number of simulated workers changes
-//! no byte of it. Hash keys come from a fixed seed.
+//! but the objects, the captures and the options has a part in the result, and neither the number of simulated workers nor
+//! the processor changes a byte of it. Hash keys come from a fixed seed, and hashing is the way that every processor can.
 //!
-//! [`policies`] asks of captured flows what `millrace policy` asks of live ones.
+//! [`policies`] asks of captured flows what `millrace policy` asks of live ones. [`comparison`] sets two runs against each
+//! other: by other objects, or by what an earlier run stored ([`stored`]).
 //!
 //! Cost: captures lie in memory whole (`limits::CAPTURE_BYTES` each); each frame is decided twice, once for its trail.
 
+mod comparison;
+mod fate;
 mod node;
+mod offloads;
+mod plugging;
 pub mod policies;
 mod report;
+mod stored;
 mod surroundings;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_engine::clock::Time;
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::PortIndex;
-use millrace_engine::port::memory::WireFrame;
-use millrace_engine::port::pcap::{Capture, CaptureError, Recording};
-use millrace_engine::testing::describe;
+use millrace_engine::port::pcap::{Capture, CaptureError};
 
+pub use comparison::{ByteDifference, Comparison, Difference, Side, against, expect};
+pub use fate::Fate;
 use node::ReplayNode;
 pub use node::ReplayNodeError;
+use report::NO_PORT;
 pub use report::{PacketReport, SentReport, Summary};
+use stored::Record;
 
 use crate::cluster::NodeName;
 use crate::policy_preview::ProposalError;
@@ -60,6 +67,17 @@ pub struct ReplayOptions {
     pub workers: usize,
     /// What moves the clock.
     pub clock: ReplayClock,
+}
+
+/// What else happens in a replay: nothing by default.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    /// Directories of objects that replace those in force, each so long after the first packet, in order of time. One that
+    /// is due at the time of a packet comes before it.
+    pub changes: Vec<(Duration, PathBuf)>,
+    /// Frames of one port with one time stamp arrive as one vector, so that their segments may be joined. What leaves
+    /// because of them is told with the last.
+    pub together: bool,
 }
 
 /// Why there is no replay.
@@ -99,6 +117,20 @@ pub enum ReplayError {
         /// What the system said.
         source: io::Error,
     },
+    /// A stored run cannot be read.
+    #[error("cannot read the stored run in {}: {reason}", path.display())]
+    Stored {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The stored run is of other captures.
+    #[error("packet {number} came in otherwise in the stored run: it is of other captures or another clock")]
+    OtherCaptures {
+        /// Number of the packet.
+        number: u64,
+    },
     /// The switch lost frames: a defect.
     #[error("after frame {number} of {port} the switch cannot account for {lost} frames: a defect")]
     Lost {
@@ -116,23 +148,37 @@ pub enum ReplayError {
 /// # Errors
 /// See [`ReplayError`]; what was told before is right.
 pub fn replay(options: &ReplayOptions, mut tell: impl FnMut(&PacketReport)) -> Result<Summary, ReplayError> {
-    let (mut recordings, mut begun) = (None, None);
+    replay_under(options, &Conditions::default(), |fate| tell(&fate.report))
+}
+
+/// Replays under conditions, telling what became of each packet in order, with the bytes that left.
+///
+/// # Errors
+/// See [`ReplayError`]; what was told before is right.
+pub fn replay_under(
+    options: &ReplayOptions,
+    conditions: &Conditions,
+    mut tell: impl FnMut(&Fate),
+) -> Result<Summary, ReplayError> {
+    let (mut record, mut begun) = (None, None);
     let mut summary = Summary::default();
-    each_frame(options, |node, arrival| {
-        let Some(arrival) = arrival else {
-            recordings = options.out.as_deref().map(|out| record_to(out, node)).transpose()?;
-            summary = Summary { problems: node.problems(), generation: node.generation(), ..Summary::default() };
-            return Ok(());
-        };
-        let origin = *begun.get_or_insert(arrival.time);
-        let report = pass(node, arrival, recordings.as_ref(), origin)?;
-        summary.count(&report);
-        tell(&report);
+    walk(options, conditions, &[&options.objects], |nodes, arrivals| {
+        let [node] = nodes else { return Ok(()) };
+        if let Some(first) = arrivals.first() {
+            let origin = *begun.get_or_insert(first.time);
+            for fate in pass(node, arrivals)? {
+                summary.count(&fate.report);
+                record.iter_mut().for_each(|record: &mut Record| record.write(&fate, origin));
+                tell(&fate);
+            }
+        } else {
+            let ports = node.port_names();
+            record = options.out.as_deref().map(|out| Record::begin(out, &options.node, &ports)).transpose()?;
+        }
+        (summary.problems, summary.generation) = (node.problems(), node.generation());
         Ok(())
     })?;
-    for (path, recording) in recordings.into_iter().flatten().map(|(_, recording)| recording) {
-        recording.finish().map_err(|source| ReplayError::Write { path, source })?;
-    }
+    record.map_or(Ok(()), Record::finish)?;
     Ok(summary)
 }
 
@@ -142,35 +188,82 @@ fn each_frame(
     options: &ReplayOptions,
     mut each: impl FnMut(&mut ReplayNode, Option<&Arrival<'_>>) -> Result<(), ReplayError>,
 ) -> Result<(), ReplayError> {
-    let mut captures: BTreeMap<String, Capture> = BTreeMap::new();
+    walk(options, &Conditions::default(), &[&options.objects], |nodes, arrivals| match (nodes, arrivals) {
+        ([node], [arrival]) => each(node, Some(arrival)),
+        ([node], _) => each(node, None),
+        _ => Ok(()),
+    })
+}
+
+/// Builds a node of each directory of objects and calls `each`: once with no frame when they stand, then with each frame in
+/// order, or those that come as one vector, the clocks moved to their time.
+fn walk(
+    options: &ReplayOptions,
+    conditions: &Conditions,
+    objects: &[&Path],
+    mut each: impl FnMut(&mut [ReplayNode], &[Arrival<'_>]) -> Result<(), ReplayError>,
+) -> Result<(), ReplayError> {
+    let captures = captures(options)?;
+    let built = objects.iter().map(|objects| ReplayNode::build(objects, &options.node, options.workers, &captures));
+    let mut nodes: Vec<ReplayNode> = built.collect::<Result<_, _>>()?;
+    let mut arrivals = arrivals(options, &nodes, &captures)?;
+    each(&mut nodes, &[])?;
+    let origin = arrivals.first().map_or(0, |arrival| arrival.time);
+    for (number, arrival) in (1..).zip(&mut arrivals) {
+        arrival.number = number;
+        arrival.elapsed = match options.clock {
+            ReplayClock::Capture => arrival.time - origin,
+            ReplayClock::Step(step) => nanoseconds(step).saturating_mul(number - 1),
+        };
+    }
+    let mut changes = conditions.changes.iter().peekable();
+    let is_one = |one: &Arrival<'_>, next: &Arrival<'_>| {
+        conditions.together && one.port == next.port && one.elapsed == next.elapsed
+    };
+    for vector in arrivals.chunk_by(is_one) {
+        let now = vector.first().map_or(0, |arrival| arrival.elapsed);
+        while let Some((at, objects)) = changes.next_if(|(at, _)| nanoseconds(*at) <= now) {
+            for node in &mut nodes {
+                node.set_time(Time::from_nanoseconds(nanoseconds(*at)));
+                node.change_to(objects, &captures)?;
+            }
+        }
+        nodes.iter().for_each(|node| node.set_time(Time::from_nanoseconds(now)));
+        each(&mut nodes, vector)?;
+    }
+    Ok(())
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn captures(options: &ReplayOptions) -> Result<BTreeMap<String, Capture>, ReplayError> {
+    let mut captures = BTreeMap::new();
     for (port, path) in &options.inputs {
         if captures.insert(port.clone(), Capture::open(path)?).is_some() {
             return Err(ReplayError::PortTwice(port.clone()));
         }
     }
-    let mut node = ReplayNode::build(&options.objects, &options.node, options.workers, &captures)?;
+    Ok(captures)
+}
+
+/// All frames that some node has a port for, in order.
+fn arrivals<'a>(
+    options: &ReplayOptions,
+    nodes: &[ReplayNode],
+    captures: &'a BTreeMap<String, Capture>,
+) -> Result<Vec<Arrival<'a>>, ReplayError> {
     let mut ports: Vec<(PortIndex, &str, &Capture)> = Vec::new();
-    for (name, capture) in &captures {
-        let port = node.port(name).ok_or_else(|| ReplayError::UnknownPort {
+    for (name, capture) in captures {
+        let port = nodes.iter().find_map(|node| node.port(name)).ok_or_else(|| ReplayError::UnknownPort {
             node: options.node.clone(),
             port: name.clone(),
-            known: node.port_names().join(", "),
+            known: nodes.first().map(|node| node.port_names().join(", ")).unwrap_or_default(),
         })?;
         ports.push((port, name, capture));
     }
-    let mut arrivals = merge(&ports);
-    let origin = arrivals.first().map_or(0, |arrival| arrival.time);
-    each(&mut node, None)?;
-    for (number, arrival) in (1..).zip(&mut arrivals) {
-        arrival.number = number;
-        arrival.elapsed = match options.clock {
-            ReplayClock::Capture => arrival.time - origin,
-            ReplayClock::Step(step) => u64::try_from(step.as_nanos()).unwrap_or(u64::MAX).saturating_mul(number - 1),
-        };
-        node.set_time(Time::from_nanoseconds(arrival.elapsed));
-        each(&mut node, Some(arrival))?;
-    }
-    Ok(())
+    Ok(merge(&ports))
 }
 
 /// A frame that arrives.
@@ -202,53 +295,27 @@ fn merge<'a>(ports: &[(PortIndex, &'a str, &'a Capture)]) -> Vec<Arrival<'a>> {
     arrivals
 }
 
-type Recordings = BTreeMap<PortIndex, (PathBuf, Recording)>;
-
-fn record_to(out: &Path, node: &ReplayNode) -> Result<Recordings, ReplayError> {
-    let failed = |path: &Path, source| ReplayError::Write { path: path.to_owned(), source };
-    std::fs::create_dir_all(out).map_err(|source| failed(out, source))?;
-    let mut recordings = BTreeMap::new();
-    for (port, name) in node.ports() {
-        let path = out.join(format!("{}.pcapng", name.replace('/', "_")));
-        let file = File::create(&path).map_err(|source| failed(&path, source))?;
-        recordings.insert(port, (path, Recording::new(BufWriter::new(file))));
-    }
-    Ok(recordings)
-}
-
-/// Sends one frame through and says what became of it.
-fn pass(
-    node: &mut ReplayNode,
-    arrival: &Arrival<'_>,
-    recordings: Option<&Recordings>,
-    origin: u64,
-) -> Result<PacketReport, ReplayError> {
-    let (number, elapsed) = (arrival.number, arrival.elapsed);
-    let trail = node.explain(arrival.port, arrival.bytes);
+/// Sends the frames of one vector through and says what became of each.
+fn pass(node: &mut ReplayNode, vector: &[Arrival<'_>]) -> Result<Vec<Fate>, ReplayError> {
+    let mut fates = Vec::with_capacity(vector.len());
     let before = node.drops();
-    node.inject(arrival.port, WireFrame::plain(arrival.bytes.to_vec()));
-    let after = node.drops();
-    let lost = node.lost_frames();
-    if lost != 0 {
-        return Err(ReplayError::Lost { number, port: arrival.name.to_owned(), lost });
+    for arrival in vector {
+        let port = node.port(arrival.name);
+        let trail = port.map_or_else(|| NO_PORT.to_owned(), |port| node.explain(port, arrival.bytes));
+        fates.push(Fate::of(arrival, trail));
+        port.into_iter().for_each(|port| node.queue(port, arrival.bytes));
     }
-    let mut sent = Vec::new();
-    for (port, name, frame) in node.take_sent() {
-        if let Some((_, recording)) = recordings.and_then(|recordings| recordings.get(&port)) {
-            // A write that failed is told by `finish`.
-            recording.write(origin + elapsed, std::iter::once(frame.bytes.as_slice()), None);
-        }
-        sent.push(SentReport { port: name, packet: describe(&frame.bytes) });
+    node.settle();
+    let after = node.drops();
+    if let (lost @ (i64::MIN..0 | 1..), Some(arrival)) = (node.lost_frames(), vector.first()) {
+        return Err(ReplayError::Lost { number: arrival.number, port: arrival.name.to_owned(), lost });
+    }
+    let Some((last, others)) = fates.split_last_mut() else { return Ok(fates) };
+    others.iter_mut().for_each(|fate| fate.report.with_next = true);
+    for (name, frame) in node.take_sent() {
+        last.sends(name, frame);
     }
     let changed = |reason: &&DropReason| after[**reason as usize] > before[**reason as usize];
-    let dropped = DropReason::ALL.iter().filter(changed).map(|reason| reason.name().to_owned()).collect();
-    Ok(PacketReport {
-        number,
-        time_nanoseconds: elapsed,
-        port: arrival.name.to_owned(),
-        packet: describe(arrival.bytes),
-        trail,
-        sent,
-        dropped,
-    })
+    last.report.dropped = DropReason::ALL.iter().filter(changed).map(|reason| reason.name().to_owned()).collect();
+    Ok(fates)
 }

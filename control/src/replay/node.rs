@@ -3,9 +3,10 @@
 //!
 //! What objects do not say is in [`surroundings`]. Ports have the numbers that an agent gives them: the host's is 0,
 //! uplinks are counted from 1, pods from 16, ports of bridges and of networks from 768, each in order of their names. Port
-//! `n` has its queue on worker `n` modulo their number; the others reach it by lanes, as on a live switch.
+//! `n` has its queue on worker `n` modulo their number; the others reach it by lanes, as on a live switch. [`plugging`] does it.
 //!
 //! [`surroundings`]: super::surroundings
+//! [`plugging`]: super::plugging
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,16 +17,15 @@ use millrace_engine::clock::{Clock, ManualClock, Time};
 use millrace_engine::drop_reason::DropReason;
 use millrace_engine::flow_cache::FlowCacheLayout;
 use millrace_engine::packet::{FrameMemory, FrameMemoryLayout, Headers, PortIndex};
-use millrace_engine::port::memory::{MemoryQueue, MemoryWire, WireFrame};
+use millrace_engine::port::memory::{MemoryWire, WireFrame};
 use millrace_engine::port::pcap::Capture;
-use millrace_engine::port::{Capabilities, PortQueue};
 use millrace_engine::slow_path::Decision;
 use millrace_engine::state::{Connection, ConnectionReference};
 use millrace_engine::switch::{Switch, SwitchOptions};
 use millrace_engine::tables::Snapshot;
 use millrace_engine::worker;
 
-use super::surroundings::{self, Device};
+use super::offloads;
 use crate::agent::SharedSwitch;
 use crate::cluster::{Cluster, NodeName};
 use crate::compile::CompileError;
@@ -33,10 +33,12 @@ use crate::observe::KINDS;
 use crate::plan::LocalView;
 use crate::problem::Problem;
 use crate::reconcile::{Input, Reconciler};
-use crate::store::{DirectoryStore, Event, ObjectStore, StoreError};
+use crate::store::{DirectoryStore, Event, Object, ObjectKey, ObjectStore, StoreError};
 
 /// Seed of the flow hash: any number, but always the same.
 const SEED: u64 = 0x6d69_6c6c;
+/// Flows of each family in the cache of a worker.
+pub(super) const FLOWS: usize = 16_384;
 /// Turns after which a frame that still moves is in a loop.
 const TURNS: usize = 10_000;
 /// How long the store may take to tell all objects.
@@ -75,9 +77,13 @@ pub enum ReplayNodeError {
 
 /// The node.
 pub(super) struct ReplayNode {
-    switch: SharedSwitch,
+    pub(super) switch: SharedSwitch,
     clock: ManualClock,
-    ports: BTreeMap<PortIndex, (String, MemoryWire)>,
+    pub(super) reconciler: Reconciler,
+    pub(super) ports: BTreeMap<PortIndex, (String, MemoryWire)>,
+    /// By the first number of a kind of ports the next that none of it has had.
+    pub(super) next_numbers: BTreeMap<u16, u16>,
+    pub(super) objects: BTreeMap<ObjectKey, Object>,
     problems: Vec<Problem>,
     /// Frames for packets that are only explained.
     imagined: FrameMemory,
@@ -98,8 +104,9 @@ impl ReplayNode {
         let options = SwitchOptions {
             workers,
             frame_memory: FrameMemoryLayout { head_frames: 4_096, big_buffers: 64 },
-            flows: FlowCacheLayout { ipv4: 16_384, ipv6: 16_384 },
+            flows: FlowCacheLayout { ipv4: FLOWS, ipv6: FLOWS },
             hash_seed: Some(SEED),
+            portable_hash: true,
             clock: Clock::Manual(clock.clone()),
             ..SwitchOptions::default()
         };
@@ -108,70 +115,43 @@ impl ReplayNode {
         let imagined = imagined.map_err(ReplayNodeError::Switch)?;
         let local = LocalView::new(name.clone());
         let mut reconciler = Reconciler::publishing_to(local, Box::new(switch.clone()));
-        take_objects(&mut reconciler, objects)?;
-        let (cluster, local) = (reconciler.cluster().clone(), reconciler.local().clone());
-        let mut node = Self { switch, clock, ports: BTreeMap::new(), problems: Vec::new(), imagined, cluster, local };
-        node.plug(&mut reconciler, captures)?;
-        let settled = reconciler.settle(Instant::now());
-        if let Some(error) = settled.error {
-            return Err(ReplayNodeError::Compile(error));
+        let (objects, unreadable) = objects_in(objects)?;
+        reconciler.take(Input::Store(unreadable));
+        for object in objects.values() {
+            reconciler.take(Input::Store(Event::Applied(object.clone())));
         }
-        node.problems = settled.problems.to_vec();
-        node.local = reconciler.local().clone();
-        node.settle();
+        reconciler.take(Input::Store(Event::Synced));
+        let mut node = Self {
+            switch,
+            clock,
+            ports: BTreeMap::new(),
+            next_numbers: BTreeMap::new(),
+            problems: Vec::new(),
+            imagined,
+            cluster: Cluster::default(),
+            local: reconciler.local().clone(),
+            reconciler,
+            objects,
+        };
+        node.plug(captures)?;
+        node.publish()?;
         Ok(node)
     }
 
-    fn plug(
-        &mut self,
-        reconciler: &mut Reconciler,
-        captures: &BTreeMap<String, Capture>,
-    ) -> Result<(), ReplayNodeError> {
-        let (uplinks, devices) = surroundings::uplinks(reconciler.cluster(), reconciler.node(), captures);
-        self.attach_all(devices)?;
-        reconciler.take(Input::Uplinks(uplinks));
-        reconciler.take(Input::Underlay(surroundings::underlay(reconciler.cluster(), reconciler.local(), captures)));
-        let outside = surroundings::outside(reconciler.cluster(), reconciler.local(), captures);
-        reconciler.take(Input::Outside(outside));
-        let (host, device) = surroundings::host(reconciler.cluster(), reconciler.node(), captures);
-        self.attach_all([device])?;
-        reconciler.take(Input::Host(Some(host)));
-        let (ports, devices) = surroundings::bridge_ports(reconciler.cluster(), reconciler.node());
-        self.attach_all(devices)?;
-        reconciler.take(Input::BridgePorts(ports));
-        // The pods' MTU follows from the uplinks.
-        reconciler.settle(Instant::now());
-        let mtu = reconciler.publish_state().plan().map_or(surroundings::MTU, |plan| plan.pod_mtu);
-        let (pods, devices) = surroundings::pods(reconciler.cluster(), reconciler.node(), mtu, captures);
-        self.attach_all(devices)?;
-        reconciler.take(Input::Pods(pods));
-        Ok(())
-    }
-
-    fn attach_all(&mut self, devices: impl IntoIterator<Item = Device>) -> Result<(), ReplayNodeError> {
-        devices.into_iter().try_for_each(|device| self.attach(device.port, &device.name, device.capabilities))
-    }
-
-    fn attach(&mut self, port: PortIndex, name: &str, capabilities: Capabilities) -> Result<(), ReplayNodeError> {
-        if self.port(name).is_some() {
-            let (port, reason) = (name.to_owned(), "another port has this name".to_owned());
-            return Err(ReplayNodeError::Port { port, reason });
+    /// Puts the tables of the present objects in force.
+    pub(super) fn publish(&mut self) -> Result<(), ReplayNodeError> {
+        let settled = self.reconciler.settle(Instant::now());
+        if let Some(error) = settled.error {
+            return Err(ReplayNodeError::Compile(error));
         }
-        let wire = MemoryWire::default();
-        let queue = MemoryQueue::new(port, wire.clone(), capabilities);
-        let attached = self.switch.with(|switch| {
-            let workers = switch.options().workers;
-            let mut queues: Vec<Option<Box<dyn PortQueue>>> = Vec::new();
-            queues.resize_with(workers, || None);
-            queues[usize::from(port.0) % workers] = Some(Box::new(queue));
-            switch.attach(port, queues)
-        });
-        attached.map_err(|error| ReplayNodeError::Port { port: name.to_owned(), reason: error.to_string() })?;
-        self.ports.insert(port, (name.to_owned(), wire));
+        self.problems = settled.problems.to_vec();
+        self.cluster = self.reconciler.cluster().clone();
+        self.local = self.reconciler.local().clone();
+        self.settle();
         Ok(())
     }
 
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         self.switch.with(|switch| switch.settle(TURNS));
     }
 
@@ -216,6 +196,13 @@ impl ReplayNode {
         self.switch.with(|switch| switch.state().connections.get(reference))
     }
 
+    /// A captured frame with the metadata that its sender gave with it.
+    pub(super) fn read_back(&self, port: PortIndex, frame: &[u8]) -> WireFrame {
+        let of_pod = || self.local.pods.get(&port).map(|pod| pod.mtu);
+        let of_host = || self.local.host.as_ref().filter(|host| host.port == port).map(|host| host.mtu);
+        offloads::read_back(frame, of_pod().or_else(of_host))
+    }
+
     /// What each stage says of a frame that comes in by `port` now, as one line.
     pub(super) fn explain(&mut self, port: PortIndex, frame: &[u8]) -> String {
         match self.decide(&self.tables(), port, frame) {
@@ -232,8 +219,10 @@ impl ReplayNode {
         port: PortIndex,
         frame: &[u8],
     ) -> Option<Result<(Headers, Decision), DropReason>> {
-        let mut packet = self.imagined.packet_from(frame)?;
+        let frame = self.read_back(port, frame);
+        let mut packet = self.imagined.packet_from(&frame.bytes)?;
         packet.ingress = port;
+        packet.set_gso(frame.gso);
         let state = self.switch.with(|switch| switch.state().clone());
         let now = Clock::Manual(self.clock.clone()).now();
         let explained = worker::explain(tables, &state, &self.imagined, &packet, now);
@@ -241,21 +230,20 @@ impl ReplayNode {
         Some(explained)
     }
 
-    /// Sends a frame in and lets the switch come to rest.
-    pub(super) fn inject(&self, port: PortIndex, frame: WireFrame) {
+    /// Puts a captured frame before its port, without a turn.
+    pub(super) fn queue(&self, port: PortIndex, frame: &[u8]) {
         if let Some((_, wire)) = self.ports.get(&port) {
-            wire.send(frame);
-            self.settle();
+            wire.send(self.read_back(port, frame));
         }
     }
 
     /// Takes what the switch sent, in order of the ports.
-    pub(super) fn take_sent(&self) -> Vec<(PortIndex, String, WireFrame)> {
-        let frames = |(port, (name, wire)): (&PortIndex, &(String, MemoryWire))| {
-            let (port, name, wire) = (*port, name.clone(), wire.clone());
-            std::iter::from_fn(move || wire.receive()).map(move |frame| (port, name.clone(), frame))
+    pub(super) fn take_sent(&self) -> Vec<(String, WireFrame)> {
+        let frames = |(name, wire): &(String, MemoryWire)| {
+            let (name, wire) = (name.clone(), wire.clone());
+            std::iter::from_fn(move || wire.receive()).map(move |frame| (name.clone(), frame))
         };
-        self.ports.iter().flat_map(frames).collect()
+        self.ports.values().flat_map(frames).collect()
     }
 
     /// Frames dropped so far, by reason.
@@ -271,16 +259,18 @@ impl ReplayNode {
     }
 }
 
-fn take_objects(reconciler: &mut Reconciler, objects: &Path) -> Result<(), ReplayNodeError> {
-    let failed = |source| ReplayNodeError::Objects { path: objects.to_owned(), source };
-    let watch = DirectoryStore::open(objects).map_err(failed)?.watch(&KINDS).map_err(failed)?;
+/// All objects of a directory, and what could not be read.
+pub(super) fn objects_in(path: &Path) -> Result<(BTreeMap<ObjectKey, Object>, Event), ReplayNodeError> {
+    let failed = |source| ReplayNodeError::Objects { path: path.to_owned(), source };
+    let watch = DirectoryStore::open(path).map_err(failed)?.watch(&KINDS).map_err(failed)?;
+    let (mut objects, mut unreadable) = (BTreeMap::new(), Vec::new());
     loop {
-        let late = |_| ReplayNodeError::ObjectsLate(objects.to_owned());
-        let event = watch.events.recv_timeout(OBJECTS).map_err(late)?;
-        let synced = event == Event::Synced;
-        reconciler.take(Input::Store(event));
-        if synced {
-            return Ok(());
+        let late = |_| ReplayNodeError::ObjectsLate(path.to_owned());
+        match watch.events.recv_timeout(OBJECTS).map_err(late)? {
+            Event::Applied(object) => drop(objects.insert(object.key.clone(), object)),
+            Event::Deleted(key) => drop(objects.remove(&key)),
+            Event::Synced => return Ok((objects, Event::Problems(unreadable))),
+            Event::Problems(problems) => unreadable = problems,
         }
     }
 }

@@ -50,7 +50,7 @@ pub fn diff(
                 *known = change;
             }
         }
-        pass(node, arrival, None, 0).map(drop)
+        pass(node, std::slice::from_ref(arrival)).map(drop)
     })?;
     let mut differences = Differences::new(&names, limit);
     for key in order {
@@ -109,7 +109,7 @@ pub fn reach(options: &ReplayOptions, question: &Question) -> Result<PolicyReach
     let (mut tables, mut report) = (Arc::default(), PolicyReachReport::default());
     each_frame(options, |node, arrival| {
         if let Some(arrival) = arrival {
-            return pass(node, arrival, None, 0).map(drop);
+            return pass(node, std::slice::from_ref(arrival)).map(drop);
         }
         tables = node.tables();
         report = reach::reach(&node.cluster, &node.local, question).map_err(ReplayError::Question)?;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::fate::Seconds;
+
 use crate::problem::Problem;
 
 /// What became of one packet.
@@ -23,6 +25,30 @@ pub struct PacketReport {
     pub sent: Vec<SentReport>,
     /// Reasons for which frames were dropped.
     pub dropped: Vec<String>,
+    /// It came in one vector with the next packet, where what left because of both is told.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub with_next: bool,
+}
+
+/// In place of a trail where objects have no such port.
+pub(super) const NO_PORT: &str = "no port of this name here";
+
+impl PacketReport {
+    /// What became of it, a phrase each: frames that left, reasons of drops, or that there was neither.
+    #[must_use]
+    pub fn ends(&self) -> Vec<String> {
+        let mut ends: Vec<String> = self.sent.iter().map(|sent| format!("{} {}", sent.port, sent.packet)).collect();
+        ends.extend(self.dropped.iter().map(|reason| format!("dropped {reason}")));
+        if ends.is_empty() {
+            let end = match (self.with_next, self.trail == NO_PORT) {
+                (true, _) => "with the next",
+                (_, true) => "not taken in",
+                _ => "consumed",
+            };
+            ends.push(end.to_owned());
+        }
+        ends
+    }
 }
 
 /// A packet that left.
@@ -36,13 +62,9 @@ pub struct SentReport {
 
 impl fmt::Display for PacketReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (seconds, rest) = (self.time_nanoseconds / 1_000_000_000, self.time_nanoseconds % 1_000_000_000);
-        write!(formatter, "{} {seconds}.{rest:09} {} {}", self.number, self.port, self.packet)?;
-        write!(formatter, " :: {}", self.trail)?;
-        let mut ends: Vec<String> = self.sent.iter().map(|sent| format!("{} {}", sent.port, sent.packet)).collect();
-        ends.extend(self.dropped.iter().map(|reason| format!("dropped {reason}")));
-        let end = if ends.is_empty() { "consumed".to_owned() } else { ends.join(" ; ") };
-        write!(formatter, " => {end}")
+        let time = Seconds(self.time_nanoseconds);
+        write!(formatter, "{} {time} {} {} :: {}", self.number, self.port, self.packet, self.trail)?;
+        write!(formatter, " => {}", self.ends().join(" ; "))
     }
 }
 

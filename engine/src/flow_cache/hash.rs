@@ -13,6 +13,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use crate::processor::{self, Feature};
+
 /// What is hashed: an even number of words, at most eight.
 pub(crate) trait HashWords {
     /// The words.
@@ -139,14 +141,7 @@ fn fold(left: u64, right: u64) -> u64 {
 }
 
 fn aes_available() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("aes")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+    processor::has(Feature::Aes)
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@
 #![allow(unsafe_code)]
 
 use super::checksum::{add_with_carry, native_sum, native_to_wire};
+#[cfg(target_arch = "x86_64")]
+use crate::processor::{self, Feature};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
@@ -31,15 +33,15 @@ impl Kernel {
     /// Plain code, right on every processor.
     pub const SCALAR: Kernel = Kernel(Variant::Scalar);
 
-    /// The fastest one this processor can run.
+    /// The fastest one this processor can run, and may ([`processor`]).
     #[must_use]
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if std::arch::is_x86_feature_detected!("avx512f") {
+            if processor::has(Feature::Avx512) {
                 return Self(Variant::Avx512);
             }
-            if std::arch::is_x86_feature_detected!("avx2") {
+            if processor::has(Feature::Avx2) {
                 return Self(Variant::Avx2);
             }
         }
@@ -53,10 +55,10 @@ impl Kernel {
         let mut all = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
         {
-            if std::arch::is_x86_feature_detected!("avx2") {
+            if processor::is_present(Feature::Avx2) {
                 all.push(Self(Variant::Avx2));
             }
-            if std::arch::is_x86_feature_detected!("avx512f") {
+            if processor::is_present(Feature::Avx512) {
                 all.push(Self(Variant::Avx512));
             }
         }

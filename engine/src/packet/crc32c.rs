@@ -5,6 +5,9 @@
 //! Runs on workers.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+use crate::processor::{self, Feature};
+
 const POLYNOMIAL_REFLECTED: u32 = 0x82f6_3b78;
 
 const TABLE: [u32; 256] = {
@@ -43,7 +46,7 @@ impl Crc32c {
     /// Takes in the next bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("sse4.2") {
+        if processor::has(Feature::Sse42) {
             // SAFETY: the processor has SSE4.2: it was asked in the line above.
             self.0 = unsafe { update_sse42(self.0, bytes) };
             return;
