@@ -14,6 +14,7 @@
 //! test and broken promises of the switch panic.
 
 pub mod anything;
+pub mod capture;
 pub mod cluster;
 pub mod memory_store;
 pub mod objects;

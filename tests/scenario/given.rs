@@ -33,7 +33,7 @@ use ipnet::IpNet;
 
 /// A line of `given`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Given {
+pub(crate) enum Given {
     Node { name: String, addresses: Vec<IpAddr>, presence: Presence, exempt: Option<IpNet> },
     Outside { prefix: IpNet, node: String, gateway: Option<IpAddr>, source: IpAddr },
     NoNeighbour(IpAddr),
@@ -56,7 +56,7 @@ pub(super) enum Given {
 
 /// How real a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Presence {
+pub(crate) enum Presence {
     /// A switch runs.
     Running,
     /// Only the object exists, and the kernel knows the way.
@@ -67,7 +67,7 @@ pub(super) enum Presence {
 
 impl Given {
     /// Reads a line; `None` if it is none of these.
-    pub(super) fn parse(line: &str) -> Result<Option<Self>, String> {
+    pub(crate) fn parse(line: &str) -> Result<Option<Self>, String> {
         if let Some(yaml) = line.strip_prefix('|') {
             return Ok(Some(Self::Yaml(yaml.trim().to_owned())));
         }
@@ -161,7 +161,7 @@ fn addresses(words: &[&str]) -> Result<Vec<IpAddr>, String> {
 }
 
 /// A number.
-pub(super) fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
+pub(crate) fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
     word.parse().map_err(|_| format!("{word:?} is no number that fits"))
 }
 
@@ -171,7 +171,7 @@ fn read<T: std::str::FromStr>(word: &str) -> Result<T, String> {
 }
 
 /// The objects that stand behind a line, as YAML.
-pub(super) fn yaml(given: &Given, nodes: &BTreeMap<String, Vec<IpAddr>>) -> String {
+pub(crate) fn yaml(given: &Given, nodes: &BTreeMap<String, Vec<IpAddr>>) -> String {
     match given {
         Given::Bridge { name, nodes: on, fields } => {
             let place = match on.as_slice() {
@@ -252,16 +252,16 @@ fn pool_name(network: &str, cidr: &str) -> String {
 }
 
 /// Namespace and name of what is written `NAME` or `NAMESPACE/NAME`.
-pub(super) fn pod_name(text: &str) -> (&str, &str) {
+pub(crate) fn pod_name(text: &str) -> (&str, &str) {
     text.split_once('/').unwrap_or(("default", text))
 }
 
 /// Name of the object of a block, as the program itself would name it.
-pub(super) fn block_name(cidr: &str) -> String {
+pub(crate) fn block_name(cidr: &str) -> String {
     cidr.replace(['.', ':', '/'], "-").replace("--", "-")
 }
 
 /// The pools that every scenario has.
-pub(super) const POOLS: &str = "---\napiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: four}\n\
+pub(crate) const POOLS: &str = "---\napiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: four}\n\
     spec: {cidr: 10.0.0.0/8}\n---\napiVersion: millrace.dev/v1alpha1\nkind: IpPool\nmetadata: {name: six}\n\
     spec: {cidr: \"fd00::/16\"}\n";

@@ -18,8 +18,8 @@
 //! With `MILLRACE_WRITE_SCENARIOS` set, each text's `then` is written anew from what happens: to be read and
 //! judged line by line before it is committed.
 
-mod given;
-mod packet_text;
+pub(crate) mod given;
+pub(crate) mod packet_text;
 mod world;
 
 use std::fmt::Write as _;

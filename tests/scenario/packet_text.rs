@@ -23,13 +23,13 @@ use super::given::number;
 
 /// MAC addresses of a packet where its text names none.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Link {
-    pub(super) source: Mac,
-    pub(super) destination: Mac,
+pub(crate) struct Link {
+    pub(crate) source: Mac,
+    pub(crate) destination: Mac,
 }
 
 /// The frame that a text describes; `station` finds the MAC address of a name.
-pub(super) fn frame_of(text: &str, link: Link, station: impl Fn(&str) -> Option<Mac>) -> Result<WireFrame, String> {
+pub(crate) fn frame_of(text: &str, link: Link, station: impl Fn(&str) -> Option<Mac>) -> Result<WireFrame, String> {
     let mut parts = text.split(';').map(str::trim);
     let body = parts.next().unwrap_or_default();
     let modifiers: Vec<&str> = parts.collect();

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use millrace_control::cluster::{NodeName, StationMac};
 use millrace_control::plan::GATEWAY_MAC;
-use millrace_control::replay::{ReplayClock, ReplayError, ReplayOptions, replay};
+use millrace_control::replay::{Conditions, ReplayClock, ReplayError, ReplayOptions, replay};
 use millrace_engine::packet::Mac;
 use millrace_engine::port::pcap::Recording;
 use millrace_engine::testing::{ACK, FrameBuilder, PSH, SYN, frame};
+use millrace_tests::capture::golden;
 
 const CLIENT: &str = "default/client";
 const WEB: &str = "default/web";
@@ -256,18 +257,8 @@ fn check_with(objects: &str, folder: &str, packets: &Packets, ports: &[&str]) {
         assert!(checked_in == bytes, "{folder}/{} is not what the builder makes", file_name(&port));
     }
     let out = Out::new();
-    let (text, files) = run(&options(objects, folder, ports, 1, &out), &out);
-    if write_anew {
-        fs::write(path.join("expected.txt"), &text).expect("written");
-    }
-    let expected = fs::read_to_string(path.join("expected.txt")).expect("expectation");
-    assert_eq!(text.lines().collect::<Vec<_>>(), expected.lines().collect::<Vec<_>>(), "{folder}:\n{text}");
-    for workers in [1, 4] {
-        let out = Out::new();
-        let (again, same) = run(&options(objects, folder, ports, workers, &out), &out);
-        assert_eq!(again, text, "{folder} on {workers} workers");
-        assert!(same == files, "{folder} on {workers} workers sends other bytes");
-    }
+    let options = options(objects, folder, ports, 1, &out);
+    golden(&options, &Conditions::default(), &path.join("out")).unwrap_or_else(|error| panic!("{folder}: {error}"));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! | addresses of the first uplink | the node's internal addresses; without a Node object, the addresses that VXLAN came to |
 //! | the host's addresses | the node's internal addresses, and those among pods that its blocks give it |
 //! | the way out | a default route of each family by the first uplink; the router's MAC address as a next hop's |
+//! | the link's own IPv4 network, and neighbours on it | ARP requests that an uplink captured: the smallest network that holds who asks, what for, and the uplink; without any there is none |
 //! | MTU of interfaces | 1500, unless their object says another |
 //!
 //! Pure functions of the objects and the captures; [`super::node`] puts what they tell on memory ports.
@@ -15,9 +16,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use millrace_engine::packet::parse::parse;
-use millrace_engine::packet::{Headers, Mac, PortIndex};
+use millrace_engine::packet::{Headers, Mac, Network, PortIndex};
 use millrace_engine::port::Capabilities;
 use millrace_engine::port::memory::MemoryQueue;
 use millrace_engine::port::pcap::Capture;
@@ -107,6 +108,11 @@ pub(super) fn outside(cluster: &Cluster, local: &LocalView, captures: &Captures)
             IpAddr::V6(_) => IpNet::from(ipnet::Ipv6Net::default()),
         };
         view.routes.insert(everything, OutsidePath { port, gateway: Some(router), source, mtu: uplink.mtu });
+        let asked = capture.map(|capture| askers(capture, source)).unwrap_or_default();
+        if let Some(network) = asked.iter().map(|(network, ..)| *network).min_by_key(IpNet::prefix_len) {
+            view.routes.insert(network, OutsidePath { port, gateway: None, source, mtu: uplink.mtu });
+            view.neighbours.extend(asked.into_iter().map(|(_, asker, mac)| ((port, asker), mac)));
+        }
     }
     view
 }
@@ -216,6 +222,23 @@ fn headers(bytes: &[u8]) -> Option<Headers> {
 fn sender_of(capture: &Capture, is_wanted: impl Fn(IpAddr) -> bool) -> Option<Mac> {
     let from = |bytes: &[u8]| headers(bytes).is_some_and(|headers| is_wanted(headers.source_address()));
     capture.frames().find(|frame| from(frame.bytes)).and_then(|frame| mac_at(frame.bytes, 6))
+}
+
+/// By each ARP request of the capture: the smallest network that holds its sender, its target and this address; the sender,
+/// and its MAC address.
+fn askers(capture: &Capture, own: IpAddr) -> Vec<(IpNet, IpAddr, Mac)> {
+    let asker = |bytes: &[u8]| {
+        let headers = headers(bytes).filter(|headers| headers.network == Network::Arp)?;
+        let (IpAddr::V4(asker), IpAddr::V4(target), IpAddr::V4(own)) =
+            (headers.source_address(), headers.destination_address(), own)
+        else {
+            return None;
+        };
+        let differ = (asker.to_bits() ^ own.to_bits()) | (target.to_bits() ^ own.to_bits());
+        let network = Ipv4Net::new(own, differ.leading_zeros() as u8).ok()?.trunc();
+        Some((IpNet::V4(network), IpAddr::V4(asker), mac_at(bytes, 6)?))
+    };
+    capture.frames().filter_map(|frame| asker(frame.bytes)).collect()
 }
 
 /// The first destination of VXLAN in each family.
