@@ -134,7 +134,10 @@ fn a_run_that_differs_is_told_packet_by_packet() {
     let output = millrace(&arguments);
     let words = text(&output.stdout);
     assert_eq!(output.status.code(), Some(5), "{words}");
-    assert!(words.contains("  stored: the stages say the same\n") && words.contains(" by default/web from byte "), "{words}");
+    assert!(
+        words.contains("  stored: the stages say the same\n") && words.contains(" by default/web from byte "),
+        "{words}"
+    );
     assert!(words.contains("1 of ") && words.contains(" packets has another fate"), "{words}");
     // A run of other captures is no difference but a mistake.
     let fates = directory.0.join("fates.txt");
@@ -153,8 +156,10 @@ fn the_example_of_the_page_is_what_the_program_prints() {
     for block in page.split("\n    $ millrace ").skip(1) {
         let lines: Vec<&str> = block.lines().take_while(|line| line.starts_with("    ") || !line.is_empty()).collect();
         let command_lines = lines.iter().take_while(|line| line.ends_with('\\')).count() + 1;
-        let command: String = lines[..command_lines].iter().map(|line| line.trim_end_matches('\\').to_owned() + " ").collect();
-        let expected: Vec<&str> = lines[command_lines..].iter().map(|line| line.strip_prefix("    ").unwrap_or(line)).collect();
+        let command: String =
+            lines[..command_lines].iter().map(|line| line.trim_end_matches('\\').to_owned() + " ").collect();
+        let expected: Vec<&str> =
+            lines[command_lines..].iter().map(|line| line.strip_prefix("    ").unwrap_or(line)).collect();
         if !command.starts_with("replay ") || command.contains("--out") {
             continue;
         }
@@ -178,7 +183,10 @@ fn differences_come_as_a_document_too() {
     assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
     let first = &document["differences"][0];
-    assert_eq!((first["stage"].as_str(), first["other"]["dropped"][0].as_str()), (Some("policy"), Some("policy_ingress")));
+    assert_eq!(
+        (first["stage"].as_str(), first["other"]["dropped"][0].as_str()),
+        (Some("policy"), Some("policy_ingress"))
+    );
     assert_eq!(first["one"]["sent"][0]["port"], "default/web");
     assert!(first["other"]["reason"].as_str().is_some_and(|reason| reason.contains("default/web")), "{first}");
 }
@@ -191,10 +199,17 @@ fn mistakes_on_the_command_line_are_refused() {
         all.extend(further);
         millrace(&all).status.code()
     };
-    for wrong in [&["--change", "1"][..], &["--change", "x=y"], &["--against", "x", "--out", "y"], &["--expect", "x", "--out", "y"]] {
+    for wrong in [
+        &["--change", "1"][..],
+        &["--change", "x=y"],
+        &["--against", "x", "--out", "y"],
+        &["--expect", "x", "--out", "y"],
+    ] {
         assert_eq!(with(wrong), Some(2), "{wrong:?}");
     }
-    for wrong in [&["--against", "/nonexistent"][..], &["--expect", "/nonexistent"], &["--change", "2=/x", "--change", "1=/x"]] {
+    for wrong in
+        [&["--against", "/nonexistent"][..], &["--expect", "/nonexistent"], &["--change", "2=/x", "--change", "1=/x"]]
+    {
         assert_eq!(with(wrong), Some(1), "{wrong:?}");
     }
 }

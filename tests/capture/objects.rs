@@ -61,7 +61,9 @@ impl Objects {
                     self.sender(name, format!("{namespace}/{short}"), routed);
                 }
             }
-            Given::Tenant { name, fields, .. } if !fields.contains("layer: 2") => drop(self.routed.insert(name.clone())),
+            Given::Tenant { name, fields, .. } if !fields.contains("layer: 2") => {
+                drop(self.routed.insert(name.clone()))
+            }
             Given::Port { name, .. } => self.sender(name, name.clone(), false),
             Given::Network { name, .. } => {
                 for end in ["wire", "host"] {
@@ -139,6 +141,7 @@ impl Objects {
 
 /// Kind and name of an object in one line, as the line of `given` for its kind begins.
 fn named(object: &str) -> String {
-    let field = |name: &str| object.split(name).nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap_or_default();
+    let field =
+        |name: &str| object.split(name).nth(1).and_then(|rest| rest.split([',', '}']).next()).unwrap_or_default();
     format!("{} {}", field("kind: ").to_lowercase(), field("name: "))
 }

@@ -27,7 +27,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use millrace_engine::clock::Time;
-use millrace_engine::drop_reason::DropReason;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::port::pcap::{Capture, CaptureError};
 
@@ -295,10 +294,10 @@ fn merge<'a>(ports: &[(PortIndex, &'a str, &'a Capture)]) -> Vec<Arrival<'a>> {
     arrivals
 }
 
-/// Sends the frames of one vector through and says what became of each.
+/// Sends the frames of one vector through and says what became of each. What time alone brought about since the one before,
+/// as the end of a fragment that waited in vain, is told with the last too.
 fn pass(node: &mut ReplayNode, vector: &[Arrival<'_>]) -> Result<Vec<Fate>, ReplayError> {
     let mut fates = Vec::with_capacity(vector.len());
-    let before = node.drops();
     for arrival in vector {
         let port = node.port(arrival.name);
         let trail = port.map_or_else(|| NO_PORT.to_owned(), |port| node.explain(port, arrival.bytes));
@@ -306,7 +305,6 @@ fn pass(node: &mut ReplayNode, vector: &[Arrival<'_>]) -> Result<Vec<Fate>, Repl
         port.into_iter().for_each(|port| node.queue(port, arrival.bytes));
     }
     node.settle();
-    let after = node.drops();
     if let (lost @ (i64::MIN..0 | 1..), Some(arrival)) = (node.lost_frames(), vector.first()) {
         return Err(ReplayError::Lost { number: arrival.number, port: arrival.name.to_owned(), lost });
     }
@@ -315,7 +313,6 @@ fn pass(node: &mut ReplayNode, vector: &[Arrival<'_>]) -> Result<Vec<Fate>, Repl
     for (name, frame) in node.take_sent() {
         last.sends(name, frame);
     }
-    let changed = |reason: &&DropReason| after[**reason as usize] > before[**reason as usize];
-    last.report.dropped = DropReason::ALL.iter().filter(changed).map(|reason| reason.name().to_owned()).collect();
+    last.report.dropped = node.take_drops().iter().map(|reason| reason.name().to_owned()).collect();
     Ok(fates)
 }

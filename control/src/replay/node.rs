@@ -85,6 +85,8 @@ pub(super) struct ReplayNode {
     pub(super) next_numbers: BTreeMap<u16, u16>,
     pub(super) objects: BTreeMap<ObjectKey, Object>,
     problems: Vec<Problem>,
+    /// Frames dropped until they were told, by reason.
+    told_drops: Vec<u64>,
     /// Frames for packets that are only explained.
     imagined: FrameMemory,
     /// The objects, and what is plugged in.
@@ -127,6 +129,7 @@ impl ReplayNode {
             ports: BTreeMap::new(),
             next_numbers: BTreeMap::new(),
             problems: Vec::new(),
+            told_drops: Vec::new(),
             imagined,
             cluster: Cluster::default(),
             local: reconciler.local().clone(),
@@ -246,11 +249,14 @@ impl ReplayNode {
         self.ports.values().flat_map(frames).collect()
     }
 
-    /// Frames dropped so far, by reason.
-    pub(super) fn drops(&self) -> Vec<u64> {
+    /// Reasons for which frames were dropped since this was asked last.
+    pub(super) fn take_drops(&mut self) -> Vec<DropReason> {
         let counters: Vec<_> = self.switch.with(|switch| switch.counters().cloned().collect());
         let sum = |reason: &DropReason| counters.iter().map(|counters| counters.drops(*reason).get()).sum();
-        DropReason::ALL.iter().map(sum).collect()
+        let drops: Vec<u64> = DropReason::ALL.iter().map(sum).collect();
+        let told = std::mem::replace(&mut self.told_drops, drops);
+        let now = self.told_drops.iter().zip(told.into_iter().chain(std::iter::repeat(0)));
+        DropReason::ALL.iter().zip(now).filter(|(_, (now, told))| *now > told).map(|(reason, _)| *reason).collect()
     }
 
     /// Frames that no worker can account for.
