@@ -62,7 +62,7 @@ impl Objects {
                 }
             }
             Given::Tenant { name, fields, .. } if !fields.contains("layer: 2") => {
-                drop(self.routed.insert(name.clone()))
+                self.routed.insert(name.clone());
             }
             Given::Port { name, .. } => self.sender(name, name.clone(), false),
             Given::Network { name, .. } => {

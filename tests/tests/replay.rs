@@ -25,7 +25,7 @@ const UPLINK_MAC: &str = "02:00:5e:00:53:01";
 const PEER_MAC: &str = "02:00:5e:00:53:02";
 const HOST_MAC: &str = "02:00:5e:00:53:03";
 const ROUTER_MAC: &str = "02:00:5e:00:53:fe";
-/// The port that the switch gives the pod's question to the world, told by `expected.txt`.
+/// The port that the switch gives the pod's question to the world, told by `out/fates.txt`.
 const OUTSIDE_PORT: u16 = 59_837;
 /// When the first packet of a capture arrives: nanoseconds since 1970.
 const START: u64 = 1_700_000_000_000_000_000;

@@ -103,7 +103,7 @@ pub struct ByteDifference {
 /// See [`ReplayError`].
 pub fn against(options: &ReplayOptions, conditions: &Conditions, other: &Path) -> Result<Comparison, ReplayError> {
     let mut comparison = Comparison::default();
-    walk(options, conditions, &[&options.objects, other], |nodes, arrivals| {
+    walk(options, conditions, &[options.objects.as_path(), other], |nodes, arrivals| {
         let [one, other] = nodes else { return Ok(()) };
         if arrivals.is_empty() {
             comparison.problems = one.problems();
@@ -153,7 +153,11 @@ fn without_entropy(frame: &[u8]) -> Vec<u8> {
         && headers.ports[1] == Tunnels::UDP_PORT
     {
         let at = usize::from(headers.transport_offset);
-        [at, at + 1, at + 6, at + 7].iter().filter_map(|at| frame.get_mut(*at).map(|byte| *byte = 0)).for_each(drop);
+        for byte in [at, at + 1, at + 6, at + 7] {
+            if let Some(byte) = frame.get_mut(byte) {
+                *byte = 0;
+            }
+        }
     }
     frame
 }

@@ -161,7 +161,7 @@ pub fn replay_under(
 ) -> Result<Summary, ReplayError> {
     let (mut record, mut begun) = (None, None);
     let mut summary = Summary::default();
-    walk(options, conditions, &[&options.objects], |nodes, arrivals| {
+    walk(options, conditions, &[options.objects.as_path()], |nodes, arrivals| {
         let [node] = nodes else { return Ok(()) };
         if let Some(first) = arrivals.first() {
             let origin = *begun.get_or_insert(first.time);
@@ -187,7 +187,7 @@ fn each_frame(
     options: &ReplayOptions,
     mut each: impl FnMut(&mut ReplayNode, Option<&Arrival<'_>>) -> Result<(), ReplayError>,
 ) -> Result<(), ReplayError> {
-    walk(options, &Conditions::default(), &[&options.objects], |nodes, arrivals| match (nodes, arrivals) {
+    walk(options, &Conditions::default(), &[options.objects.as_path()], |nodes, arrivals| match (nodes, arrivals) {
         ([node], [arrival]) => each(node, Some(arrival)),
         ([node], _) => each(node, None),
         _ => Ok(()),
