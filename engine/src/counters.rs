@@ -177,6 +177,8 @@ pub struct WorkerCounters {
     pub slept: Slept,
     /// Generation of the tables the worker last used.
     pub generation: Count,
+    /// When the worker's thread took its first turn, in nanoseconds of the switch's clock.
+    pub began: Count,
     /// Where its time goes.
     pub cycles: CycleCounts,
 }
@@ -192,6 +194,7 @@ impl Default for WorkerCounters {
             free_frames: Count::default(),
             slept: Slept::default(),
             generation: Count::default(),
+            began: Count::default(),
             cycles: CycleCounts::default(),
         }
     }

@@ -4,6 +4,8 @@
 //! started is driven by hand with [`Switch::turn`]: the same workers, one after another, on the caller's thread and
 //! by the caller's clock, which makes tests, replay and simulation deterministic.
 
+mod succession;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use crate::limits::{CONNECTIONS, WORKER_COMMANDS};
 use crate::packet::{FrameMemory, FrameMemoryLayout, PortIndex};
 use crate::port::af_xdp::Umem;
 use crate::port::{Capabilities, PortQueue};
-use crate::state::{ConnectionTimeouts, Kept, State, StateOptions};
+use crate::state::{ConnectionTimeouts, Kept, State, StateOptions, Succession};
 use crate::tables::{ChangeSet, Publisher, Snapshot};
 use crate::transmit::{LaneReceiver, LaneSender, lane};
 use crate::worker::{AttachError, Command, FlowReport, IdlePolicy, QueueReport, Sleeper, Waker, Worker};
@@ -72,7 +74,7 @@ const FLOW_LIST_STEP: usize = 4096;
 
 enum Body {
     Parked(Box<Worker>),
-    Running(JoinHandle<()>),
+    Running(JoinHandle<Box<Worker>>),
     Gone,
 }
 
@@ -90,6 +92,8 @@ pub struct Switch {
     publisher: Publisher,
     state: Arc<State>,
     kept: Kept,
+    /// What is still needed of a former process that goes on.
+    succession: Option<Succession>,
     options: SwitchOptions,
 }
 
@@ -107,14 +111,19 @@ struct Foundation {
     commands: (Sender<Command>, Receiver<Command>),
 }
 
-/// What the workers of a switch share: what a former process left, or nothing yet.
-fn learned(options: &SwitchOptions, hash_key: HashKey) -> io::Result<(Arc<State>, Kept)> {
-    let size = StateOptions {
+/// What the state of such a switch is made for.
+fn state_options(options: &SwitchOptions, hash_key: HashKey) -> StateOptions {
+    StateOptions {
         connections: options.connections,
         timeouts: options.timeouts,
         workers: options.workers,
         hash_key,
-    };
+    }
+}
+
+/// What the workers of a switch share: what a former process left, or nothing yet.
+fn learned(options: &SwitchOptions, hash_key: HashKey) -> io::Result<(Arc<State>, Kept)> {
+    let size = state_options(options, hash_key);
     let (state, kept) = match &options.kept_in {
         Some(directory) => State::kept_in(directory, &size, options.clock.now())?,
         None => (State::with(&size)?, Kept::default()),
@@ -128,6 +137,16 @@ impl Switch {
     /// # Errors
     /// The kernel refused memory or descriptors, or the number of workers is out of range.
     pub fn new(options: SwitchOptions) -> io::Result<Self> {
+        Self::with_state(options, |options, hash_key| {
+            let (state, kept) = learned(options, hash_key)?;
+            Ok((state, kept, None))
+        })
+    }
+
+    fn with_state(
+        options: SwitchOptions,
+        state: impl FnOnce(&SwitchOptions, HashKey) -> io::Result<(Arc<State>, Kept, Option<Succession>)>,
+    ) -> io::Result<Self> {
         if options.workers == 0 || options.workers > crate::limits::WORKERS {
             return Err(io::Error::other(format!(
                 "{} workers: 1 to {} are possible",
@@ -137,7 +156,7 @@ impl Switch {
         }
         let hash_key = options.hash_seed.map_or_else(HashKey::random, |seed| Ok(HashKey::from_seed(seed)))?;
         let mut publisher = Publisher::new();
-        let (state, kept) = learned(&options, hash_key)?;
+        let (state, kept, succession) = state(&options, hash_key)?;
         let foundations: Vec<Foundation> =
             (0..options.workers).map(|_| Foundation::new(&options)).collect::<io::Result<_>>()?;
         let (mut senders, mut receivers) = lanes(&foundations);
@@ -168,7 +187,7 @@ impl Switch {
             let body = Body::Parked(Box::new(worker));
             workers.push(WorkerSlot { body, umem, commands: foundation.commands.0, waker: foundation.waker, counters });
         }
-        Ok(Self { workers, publisher, state, kept, options })
+        Ok(Self { workers, publisher, state, kept, succession, options })
     }
 
     /// What a former process left to this switch, and whether the next one will find something.
@@ -186,7 +205,10 @@ impl Switch {
             let Body::Parked(mut worker) = std::mem::replace(&mut slot.body, Body::Gone) else { continue };
             let core = self.options.cores.get(number).copied();
             let thread =
-                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || worker.run(core))?;
+                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                    worker.run(core);
+                    worker
+                })?;
             slot.body = Body::Running(thread);
         }
         Ok(())

@@ -5,6 +5,7 @@
 //! made; what the device cannot take stays in the caller's list.
 
 pub mod af_xdp;
+pub mod handover;
 pub mod memory;
 pub mod namespace;
 pub mod packet_socket;
@@ -17,6 +18,7 @@ use std::os::fd::BorrowedFd;
 
 use crate::counters::WorkerCounters;
 use crate::packet::{FrameMemory, Packet, PortIndex};
+use handover::HandedQueue;
 
 /// What a queue can take from `transmit`; `transmit.rs` brings packets into that form before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +92,19 @@ pub trait PortQueue: Send {
 
     /// Packets the kernel dropped before this queue could take them, since it was made.
     fn kernel_drops(&self) -> u64;
+
+    /// As [`PortQueue::receive`], of packets that were taken from the kernel already: so that a worker can finish what it began.
+    fn receive_held(&mut self, _memory: &mut FrameMemory, _vector: &mut Vec<Packet>) -> usize {
+        0
+    }
+
+    /// What another process needs to go on with this queue; the queue itself goes on as before.
+    ///
+    /// # Errors
+    /// [`std::io::ErrorKind::Unsupported`] for a kind that cannot be handed over; or the process has no descriptors left.
+    fn hand_over(&self) -> std::io::Result<HandedQueue> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 
     /// Gives back all frames it can; the queue is dropped afterwards.
     fn close(&mut self, memory: &mut FrameMemory);

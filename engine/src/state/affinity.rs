@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use std::os::fd::BorrowedFd;
+
 use hashbrown::HashMap;
 
 use super::kept_memory::{Content, KeptMemory};
@@ -132,6 +134,19 @@ impl Affinities {
         let items = former.words().as_chunks::<WORDS>().0.iter();
         let holding = items.filter_map(Affinity::read).filter(|affinity| affinity.holds(now));
         holding.filter(|affinity| self.write(affinity, now)).count()
+    }
+
+    /// As [`Affinities::restore`], of clients only of which nothing is known yet.
+    pub(super) fn restore_unknown(&self, former: &KeptMemory, now: Time) -> usize {
+        let items = former.words().as_chunks::<WORDS>().0.iter();
+        let holding = items.filter_map(Affinity::read).filter(|affinity| affinity.holds(now));
+        let unknown = holding.filter(|affinity| self.find(affinity.service, affinity.client, now).is_none());
+        unknown.filter(|affinity| self.write(affinity, now)).count()
+    }
+
+    /// The file of the clients, for a successor process.
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
+        self.memory.file()
     }
 
     /// Number and guard of the shard of a client.

@@ -145,6 +145,14 @@ impl KeptMemory {
             }
             Err(error) => return Err(error.into()),
         }
+        Self::of_another(file, content)
+    }
+
+    /// What another process keeps in `file`, which may go on writing it; `None` if it has another layout. Nothing is written.
+    ///
+    /// # Errors
+    /// What the kernel said to fstat or mmap.
+    pub(super) fn of_another(file: OwnedFd, content: Content) -> io::Result<Option<Self>> {
         let bytes = usize::try_from(rustix::fs::fstat(&file)?.st_size).unwrap_or(0);
         if bytes < PAGE_BYTES || !bytes.is_multiple_of(PAGE_BYTES) {
             return Ok(None);
@@ -152,7 +160,8 @@ impl KeptMemory {
         let mut memory = Self::map(file, bytes, ProtFlags::READ)?;
         let header: Vec<u64> = memory.header().iter().map(|word| word.load(Ordering::Relaxed)).collect();
         let items = header.get(3).map_or(0, |items| usize::try_from(*items).unwrap_or(0));
-        let fits = items <= bytes && content.bytes(items).next_multiple_of(PAGE_BYTES) == bytes;
+        let fits_in = |page| items <= bytes && content.bytes(items).next_multiple_of(page) == bytes;
+        let fits = fits_in(PAGE_BYTES) || fits_in(HUGE_PAGE_BYTES);
         if !fits || header != content.header(items) {
             return Ok(None);
         }

@@ -10,6 +10,7 @@ mod kept_memory;
 mod mac_table;
 mod restoring;
 mod storms;
+mod succession;
 mod wanted;
 
 use std::io;
@@ -28,6 +29,8 @@ pub use mac_table::{Learned, LearningRules, MacTable, Station};
 pub use restoring::Kept;
 pub(crate) use restoring::StateOptions;
 pub use storms::Storms;
+pub use succession::StateFiles;
+pub(crate) use succession::Succession;
 pub use wanted::WantedNeighbours;
 
 use crate::flow_cache::HashKey;

@@ -35,7 +35,7 @@ pub(crate) struct StateOptions {
 
 impl StateOptions {
     /// Connections and affinities, in files of `place` or in memory that ends with the process.
-    fn build(&self, place: Option<&Path>) -> io::Result<(Connections, Affinities)> {
+    pub(super) fn build(&self, place: Option<&Path>) -> io::Result<(Connections, Affinities)> {
         let memory = |content, items| match place {
             Some(directory) => KeptMemory::in_file(directory, content, items),
             None => KeptMemory::anonymous(content, items),
@@ -96,6 +96,6 @@ impl State {
     }
 }
 
-fn says(directory: &Path, error: &io::Error) -> String {
+pub(super) fn says(directory: &Path, error: &io::Error) -> String {
     format!("connections will end with this process: they cannot be kept in {}: {error}", directory.display())
 }

@@ -6,6 +6,7 @@ use super::Worker;
 use crate::counters::Event;
 use crate::flow_cache::{FlowView, SweepPlan};
 use crate::packet::PortIndex;
+use crate::port::handover::HandedQueue;
 use crate::port::{Capabilities, PortQueue, QueueDescription};
 use crate::state::{CachePlace, ConnectionReference, FragmentKey};
 use crate::tables::{Change, ChangeSet};
@@ -63,6 +64,10 @@ pub enum Command {
     ListQueues(Sender<Vec<QueueReport>>),
     /// Sends a frame of the switch's own out of this port.
     Send(PortIndex, Box<[u8]>),
+    /// Lists what another process needs to go on with the queues.
+    HandOver(Sender<Vec<(PortIndex, std::io::Result<HandedQueue>)>>),
+    /// Ends the thread with everything as it is: the worker goes on in another thread, or never.
+    Pause,
     /// Closes everything and ends the thread.
     Stop,
 }
@@ -79,6 +84,8 @@ impl std::fmt::Debug for Command {
             Command::ListFlows(..) => "ListFlows",
             Command::ListQueues(_) => "ListQueues",
             Command::Send(..) => "Send",
+            Command::HandOver(_) => "HandOver",
+            Command::Pause => "Pause",
             Command::Stop => "Stop",
         })
     }
@@ -119,6 +126,11 @@ impl Worker {
                 let _ = answer.send(self.queue_reports());
             }
             Command::Send(port, frame) => self.send_own(port, &frame),
+            Command::HandOver(answer) => {
+                let handed = self.ports.queues().map(|queue| (queue.port(), queue.hand_over()));
+                let _ = answer.send(handed.collect());
+            }
+            Command::Pause => self.pausing = true,
             Command::Stop => self.stopping = true,
         }
     }

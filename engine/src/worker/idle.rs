@@ -93,11 +93,14 @@ impl Sleeper {
 }
 
 impl Worker {
-    /// Takes turns until told to stop, sleeping in between; the body of the worker's thread, which is pinned to `core`
-    /// while it works.
+    /// Takes turns until told to stop or to pause, sleeping in between; the body of the worker's thread, which is pinned to
+    /// `core` while it works.
     pub fn run(&mut self, core: Option<usize>) {
         self.sleeper.placement = Placement::pin(core);
-        while !self.stopping {
+        self.pausing = false;
+        self.turn();
+        self.counters.began.set(self.now.nanoseconds());
+        while !self.stopping && !self.pausing {
             if self.turn() {
                 self.sleeper.idle_since = None;
                 self.sleeper.placement.at_work(self.now);
@@ -105,7 +108,10 @@ impl Worker {
                 self.idle();
             }
         }
-        self.close();
+        match self.stopping {
+            true => self.close(),
+            false => self.paused_at = self.clock.now(),
+        }
     }
 
     /// Spins or blocks, after a turn in which nothing moved.

@@ -27,6 +27,7 @@ mod late_fragments;
 mod mirror;
 mod originate;
 mod parts;
+mod pause;
 mod placement;
 mod ports;
 
@@ -99,6 +100,10 @@ pub struct Worker {
     counters: Arc<WorkerCounters>,
     stopwatch: Stopwatch,
     stopping: bool,
+    /// Whether the thread shall end and the worker shall not.
+    pausing: bool,
+    /// When its last turn ended, after a pause.
+    paused_at: Time,
 }
 
 impl Worker {

@@ -94,6 +94,8 @@ impl Worker {
             counters: parts.counters,
             stopwatch: Stopwatch::default(),
             stopping: false,
+            pausing: false,
+            paused_at: now,
         };
         for lane in &mut worker.lanes {
             lane.supply(&mut worker.memory);

@@ -260,11 +260,22 @@ impl Ports {
             slot.hot = hot;
             if hot { self.hot.push(port) } else { self.hot.retain(|other| *other != port) }
         }
-        if received > 0 {
-            let bytes: usize = vector.iter().map(Packet::length).sum();
-            counters.port(port.0 as usize).received_frames.add(received as u64);
-            counters.port(port.0 as usize).received_bytes.add(bytes as u64);
-        }
+        count_received(port, received, vector, counters);
+        received
+    }
+
+    /// As [`Ports::receive`], of what the port's queue took from the kernel already.
+    pub(super) fn receive_held(
+        &mut self,
+        port: PortIndex,
+        memory: &mut FrameMemory,
+        vector: &mut Vec<Packet>,
+        counters: &WorkerCounters,
+    ) -> usize {
+        self.begin_vector();
+        let queue = self.slots.get_mut(port.0 as usize).and_then(|slot| slot.queue.as_mut());
+        let received = queue.map_or(0, |queue| queue.receive_held(memory, vector));
+        count_received(port, received, vector, counters);
         received
     }
 
@@ -360,5 +371,14 @@ impl Ports {
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
+    }
+}
+
+#[inline]
+fn count_received(port: PortIndex, received: usize, vector: &[Packet], counters: &WorkerCounters) {
+    if received > 0 {
+        let bytes: usize = vector.iter().map(Packet::length).sum();
+        counters.port(port.0 as usize).received_frames.add(received as u64);
+        counters.port(port.0 as usize).received_bytes.add(bytes as u64);
     }
 }

@@ -39,7 +39,7 @@ use umem::LentFrames;
 pub use socket::{Attempt, RingSizes};
 pub use steering::{
     AttachMode, AttachPreference, Destination, STEERED_ADDRESSES, STEERED_DESTINATIONS, SharedRules, SteeredPorts,
-    Steering, SteeringError, SteeringRules, VxlanRules,
+    Steering, SteeringError, SteeringRules, VxlanRules, admit_by,
 };
 pub use sys::{receive_queues, set_receive_gathering, set_transmit_checksum};
 pub use umem::Umem;

@@ -285,7 +285,16 @@ impl Steering {
     /// What the kernel said; [`io::ErrorKind::Unsupported`] if this steers to AF_XDP sockets.
     pub fn admit_socket(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let filter = self.filter.as_ref().ok_or(io::ErrorKind::Unsupported)?;
-        sys::set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_fd().as_raw_fd())
+        admit_by(filter.as_fd(), socket)
+    }
+
+    /// Another descriptor of the filter that [`Self::admit_socket`] sets, for a socket that shall have it later; `None` if this
+    /// steers to AF_XDP sockets.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn filter(&self) -> io::Result<Option<OwnedFd>> {
+        self.filter.as_ref().map(|filter| filter.as_fd().try_clone_to_owned()).transpose()
     }
 
     /// Lets the frames of `queue` pass to the kernel again. The kernel itself does so when the socket closes, so a
@@ -346,6 +355,14 @@ impl Steering {
         }
         Ok(())
     }
+}
+
+/// Sets a filter of [`Steering::filter`] on a packet socket, in place of the one that it has, at once.
+///
+/// # Errors
+/// What the kernel said.
+pub fn admit_by(filter: BorrowedFd<'_>, socket: BorrowedFd<'_>) -> io::Result<()> {
+    sys::set_option(socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd())
 }
 
 /// Brings `map` from `present` to `wanted`, keeping `present` true after each step. Removals come first, since the

@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::handover::{self, HandedKind, HandedQueue};
 use super::socket::set_buffers;
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::counters::WorkerCounters;
@@ -136,6 +137,11 @@ impl PacketSocket {
             sockets.push(opened);
         }
         Ok(sockets)
+    }
+
+    /// A socket that another process opened on `interface`, and what it settled.
+    pub(super) fn handed(interface: &str, mtu: u32, joins: bool, socket: OwnedFd) -> Self {
+        Self { interface: interface.into(), socket: Arc::new(socket), mtu: mtu as usize, joins }
     }
 
     /// Says that the far end is a stack, which profits from segments joined to units, and not a wire.
@@ -266,6 +272,12 @@ impl PortQueue for PacketQueue {
     fn kernel_drops(&self) -> u64 {
         self.lost.set(self.lost.get() + sys::take_lost(&self.socket.socket).unwrap_or(0));
         self.lost.get() + self.intake.malformed()
+    }
+
+    fn hand_over(&self) -> io::Result<HandedQueue> {
+        let PacketSocket { interface, mtu, joins, .. } = &self.socket;
+        let kind = HandedKind::Packet { interface: interface.to_string(), mtu: *mtu as u32, joins: *joins };
+        Ok(HandedQueue { kind, descriptors: vec![handover::another(self.socket.as_fd())?] })
     }
 
     fn close(&mut self, _memory: &mut FrameMemory) {}

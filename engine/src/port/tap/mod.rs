@@ -28,6 +28,7 @@ use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 
 use self::vnet_header::{VNET_HEADER_BYTES, VnetHeader};
+use super::handover::{self, HandedKind, HandedQueue};
 use super::{Capabilities, PortQueue, QueueDescription};
 use crate::counters::WorkerCounters;
 use crate::drop_reason::DropReason;
@@ -261,6 +262,14 @@ impl PortQueue for TapQueue {
     /// Packets that were refused for their header; what the device's ring lost is in the interface's own counters.
     fn kernel_drops(&self) -> u64 {
         self.malformed
+    }
+
+    fn hand_over(&self) -> std::io::Result<HandedQueue> {
+        if self.gone {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+        let kind = HandedKind::Tap { number: self.number, udp_segmentation: self.offloads.udp_segmentation };
+        Ok(HandedQueue { kind, descriptors: vec![handover::another(self.file.as_fd())?] })
     }
 
     fn close(&mut self, _memory: &mut FrameMemory) {}

@@ -126,6 +126,33 @@ impl UdpSockets {
         Ok(group)
     }
 
+    /// Those that another process opened, `(index, mtu, udp_port)` as it did; `None` if their number is not right.
+    pub(super) fn handed(
+        (index, mtu, udp_port): (u32, u32, u16),
+        has_ipv6: bool,
+        descriptors: Vec<OwnedFd>,
+    ) -> Option<Self> {
+        const OF_FAMILY: usize = 1 + limits::UDP_SOURCE_PORTS;
+        if descriptors.len() != OF_FAMILY * (1 + usize::from(has_ipv6)) {
+            return None;
+        }
+        let mut descriptors = descriptors.into_iter();
+        let mut family = || {
+            let receiving = descriptors.next()?;
+            Some(Family { receiving, sending: descriptors.by_ref().take(limits::UDP_SOURCE_PORTS).collect() })
+        };
+        let ipv4 = family()?;
+        Some(Self { index, mtu: mtu as usize, udp_port, ipv4, ipv6: if has_ipv6 { family() } else { None } })
+    }
+
+    /// All descriptors, as [`UdpSockets::handed`] takes them.
+    fn descriptors(&self) -> io::Result<Vec<OwnedFd>> {
+        let of = |family: &Family| {
+            std::iter::once(&family.receiving).chain(&family.sending).map(OwnedFd::try_clone).collect::<Vec<_>>()
+        };
+        self.families().flat_map(of).collect()
+    }
+
     fn family(&self, is_ipv4: bool) -> Option<&Family> {
         if is_ipv4 { Some(&self.ipv4) } else { self.ipv6.as_ref() }
     }

@@ -15,6 +15,7 @@ use super::sys::MESSAGES;
 use crate::counters::WorkerCounters;
 use crate::limits;
 use crate::packet::{FrameMemory, Packet, PortIndex};
+use crate::port::handover::{HandedKind, HandedQueue};
 use crate::port::{Capabilities, PortQueue, QueueDescription};
 
 const SOURCES: usize = 3;
@@ -226,6 +227,24 @@ impl PortQueue for UdpQueue {
 
     fn kernel_drops(&self) -> u64 {
         self.sockets.dropped() + self.batch.lost() + self.plain.kernel_drops()
+    }
+
+    fn receive_held(&mut self, memory: &mut FrameMemory, vector: &mut Vec<Packet>) -> usize {
+        let (before, target) = (vector.len(), self.target());
+        self.batch.hand_over(memory, target, vector);
+        vector.len() - before
+    }
+
+    fn hand_over(&self) -> std::io::Result<HandedQueue> {
+        let HandedQueue { kind: HandedKind::Packet { interface, mtu, .. }, descriptors: plain } = self.plain.hand_over()?
+        else {
+            return Err(std::io::ErrorKind::Unsupported.into());
+        };
+        let mut descriptors = self.sockets.descriptors()?;
+        descriptors.extend(plain);
+        let (index, udp_port) = (self.sockets.interface_index(), self.sockets.udp_port);
+        let kind = HandedKind::Udp { interface, mtu, index, udp_port, has_ipv6: self.sockets.ipv6.is_some() };
+        Ok(HandedQueue { kind, descriptors })
     }
 
     fn close(&mut self, memory: &mut FrameMemory) {

@@ -13,6 +13,7 @@
 
 mod entry;
 mod expiry;
+mod journal;
 mod restore;
 mod sctp;
 mod shard;
@@ -30,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use entry::ConnectionFlags;
 pub use expiry::Removed;
+pub(in crate::state) use journal::{CONTENT as JOURNAL_CONTENT, Followed};
 pub use restore::Restored;
 pub use state::{ConnectionState, ConnectionTimeouts};
 pub use tuple::{Direction, Tuple};
@@ -43,6 +45,7 @@ use crate::packet::parse::protocol;
 use crate::prefetch::prefetch;
 use entry::{ENTRY_WORDS, Entry, Status};
 use expiry::Expiry;
+use journal::Journal;
 use shard::{ChainHeads, Shard};
 use state::Progress;
 
@@ -231,6 +234,7 @@ pub struct Connections {
     hash_key: HashKey,
     timeouts: ConnectionTimeouts,
     expiry: Expiry,
+    journal: Journal,
 }
 
 /// A shard behind its lock.
@@ -297,6 +301,7 @@ impl Connections {
             hash_key,
             timeouts: ConnectionTimeouts::default(),
             expiry: Expiry::new(workers, shards),
+            journal: Journal::default(),
         })
     }
 
@@ -461,6 +466,7 @@ impl Connections {
         let shard = (index / self.in_shard) as usize;
         self.shards[shard].next.store(locked.original().next(), Ordering::Relaxed);
         self.expiry.set_used(shard, locked.original().used().end);
+        self.journal.note(index);
         ConnectionReference { index, generation }
     }
 
@@ -474,7 +480,10 @@ impl Connections {
         };
         let number = Tuple::from_words(entry.tuple_words(Direction::Original)).protocol;
         let progress = status.progress.step(number, direction, signal);
-        entry.set_status(Some(Status { progress, ..status }));
+        if progress != status.progress {
+            entry.set_status(Some(Status { progress, ..status }));
+            self.journal.note(reference.index);
+        }
         self.touch(reference, now.milliseconds32());
         match (status.progress.gives_way_early(), progress.gives_way_early()) {
             (true, false) => shard.remove_early(self.memory.words(), reference.index),
@@ -567,6 +576,7 @@ impl Connections {
         }
         let places = [entry.place(Direction::Original), entry.place(Direction::Reply)];
         locked.original().release(words, reference.index);
+        self.journal.note(reference.index);
         let counted = status.flags.has(ConnectionFlags::COUNTED).then_some((connection.service, connection.endpoint));
         Some(Removed { reference, places, evicted: false, counted })
     }

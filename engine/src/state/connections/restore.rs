@@ -14,7 +14,9 @@ use std::sync::atomic::AtomicU64;
 
 use super::entry::{ENTRY_WORDS, Entry, Status};
 use super::state::Progress;
-use super::{Connection, ConnectionFlags, Connections, Direction, Filling, NewConnection};
+use super::{
+    Connection, ConnectionFlags, ConnectionReference, Connections, Direction, Filling, Followed, NewConnection,
+};
 use crate::clock::Time;
 use crate::state::kept_memory::KeptMemory;
 
@@ -31,16 +33,40 @@ impl Connections {
     /// Takes in what `former` has. `counts` says of the Service and endpoint of each one that was counted for it whether
     /// it is counted again.
     pub(in crate::state) fn restore(&self, former: &KeptMemory, mut counts: impl FnMut(u32, u32) -> bool) -> Restored {
-        let words = former.words();
         let mut restored = Restored::default();
-        for index in 0..(words.len() / ENTRY_WORDS) as u32 {
-            match self.restore_one(words, index, &mut counts) {
-                None => {}
-                Some(true) => restored.taken += 1,
-                Some(false) => restored.refused += 1,
-            }
+        for index in 0..(former.words().len() / ENTRY_WORDS) as u32 {
+            self.restore_into(former.words(), index, &mut restored, &mut counts);
         }
         restored
+    }
+
+    /// As [`Connections::restore`], of a process that goes on meanwhile: what it changes is to be caught up with.
+    pub(in crate::state) fn follow(
+        &self,
+        former: &KeptMemory,
+        mut counts: impl FnMut(u32, u32) -> bool,
+    ) -> (Restored, Followed) {
+        let mut restored = Restored::default();
+        let places = 0..(former.words().len() / ENTRY_WORDS) as u32;
+        let names = places.map(|index| self.restore_into(former.words(), index, &mut restored, &mut counts));
+        let names = names.map(|name| name.unwrap_or(ConnectionReference::NONE)).collect();
+        (restored, Followed(names))
+    }
+
+    /// Takes in what is at this place, if it goes on, and counts what became of it.
+    pub(super) fn restore_into(
+        &self,
+        words: &[AtomicU64],
+        index: u32,
+        restored: &mut Restored,
+        counts: &mut impl FnMut(u32, u32) -> bool,
+    ) -> Option<ConnectionReference> {
+        let outcome = self.restore_one(words, index, counts)?;
+        match outcome {
+            Some(_) => restored.taken += 1,
+            None => restored.refused += 1,
+        }
+        outcome
     }
 
     /// Takes a connection in that is answered already. False if there is no room, or one of its tuples is another
@@ -65,8 +91,13 @@ impl Connections {
         true
     }
 
-    /// Whether the connection at this place goes on; `None` where there was none.
-    fn restore_one(&self, words: &[AtomicU64], index: u32, counts: &mut impl FnMut(u32, u32) -> bool) -> Option<bool> {
+    /// Under which name the connection at this place goes on, if it does; `None` where there was none.
+    fn restore_one(
+        &self,
+        words: &[AtomicU64],
+        index: u32,
+        counts: &mut impl FnMut(u32, u32) -> bool,
+    ) -> Option<Option<ConnectionReference>> {
         let mut status = Entry::at(words, index).status()?;
         let former = Self::read_in(words, index)?;
         let hashes = (former.original.hash(&self.hash_key), former.reply.hash(&self.hash_key));
@@ -76,15 +107,14 @@ impl Connections {
             || locked.original().find(own, &former.original, hashes.0).is_some()
             || locked.reply().find(own, &former.reply, hashes.1).is_some()
         {
-            return Some(false);
+            return Some(None);
         }
-        let Some(place) = locked.original().allocate(own) else { return Some(false) };
+        let Some(place) = locked.original().allocate(own) else { return Some(None) };
         if status.flags.has(ConnectionFlags::COUNTED) && !counts(former.service, former.endpoint) {
             status.flags = status.flags.without(ConnectionFlags::COUNTED);
         }
         let new = as_new(&former);
-        self.fill(&mut locked, place, &Filling { new: &new, status, seen_ms: former.seen_ms, hashes });
-        Some(true)
+        Some(Some(self.fill(&mut locked, place, &Filling { new: &new, status, seen_ms: former.seen_ms, hashes })))
     }
 }
 
