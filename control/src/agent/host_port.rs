@@ -147,10 +147,15 @@ impl HostPort {
             self.shared.switch.with(|switch| switch.detach(HOST_PORT));
         }
         let workers = self.shared.switch.with(|switch| switch.options().workers);
-        let device = TapDevice::open(HOST_INTERFACE, workers).map_err(|error| failed(&error))?;
-        let index = device.index();
-        let boxed = |queue: TapQueue| -> Option<Box<dyn PortQueue>> { Some(Box::new(queue)) };
-        let queues = device.into_queues(HOST_PORT).into_iter().map(boxed).collect();
+        let inherited = self.shared.inherited.take(HOST_PORT).map_err(|error| failed(&error))?;
+        let (index, queues) = match found.zip(inherited) {
+            Some((index, inherited)) => (index, inherited.queues),
+            None => {
+                let device = TapDevice::open(HOST_INTERFACE, workers).map_err(|error| failed(&error))?;
+                let boxed = |queue: TapQueue| -> Option<Box<dyn PortQueue>> { Some(Box::new(queue)) };
+                (device.index(), device.into_queues(HOST_PORT).into_iter().map(boxed).collect())
+            }
+        };
         self.shared.switch.with(|switch| switch.attach(HOST_PORT, queues)).map_err(|error| failed(&error))?;
         self.attached = Some(index);
         Ok(())

@@ -278,6 +278,7 @@ impl Inspect for Inspector {
             connections_not_taken_over: kept.connections.refused as u64,
             connections_adopted: self.shared.adopted.load(Ordering::Relaxed),
             connections_end: kept.problem,
+            takeover_gaps_us: self.shared.takeover_gaps.get().cloned(),
             problems: self.shared.problems(),
             events: *self.shared.events.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         })

@@ -31,6 +31,7 @@ mod policies;
 mod removal;
 mod services;
 mod shared;
+pub mod takeover;
 mod trace;
 mod underlay;
 mod uplinks;
@@ -45,7 +46,7 @@ use millrace_engine::switch::{Switch, SwitchOptions};
 use millrace_engine::worker::IdlePolicy;
 
 use crate::api::Inspect;
-use crate::api::server::{Limits, serve};
+use crate::api::server::{Gate, Limits, serve_behind};
 use crate::api::socket::Socket;
 use crate::cluster::NodeName;
 use crate::cni_server::{Attachments, CniServer, PodNetwork};
@@ -70,9 +71,13 @@ use network_configuration::NetworkConfiguration;
 use outside::WayOut;
 use pods::Pods;
 pub(crate) use pods::{FIRST_BRIDGE_PORT, FIRST_POD_PORT};
+
+/// Port numbers below are for the host's own port and for uplinks.
+const FIRST_POD_PORT_INDEX: millrace_engine::packet::PortIndex = millrace_engine::packet::PortIndex(FIRST_POD_PORT);
 pub use removal::{Step, remove_from_kernel};
 use shared::Shared;
 pub(crate) use shared::SharedSwitch;
+use takeover::{Giver, Inherited, Takeover};
 
 /// The file of the state directory with the record of attachments.
 pub(crate) const ATTACHMENTS_FILE: &str = "attachments.json";
@@ -85,21 +90,54 @@ const IN_FORCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// What the agent cannot do without: its name, its directories, its store, memory, its socket.
 pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
+    run_as(configuration, Start::Anew)
+}
+
+/// How an agent begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With what a former agent left.
+    Anew,
+    /// By taking over from the agent that runs; see [`takeover`].
+    Takeover,
+}
+
+/// As [`run`], begun so.
+///
+/// # Errors
+/// As [`run`]; or the running agent cannot be taken over from, and goes on.
+pub fn run_as(configuration: &Configuration, start: Start) -> anyhow::Result<()> {
     let node = node_name(configuration)?;
     std::fs::create_dir_all(configuration.state_directory())
         .with_context(|| format!("could not make {}", configuration.state_directory().display()))?;
     let (store, events) = open_store(configuration.objects())?;
     let (kept_directory, is_named) = configuration.kept_directory();
     std::fs::create_dir_all(&kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
-    let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
+    let inherited = Inherited::default();
+    let mut takeover = match start {
+        Start::Anew => None,
+        Start::Takeover => {
+            let workers = configuration.workers().get();
+            let begun = Takeover::begin(configuration.socket(), &node, workers, &inherited);
+            Some(begun.context("could not take over from the running agent")?)
+        }
+    };
+    let options = switch_options(configuration);
+    let switch = match takeover.as_mut().and_then(Takeover::files) {
+        Some(files) => Switch::following(options, files),
+        None => Switch::new(options),
+    };
+    let mut switch = switch.context("could not build the switch")?;
     let not_kept = switch.kept().problem.clone().filter(|_| is_named);
-    switch.start().context("could not start the workers")?;
+    if takeover.is_none() {
+        switch.start().context("could not start the workers")?;
+    }
     let switch = SharedSwitch::new(switch);
     let (attachments, problem) = Attachments::load(&configuration.state_directory().join(ATTACHMENTS_FILE))
         .context("could not read the record of attachments")?;
     let attachments = Arc::new(attachments);
     let (inputs, taken) = reconcile::inputs();
-    let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
+    let shared = Arc::new(Shared { inherited, ..Shared::new(node.clone(), switch, inputs, problem) });
     not_kept.into_iter().for_each(|problem| shared.report(problem));
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
@@ -121,11 +159,30 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         CniServer::new(Arc::clone(&pods) as Arc<dyn PodNetwork>, Arc::clone(&attachments))
             .with_state_directory(configuration.state_directory().to_owned()),
     );
+    let socket = match takeover {
+        None => Socket::bind(configuration.socket()).context("could not open the socket")?,
+        Some(mut takeover) => {
+            let socket = takeover.socket(configuration.socket()).transpose();
+            let taken = socket.and_then(|socket| takeover.finish(&shared).map(|()| socket));
+            match taken {
+                Ok(Some(socket)) => socket,
+                Ok(None) => anyhow::bail!("the running agent gave no socket"),
+                Err(error) => {
+                    // Nothing is given back: it is the running agent's.
+                    eprintln!("millrace: could not take over from the running agent: {error}");
+                    std::process::exit(1);
+                }
+            }
+        }
+    };
     cni.take_up_pending().into_iter().for_each(|problem| shared.report(problem));
     for (key, failure) in cni.release_lost() {
         shared.report(format!("attachment {} {} could not be cleaned up: {failure}", key.container_id, key.interface));
     }
-    let socket = Socket::bind(configuration.socket()).context("could not open the socket")?;
+    let gate = Gate::new(&Limits::default());
+    let api = socket.share().context("could not share the socket")?;
+    let giver = Giver { shared: Arc::clone(&shared), gate: gate.clone(), api };
+    giver.start(configuration.socket()).context("could not listen for a successor")?;
     let inspector = Arc::new(Inspector::new(Arc::clone(&shared), Arc::clone(&pods), Arc::clone(&attachments)));
     // The socket stands: whoever calls the plugin from now on is answered.
     let network_configuration = configuration.cni_configuration_directory().map(|directory| {
@@ -145,7 +202,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
         MetricsServer::start(address, inspect, timings, move |message| reporter.report(message))
     });
     let metrics = metrics.transpose().context("no thread for metrics")?;
-    let served = serve_until_told(socket, cni, inspector);
+    let served = serve_until_told(&gate, socket, cni, inspector);
 
     drop(metrics);
     drop(network_configuration);
@@ -256,7 +313,7 @@ fn receipt_writer(shared: &Shared, timings: &Arc<Timings>) -> std::io::Result<Re
     ReceiptWriter::start(Arc::clone(&shared.receipts), in_use, Box::new(told))
 }
 
-fn serve_until_told(socket: Socket, cni: Arc<CniServer>, inspector: Arc<Inspector>) -> anyhow::Result<()> {
+fn serve_until_told(gate: &Gate, socket: Socket, cni: Arc<CniServer>, inspector: Arc<Inspector>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     runtime.block_on(async {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
@@ -266,7 +323,7 @@ fn serve_until_told(socket: Socket, cni: Arc<CniServer>, inspector: Arc<Inspecto
                 _ = tokio::signal::ctrl_c() => {}
             }
         };
-        serve(socket, cni, inspector, Limits::default(), shutdown).await
+        serve_behind(gate, socket, cni, inspector, Limits::default(), shutdown).await
     })?;
     Ok(())
 }

@@ -18,6 +18,7 @@ use millrace_engine::port::tap::{TapDevice, TapError, TapQueue};
 
 use super::pods::holder;
 use super::shared::SharedSwitch;
+use super::takeover::InheritedPort;
 use crate::cni_server::{AttachmentKey, CniFailure, NetworkNamespace, PodDevice};
 use crate::kernel::{KernelError, Link, LinkChange, Netlink, sysctl};
 use crate::stable_hash::hash_64;
@@ -72,15 +73,21 @@ impl PodDevices {
         let _ = self.remove(Some(device), (key, Some(namespace)), Some(port));
     }
 
-    /// Takes up the interface that an earlier agent made.
+    /// Takes up the interface that an earlier agent made, by its queues if they were handed over.
     pub(super) fn take_up(
         &self,
         switch: &SharedSwitch,
         device: PodDevice,
         (key, namespace): (&AttachmentKey, &NetworkNamespace),
         port: PortIndex,
+        inherited: Option<InheritedPort>,
     ) -> Result<(), CniFailure> {
         let queues = match device {
+            PodDevice::Tap if let Some(inherited) = inherited => inherited.queues,
+            PodDevice::Veth if let Some(inherited) = inherited => {
+                self.keep_out(&far_end(key), port)?;
+                inherited.queues
+            }
             PodDevice::Tap => {
                 let found = TapDevice::attach_in_namespace(&handle(namespace), &key.interface, workers(switch));
                 queues_of(found.map_err(|error| system("take up the pod's interface", error))?, port)

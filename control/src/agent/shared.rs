@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
@@ -12,6 +12,7 @@ use millrace_engine::switch::Switch;
 use millrace_engine::tables::{ChangeSet, Snapshot};
 
 use super::event_writer::Events;
+use super::takeover::Inherited;
 use crate::api::model;
 use crate::cluster::{Cluster, NodeName, PoolName};
 use crate::observe::IP_POOL;
@@ -102,6 +103,12 @@ pub(super) struct Shared {
     exhausted: Mutex<BTreeMap<PoolName, (Instant, String)>>,
     /// What became of Events.
     pub(super) events: Events,
+    /// Queues of the agent that this one takes over from.
+    pub(super) inherited: Inherited,
+    /// Whether another agent is taking over: then interfaces stay as they are.
+    pub(super) handing_over: AtomicBool,
+    /// Microseconds in which nobody forwarded when this agent took over, for each worker.
+    pub(super) takeover_gaps: OnceLock<Vec<u64>>,
 }
 
 /// A pool without an address is a problem for so long after the last pod that wanted one: runtimes ask again within
@@ -129,6 +136,9 @@ impl Shared {
             uplinks_chosen: Mutex::default(),
             exhausted: Mutex::default(),
             events: Events::default(),
+            inherited: Inherited::default(),
+            handing_over: AtomicBool::new(false),
+            takeover_gaps: OnceLock::new(),
         }
     }
 

@@ -209,6 +209,10 @@ impl Follower {
 
     /// Brings uplinks and paths into step with objects and kernel, and tells what changed.
     fn look(&mut self) {
+        if self.shared.handing_over.load(Ordering::SeqCst) {
+            // What changes now is the successor's to follow.
+            return;
+        }
         let standing = self.shared.standing();
         self.follow_host(&standing);
         let Some(cluster) = standing.cluster.clone() else { return };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream, unix};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 
 /// A listener that accepts no more than so many connections at a time; more wait in the kernel's queue.
@@ -20,6 +20,7 @@ pub struct BoundedListener {
     listener: UnixListener,
     slots: Arc<Semaphore>,
     life: Duration,
+    open: watch::Receiver<bool>,
 }
 
 /// A connection that ends when its time is over.
@@ -31,10 +32,10 @@ pub struct BoundedConnection {
 }
 
 impl BoundedListener {
-    /// Bounds `listener` to `count` connections of at most `life` each.
+    /// Bounds `listener` to `count` connections of at most `life` each; none is accepted while it is not `open`.
     #[must_use]
-    pub fn new(listener: UnixListener, count: usize, life: Duration) -> BoundedListener {
-        BoundedListener { listener, slots: Arc::new(Semaphore::new(count)), life }
+    pub fn new(listener: UnixListener, count: usize, life: Duration, open: watch::Receiver<bool>) -> BoundedListener {
+        BoundedListener { listener, slots: Arc::new(Semaphore::new(count)), life, open }
     }
 }
 
@@ -44,7 +45,15 @@ impl Listener for BoundedListener {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let slot = self.slots.clone().acquire_owned().await.ok();
-        let (stream, address) = Listener::accept(&mut self.listener).await;
+        let (stream, address) = loop {
+            // Nobody who could open it again is left only when the process ends.
+            let _ = self.open.wait_for(|open| *open).await;
+            tokio::select! {
+                biased;
+                _ = self.open.changed() => {}
+                accepted = Listener::accept(&mut self.listener) => break accepted,
+            }
+        };
         let end = Box::pin(tokio::time::sleep(self.life));
         (BoundedConnection { stream, end, _slot: slot }, address)
     }

@@ -97,6 +97,10 @@ pub struct StatusReport {
     /// Why connections will end with this agent; `None` if the next one goes on with them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub connections_end: Option<String>,
+    /// Microseconds in which nobody forwarded when this agent took over from the one before, for each worker; `None` if it
+    /// did not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub takeover_gaps_us: Option<Vec<u64>>,
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// What became of Kubernetes Events; absent with a directory of files.

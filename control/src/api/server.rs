@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -16,7 +16,7 @@ use millrace_cni::protocol;
 use millrace_cni::spec::{Failure, code};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::connections::BoundedListener;
 use super::model::{ConnectionsQuery, ErrorReport, PolicyDiffRequest, PolicyReachQuery, TraceRequest};
@@ -58,6 +58,47 @@ impl Default for Limits {
     }
 }
 
+/// Lets calls in, or makes them wait in the socket's queue; clones are the same gate.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    open: watch::Sender<bool>,
+    /// One for each CNI call that may be at work.
+    calls: Arc<Semaphore>,
+    count: usize,
+}
+
+impl Gate {
+    /// An open gate before a server with these bounds.
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
+        Self { open: watch::Sender::new(true), calls: Arc::new(Semaphore::new(limits.cni_calls)), count: limits.cni_calls }
+    }
+
+    /// Accepts no connection any more, and waits until no CNI call is at work; false, and the gate stays open, if they are not
+    /// done in time. Blocks; not for a runtime's threads.
+    #[must_use]
+    pub fn close(&self, patience: Duration) -> bool {
+        /// Between accepting a connection and taking its request up.
+        const UNDER_WAY: Duration = Duration::from_millis(20);
+        self.open.send_replace(false);
+        std::thread::sleep(UNDER_WAY);
+        let end = Instant::now() + patience;
+        while self.calls.available_permits() < self.count {
+            if Instant::now() > end {
+                self.open();
+                return false;
+            }
+            std::thread::sleep(UNDER_WAY);
+        }
+        true
+    }
+
+    /// Accepts connections again.
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+}
+
 /// What the routes work on.
 #[derive(Clone)]
 struct Api {
@@ -79,9 +120,24 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
+    serve_behind(&Gate::new(&limits), socket, cni, inspect, limits, shutdown).await
+}
+
+/// As [`serve`], as long as the gate is open.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_behind(
+    gate: &Gate,
+    socket: Socket,
+    cni: Arc<CniServer>,
+    inspect: Arc<dyn Inspect>,
+    limits: Limits,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
     let (listener, _file) = socket.into_listener()?;
-    let listener = BoundedListener::new(listener, limits.connections, limits.connection_time);
-    let api = Api { cni, cni_slots: Arc::new(Semaphore::new(limits.cni_calls)), inspect, limits };
+    let listener = BoundedListener::new(listener, limits.connections, limits.connection_time, gate.open.subscribe());
+    let api = Api { cni, cni_slots: Arc::clone(&gate.calls), inspect, limits };
     let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
     let server = axum::serve(listener, router(api)).with_graceful_shutdown(async move {
         shutdown.await;

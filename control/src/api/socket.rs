@@ -7,6 +7,7 @@
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ pub struct SocketFile {
     path: PathBuf,
     inode: u64,
     /// Held open for its lock.
-    _lock: File,
+    lock: File,
 }
 
 /// Why the socket cannot be bound.
@@ -71,7 +72,25 @@ impl Socket {
         fs::set_permissions(&beside, Permissions::from_mode(0o600)).map_err(failed("set the mode of", &beside))?;
         let inode = fs::symlink_metadata(&beside).map_err(failed("look at", &beside))?.ino();
         fs::rename(&beside, path).map_err(failed("put in place", path))?;
-        Ok(Socket { listener, file: SocketFile { path: path.to_owned(), inode, _lock: lock } })
+        Ok(Socket { listener, file: SocketFile { path: path.to_owned(), inode, lock } })
+    }
+
+    /// The socket that another agent bound at `path`, with its lock: the file is removed by this one from now on.
+    ///
+    /// # Errors
+    /// The file is not there.
+    pub fn inherit(socket: OwnedFd, lock: OwnedFd, path: &Path) -> io::Result<Socket> {
+        let inode = fs::symlink_metadata(path)?.ino();
+        let file = SocketFile { path: path.to_owned(), inode, lock: File::from(lock) };
+        Ok(Socket { listener: UnixListener::from(socket), file })
+    }
+
+    /// Other descriptors of socket and lock, for [`Socket::inherit`] in another process.
+    ///
+    /// # Errors
+    /// The process has no descriptors left.
+    pub fn share(&self) -> io::Result<[OwnedFd; 2]> {
+        Ok([self.listener.as_fd().try_clone_to_owned()?, self.file.lock.as_fd().try_clone_to_owned()?])
     }
 
     /// The listener for the runtime that is current, and the file to keep while it is served.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::print_text;
-use crate::agent::HOST_INTERFACE;
+use crate::agent::{HOST_INTERFACE, Start};
 use crate::api::client::Client;
 use crate::api::model::StatusReport;
 use crate::configuration::{Configuration, DEFAULT_FILE};
@@ -31,6 +31,9 @@ pub(super) struct AgentOptions {
     /// Remove the host's own port, millrace0, with its addresses and routes, and stop: for a node that Millrace leaves
     #[arg(long, conflicts_with_all = ["check", "print_default"])]
     remove_host_port: bool,
+    /// Take over from the agent that runs here, without losing a packet; if that fails it goes on
+    #[arg(long, conflicts_with_all = ["check", "print_default", "remove_host_port"])]
+    takeover: bool,
     /// Check the configuration, and stop
     #[arg(long)]
     check: bool,
@@ -56,7 +59,8 @@ pub(super) fn run(options: &AgentOptions) -> anyhow::Result<()> {
     if options.remove_host_port {
         return remove_host_port(&configuration);
     }
-    crate::agent::run(&configuration)
+    let start = if options.takeover { Start::Takeover } else { Start::Anew };
+    crate::agent::run_as(&configuration, start)
 }
 
 /// A running agent would only make it again.

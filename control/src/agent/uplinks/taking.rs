@@ -15,11 +15,13 @@ use std::os::fd::AsFd;
 use millrace_engine::packet::PortIndex;
 use millrace_engine::port::PortQueue;
 use millrace_engine::port::af_xdp::{
-    AfXdpOptions, AfXdpQueue, AttachPreference, Steering, SteeringError, SteeringRules, Umem,
+    AfXdpOptions, AfXdpQueue, AttachPreference, Steering, SteeringError, SteeringRules, Umem, admit_by,
 };
+use millrace_engine::port::handover::HandedKind;
 use millrace_engine::port::packet_socket::PacketSocket;
 use millrace_engine::port::udp::UdpSockets;
 
+use super::super::takeover::{Inherited, InheritedPort};
 use super::problem::UplinkProblem;
 use crate::cluster::{UplinkPort, UplinkPortKind};
 use crate::kernel::Link;
@@ -58,6 +60,29 @@ pub(super) fn take(
         }
         UplinkPortKind::Automatic => taking.by_what_is_best(),
     }
+}
+
+/// Takes `link` with the sockets of the agent before. Its program decides what comes in until it is gone; then that of this
+/// agent, which knows by then what is ours.
+pub(super) fn inherit(
+    inherited: InheritedPort,
+    link: &Link,
+    all: &Inherited,
+) -> Result<Taken, UplinkProblem> {
+    let refused = |said: String| UplinkProblem::Refused { interface: link.name.clone(), said };
+    let steering = Steering::for_packet_sockets(&link.name, SteeringRules::default());
+    let steering = steering.map_err(|error| refused(error.to_string()))?;
+    let filter = steering.filter().map_err(|error| refused(error.to_string()))?;
+    let sockets = inherited.sockets;
+    if let Some(filter) = filter {
+        all.later(move || {
+            // The kernel has let us set the same filter on the same sockets before.
+            sockets.iter().for_each(|socket| drop(admit_by(filter.as_fd(), socket.as_fd())));
+        });
+    }
+    let has_tunnel_sockets = matches!(inherited.kind, HandedKind::Udp { .. });
+    let chosen = Some("taken over from the agent before".to_owned());
+    Ok(Taken { queues: inherited.queues, steering, has_tunnel_sockets, is_zero_copy: false, chosen, problem: None })
 }
 
 fn has_members(link: &Link) -> bool {
