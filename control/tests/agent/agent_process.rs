@@ -73,6 +73,42 @@ impl Agent {
         agent
     }
 
+    /// Starts the successor of this agent, and waits until it has taken over: this one has ended by itself then.
+    pub(crate) fn succeeded(
+        mut self,
+        node: &str,
+        directory: &Directory,
+        namespace: &NamespaceHandle,
+        options: AgentOptions,
+    ) -> Agent {
+        let log = File::options().append(true).open(&self.log).expect("log");
+        let mut command = successor(node, directory);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
+        let child = namespace.enter(|| command.spawn()).expect("entered").expect("agent");
+        let mut next = Agent { child, socket: self.socket.clone(), log: self.log.clone() };
+        let end = Instant::now() + 2 * PATIENCE;
+        loop {
+            if let Some(ended) = self.child.try_wait().expect("child") {
+                assert!(ended.success(), "the agent before ended with {ended:?}");
+                break;
+            }
+            let ended = next.child.try_wait().expect("child");
+            assert!(ended.is_none(), "the successor ended with {ended:?}");
+            assert!(Instant::now() < end, "nobody took over");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        next.wait_until_ready(options);
+        next
+    }
+
+    /// Starts a successor that is refused; what it says.
+    pub(crate) fn refused(node: &str, directory: &Directory, namespace: &NamespaceHandle) -> String {
+        let mut command = successor(node, directory);
+        let output = namespace.enter(|| command.output()).expect("entered").expect("agent");
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
     fn wait_until_ready(&mut self, options: AgentOptions) {
         let ready = |status: &StatusReport| status.generation > 0 && (!options.uplink || status.uplinks > 0);
         let end = Instant::now() + PATIENCE;
@@ -148,6 +184,13 @@ impl Agent {
         self.child.kill().expect("killed");
         self.child.wait().expect("ended");
     }
+}
+
+/// The program as the successor of the agent that runs on `node`.
+fn successor(node: &str, directory: &Directory) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millrace"));
+    command.args(["agent", "--takeover", "--config"]).arg(directory.file(&format!("{node}.toml")));
+    command
 }
 
 impl Drop for Agent {

@@ -123,6 +123,16 @@ impl Underlay {
         }
     }
 
+    /// Starts a successor of `agent`, the one of this node, and waits until it has taken over.
+    pub(crate) fn take_over(&self, number: usize, agent: Agent, options: AgentOptions) -> Agent {
+        agent.succeeded(NODES[number].0, &self.directory, self.nodes[number].handle(), options)
+    }
+
+    /// What a successor says that is refused.
+    pub(crate) fn refused_successor(&self, number: usize) -> String {
+        Agent::refused(NODES[number].0, &self.directory, self.nodes[number].handle())
+    }
+
     /// Starts the agent of a node.
     pub(crate) fn start(&self, number: usize, options: AgentOptions) -> Agent {
         Agent::start(NODES[number].0, &self.directory, self.nodes[number].handle(), options)

@@ -87,15 +87,19 @@ impl Conversation {
         }
     }
 
+    /// Asks once; how long the answer took, or how it ended.
+    pub(crate) fn ask(&mut self) -> Result<Duration, String> {
+        let asked = Instant::now();
+        let exchanged = self.socket.write_all(b"?").and_then(|()| self.socket.read_exact(&mut [0]));
+        exchanged.map_err(|error| format!("{}: {error} after {:?}", self.what, asked.elapsed()))?;
+        Ok(asked.elapsed())
+    }
+
     /// Asks at its pace; the longest wait, or how it ended.
     fn hold(&mut self, stop: &AtomicBool) -> Result<Duration, String> {
         let mut longest = Duration::ZERO;
         while !stop.load(Ordering::Relaxed) {
-            let asked = Instant::now();
-            let mut byte = [0];
-            let exchanged = self.socket.write_all(b"?").and_then(|()| self.socket.read_exact(&mut byte));
-            exchanged.map_err(|error| format!("{}: {error} after {:?}", self.what, asked.elapsed()))?;
-            longest = longest.max(asked.elapsed());
+            longest = longest.max(self.ask()?);
             std::thread::sleep(PACE);
         }
         Ok(longest)

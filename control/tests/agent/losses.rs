@@ -20,11 +20,11 @@ const LATE: Duration = Duration::from_millis(300);
 
 /// What became of one stream.
 #[derive(Debug, Default)]
-struct Outcome {
-    sent: usize,
-    lost: usize,
+pub(crate) struct Outcome {
+    pub(crate) sent: usize,
+    pub(crate) lost: usize,
     /// The longest time without an arrival.
-    silence: Duration,
+    pub(crate) silence: Duration,
 }
 
 fn send(socket: &UdpSocket, to: &UdpSocket, stop: &AtomicBool) -> usize {
@@ -61,7 +61,10 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> (usize, Duration) {
 }
 
 /// Runs the streams while `event` happens.
-fn while_happens<T>(streams: &[(&str, &Endpoint, &Endpoint)], event: impl FnOnce() -> T) -> (T, Vec<Outcome>) {
+pub(crate) fn while_happens<T>(
+    streams: &[(&str, &Endpoint, &Endpoint)],
+    event: impl FnOnce() -> T,
+) -> (T, Vec<Outcome>) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let running: Vec<_> = streams

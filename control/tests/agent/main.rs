@@ -44,6 +44,7 @@ mod runtimes;
 mod services;
 mod standalone;
 mod subnets;
+mod takeover;
 mod tenants;
 mod traffic;
 mod uplinks;
@@ -152,12 +153,18 @@ const TESTS: &[Test] = &[
     ("nothing_of_a_runtime_outlives_a_failed_test", runtimes::nothing_of_a_runtime_outlives_a_failed_test),
     ("events_tell_what_an_operator_must_see", api_server::events_tell_what_an_operator_must_see),
     ("the_api_server_may_be_away", api_server::the_api_server_may_be_away),
+    (
+        "an_agent_is_replaced_under_load_and_nothing_is_lost",
+        takeover::an_agent_is_replaced_under_load_and_nothing_is_lost,
+    ),
+    ("a_takeover_that_fails_leaves_the_running_agent", takeover::a_takeover_that_fails_leaves_the_running_agent),
+    ("queues_of_af_xdp_are_not_handed_over", takeover::queues_of_af_xdp_are_not_handed_over),
     ("an_idle_agent_sleeps", idle::an_idle_agent_sleeps),
     ("two_workers_share_an_uplink", workers::two_workers_share_an_uplink),
 ];
 
 fn main() -> ExitCode {
-    if let Some(code) = standalone::as_ping().or_else(runtimes::as_isolated) {
+    if let Some(code) = standalone::as_ping().or_else(runtimes::as_isolated).or_else(takeover::as_successor) {
         return code;
     }
     let listed = |(name, run): Test| RootTest { name, run, on_demand: false };

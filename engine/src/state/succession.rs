@@ -54,7 +54,7 @@ impl State {
     }
 
     /// The successor did not come up.
-    pub(crate) fn keep(&self) {
+    pub fn keep(&self) {
         self.connections.end_journal();
     }
 
