@@ -6,6 +6,8 @@
 
 mod succession;
 
+pub use succession::HandedPort;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -113,12 +115,7 @@ struct Foundation {
 
 /// What the state of such a switch is made for.
 fn state_options(options: &SwitchOptions, hash_key: HashKey) -> StateOptions {
-    StateOptions {
-        connections: options.connections,
-        timeouts: options.timeouts,
-        workers: options.workers,
-        hash_key,
-    }
+    StateOptions { connections: options.connections, timeouts: options.timeouts, workers: options.workers, hash_key }
 }
 
 /// What the workers of a switch share: what a former process left, or nothing yet.
@@ -204,11 +201,10 @@ impl Switch {
         for (number, slot) in self.workers.iter_mut().enumerate() {
             let Body::Parked(mut worker) = std::mem::replace(&mut slot.body, Body::Gone) else { continue };
             let core = self.options.cores.get(number).copied();
-            let thread =
-                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
-                    worker.run(core);
-                    worker
-                })?;
+            let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                worker.run(core);
+                worker
+            })?;
             slot.body = Body::Running(thread);
         }
         Ok(())

@@ -137,7 +137,7 @@ pub fn run_as(configuration: &Configuration, start: Start) -> anyhow::Result<()>
         .context("could not read the record of attachments")?;
     let attachments = Arc::new(attachments);
     let (inputs, taken) = reconcile::inputs();
-    let shared = Arc::new(Shared { inherited, ..Shared::new(node.clone(), switch, inputs, problem) });
+    let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem).inheriting(inherited));
     not_kept.into_iter().for_each(|problem| shared.report(problem));
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
@@ -204,6 +204,8 @@ pub fn run_as(configuration: &Configuration, start: Start) -> anyhow::Result<()>
     let metrics = metrics.transpose().context("no thread for metrics")?;
     let served = serve_until_told(&gate, socket, cni, inspector);
 
+    // A file left behind is replaced at the next start.
+    let _ = std::fs::remove_file(takeover::message::address(configuration.socket()));
     drop(metrics);
     drop(network_configuration);
     events.into_iter().for_each(EventWriter::stop);

@@ -104,7 +104,13 @@ impl Pods {
         let interface = place.interface(port.mac, port.mtu_bytes);
         let inherited = self.shared.inherited.take(port.index);
         let inherited = inherited.map_err(|error| system("take the pod's queues over", error))?;
-        self.devices.take_up(&self.shared.switch, port.device, (&record.key, &record.namespace), port.index, inherited)?;
+        self.devices.take_up(
+            &self.shared.switch,
+            port.device,
+            (&record.key, &record.namespace),
+            port.index,
+            inherited,
+        )?;
         let configured = configure_pod_interface(&namespace, &record.key.interface, &interface)
             .map_err(|error| system("configure the pod's interface", error));
         let pod = configured.and_then(|()| {

@@ -142,6 +142,11 @@ impl Shared {
         }
     }
 
+    /// The same with queues of the agent before.
+    pub(super) fn inheriting(self, inherited: Inherited) -> Self {
+        Self { inherited, ..self }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }

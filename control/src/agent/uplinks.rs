@@ -132,7 +132,8 @@ impl Uplinks {
             .shared
             .switch
             .with(|switch| (0..switch.options().workers).filter_map(|worker| switch.umem(worker).cloned()).collect());
-        let refused = |error: std::io::Error| UplinkProblem::Refused { interface: interface(), said: error.to_string() };
+        let refused =
+            |error: std::io::Error| UplinkProblem::Refused { interface: interface(), said: error.to_string() };
         let taken = match self.shared.inherited.take_uplink(name.as_str(), port).map_err(refused)? {
             Some(inherited) => taking::inherit(inherited, link, &self.shared.inherited)?,
             None => taking::take(by, link, port, vxlan_port, &umems)?,

@@ -71,7 +71,11 @@ impl Gate {
     /// An open gate before a server with these bounds.
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
-        Self { open: watch::Sender::new(true), calls: Arc::new(Semaphore::new(limits.cni_calls)), count: limits.cni_calls }
+        Self {
+            open: watch::Sender::new(true),
+            calls: Arc::new(Semaphore::new(limits.cni_calls)),
+            count: limits.cni_calls,
+        }
     }
 
     /// Accepts no connection any more, and waits until no CNI call is at work; false, and the gate stays open, if they are not

@@ -281,6 +281,10 @@ pub(super) fn status(report: &StatusReport) -> String {
         let EventsReport { written, refused, dropped, waiting } = events;
         ("Events", format!("{written} written, {refused} refused, {dropped} dropped, {waiting} waiting"))
     });
+    let takeover = report.takeover_gaps_us.as_ref().map(|gaps| {
+        let longest = gaps.iter().max().copied().unwrap_or(0);
+        ("Took over", format!("from the agent before, {longest} us without forwarding"))
+    });
     let mut text = String::new();
     for (name, value) in [
         ("Node", report.node.clone()),
@@ -296,6 +300,7 @@ pub(super) fn status(report: &StatusReport) -> String {
         ("Problems", if report.problems.is_empty() { "none".into() } else { report.problems.len().to_string() }),
     ]
     .into_iter()
+    .chain(takeover)
     .chain(events)
     {
         let _ = writeln!(text, "{:<24}{value}", format!("{name}:"));

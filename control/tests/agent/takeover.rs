@@ -56,8 +56,7 @@ fn gap_table(way: &str, gaps: &[Vec<u64>]) {
 }
 
 fn replaced_under_load(way: &str, more: &str) {
-    let Cluster { agents: [first, other], underlay } =
-        Cluster::with_uplinks(Underlay::create(1), [more; 2], OPTIONS);
+    let Cluster { agents: [first, other], underlay } = Cluster::with_uplinks(Underlay::create(1), [more; 2], OPTIONS);
     let pods = [("a1", "a"), ("a2", "a"), ("b1", "b")].map(|(name, node)| Pod::create(name, node));
     let ends = pods.each_ref().map(|pod| pod.add(&underlay.directory));
     ends[1..].iter().for_each(|end| traffic::check(&ends[0], end));
@@ -100,7 +99,11 @@ fn replaced_under_load(way: &str, more: &str) {
             println!("| {name} | {} | {} | {} ms |", outcome.sent, outcome.lost, outcome.silence.as_millis());
         }
         let waits = held.iter().map(|(_, wait)| wait.clone().expect("every conversation goes on"));
-        println!("| {} TCP conversations | longest wait | {} ms |", held.len(), waits.max().map_or(0, |w| w.as_millis()));
+        println!(
+            "| {} TCP conversations | longest wait | {} ms |",
+            held.len(),
+            waits.max().map_or(0, |w| w.as_millis())
+        );
         println!("| new connections | {opened}, each answered | longest {} ms |", longest.as_millis());
         assert!(outcomes.iter().all(|outcome| outcome.lost == 0 && outcome.sent > 1_000), "{outcomes:?}");
         let late = pods_plugged_in(&underlay, "late");

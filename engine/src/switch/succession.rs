@@ -95,7 +95,9 @@ impl Switch {
         while self.finish_turn() && Instant::now() < end {}
         match failed {
             Some(number) => Err(io::Error::other(format!("worker {number} has failed"))),
-            None => Ok(self.workers.iter().filter_map(|slot| slot.body.parked().map(|worker| worker.paused_at())).collect()),
+            None => {
+                Ok(self.workers.iter().filter_map(|slot| slot.body.parked().map(|worker| worker.paused_at())).collect())
+            }
         }
     }
 

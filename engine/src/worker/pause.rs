@@ -22,6 +22,10 @@ impl Worker {
                 self.forward_vector();
             }
         }
-        busy | self.transmit.flush(&mut Outlet { ports: &mut self.ports, memory: &mut self.memory, counters: &self.counters })
+        busy | self.transmit.flush(&mut Outlet {
+            ports: &mut self.ports,
+            memory: &mut self.memory,
+            counters: &self.counters,
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 use millrace_engine::clock::Time;
 use millrace_engine::switch::Switch;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use rustix::process::{PidfdFlags, Signal};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::super::FIRST_BRIDGE_PORT;
 use super::super::shared::Shared;
@@ -73,13 +74,15 @@ impl Giver {
 
     /// Gives everything to who is at the other end, and ends the process; or says why this one goes on.
     fn give(&self, successor: &Connection) -> Result<std::convert::Infallible, TakeoverError> {
-        let credentials = sockopt::socket_peercred(successor.as_fd()).map_err(failed("ask who the successor is"))?;
-        let process = rustix::process::pidfd_open(credentials.pid, PidfdFlags::empty());
-        let process = process.map_err(failed("watch the successor's process"))?;
-        let uid = credentials.uid;
-        if !uid.is_root() && uid != rustix::process::geteuid() {
-            return self.refuse(successor, format!("user {} may not", uid.as_raw()));
+        let (user, process) = peer(successor).map_err(failed("ask who the successor is"))?;
+        if user != 0 && user != rustix::process::geteuid().as_raw() {
+            return self.refuse(successor, format!("user {user} may not"));
         }
+        let Some(process) = process else {
+            return self.refuse(successor, "its process is not to be seen from here: another PID namespace".to_owned());
+        };
+        let process = rustix::process::pidfd_open(process, PidfdFlags::empty());
+        let process = process.map_err(failed("watch the successor's process"))?;
         self.greet(successor)?;
         let _closed = Closed::new(self)?;
         let handed = self.shared.switch.with(|switch| Ok((switch.state_files()?, switch.handed_queues())));
@@ -131,15 +134,24 @@ impl Giver {
         self.refuse(successor, refused).map(|never| match never {})
     }
 
-    fn refuse(
-        &self,
-        successor: &Connection,
-        reason: String,
-    ) -> Result<std::convert::Infallible, TakeoverError> {
+    fn refuse(&self, successor: &Connection, reason: String) -> Result<std::convert::Infallible, TakeoverError> {
         // It may have gone meanwhile.
         let _ = successor.say(&Message::Refused { reason: reason.clone() }, &[]);
         Err(TakeoverError::Refused(reason))
     }
+}
+
+/// The user and the process at the other end; no process if it is in a PID namespace that this one does not see.
+fn peer(connection: &Connection) -> std::io::Result<(u32, Option<Pid>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _entered = runtime.enter();
+    let stream = UnixStream::from(connection.as_fd().try_clone_to_owned()?);
+    // What the runtime wants to be given; the descriptor's other copy is waited on, so it is set back.
+    stream.set_nonblocking(true)?;
+    let credentials = tokio::net::UnixStream::from_std(stream)?.peer_cred();
+    rustix::io::ioctl_fionbio(connection, false)?;
+    let credentials = credentials?;
+    Ok((credentials.uid(), credentials.pid().and_then(Pid::from_raw)))
 }
 
 /// With nobody else at the switch: stops it, lets the successor start, and ends the process. Otherwise why it goes on.

@@ -62,9 +62,8 @@ impl Inherited {
         interface: &str,
         port: PortIndex,
     ) -> std::io::Result<Option<InheritedPort>> {
-        let is_on = |handed: &[(usize, HandedQueue)]| {
-            handed.iter().any(|(_, queue)| queue.kind.interface() == Some(interface))
-        };
+        let is_on =
+            |handed: &[(usize, HandedQueue)]| handed.iter().any(|(_, queue)| queue.kind.interface() == Some(interface));
         let handed = self.ports(|ports| {
             let below = ports.range(..super::super::FIRST_POD_PORT_INDEX);
             let found = below.filter(|(_, handed)| is_on(handed)).map(|(port, _)| *port).next()?;

@@ -97,6 +97,8 @@ impl Takeover {
         }
         shared.switch.with(millrace_engine::switch::Switch::succeed);
         shared.inherited.is_gone();
+        // It has said its last word: what comes is the end of its process, which has ports of TCP that this one wants.
+        let _ = self.connection.hear("the end", PATIENCE);
         let gaps = begun.iter().zip(&paused).map(|(begun, paused)| begun.saturating_sub(*paused) / 1_000);
         let _ = shared.takeover_gaps.set(gaps.collect());
         Ok(())

@@ -64,11 +64,7 @@ pub(super) fn take(
 
 /// Takes `link` with the sockets of the agent before. Its program decides what comes in until it is gone; then that of this
 /// agent, which knows by then what is ours.
-pub(super) fn inherit(
-    inherited: InheritedPort,
-    link: &Link,
-    all: &Inherited,
-) -> Result<Taken, UplinkProblem> {
+pub(super) fn inherit(inherited: InheritedPort, link: &Link, all: &Inherited) -> Result<Taken, UplinkProblem> {
     let refused = |said: String| UplinkProblem::Refused { interface: link.name.clone(), said };
     let steering = Steering::for_packet_sockets(&link.name, SteeringRules::default());
     let steering = steering.map_err(|error| refused(error.to_string()))?;

@@ -218,6 +218,7 @@ fn status_lists_problems_with_their_place() {
         connections_not_taken_over: 0,
         connections_adopted: 0,
         connections_end: None,
+        takeover_gaps_us: Some(vec![310, 420]),
         problems: vec![
             Problem {
                 file: "pods.yaml".into(),
@@ -244,6 +245,7 @@ Uplinks:                1
 Connections:            7 of the agent before, kept for the next
 Frames unaccounted for: 0
 Problems:               3
+Took over:              from the agent before, 420 us without forwarding
   pods.yaml:12: Pod default/web-0: spec.nodeName is missing
   state.json: unusable
   the uplink is down"#,

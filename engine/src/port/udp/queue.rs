@@ -236,7 +236,8 @@ impl PortQueue for UdpQueue {
     }
 
     fn hand_over(&self) -> std::io::Result<HandedQueue> {
-        let HandedQueue { kind: HandedKind::Packet { interface, mtu, .. }, descriptors: plain } = self.plain.hand_over()?
+        let HandedQueue { kind: HandedKind::Packet { interface, mtu, .. }, descriptors: plain } =
+            self.plain.hand_over()?
         else {
             return Err(std::io::ErrorKind::Unsupported.into());
         };

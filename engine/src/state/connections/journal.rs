@@ -76,9 +76,8 @@ impl Connections {
         let changed = || journal.words().iter().enumerate().flat_map(|(number, word)| set_bits(number, word));
         for index in changed() {
             let known = followed.0.get_mut(index as usize);
-            let known = known.map_or(ConnectionReference::NONE, |known| {
-                std::mem::replace(known, ConnectionReference::NONE)
-            });
+            let known =
+                known.map_or(ConnectionReference::NONE, |known| std::mem::replace(known, ConnectionReference::NONE));
             if known != ConnectionReference::NONE {
                 self.remove(known).into_iter().for_each(&mut ended);
             }
