@@ -440,3 +440,50 @@ fn workers_may_meet_anywhere() {
     }
     assert_eq!((table.live(), all(&table).len()), (0, 0));
 }
+
+/// The table of the other process, as a successor reads it.
+fn of_another(table: &Connections, content: Content) -> KeptMemory {
+    let file = table.file().try_clone_to_owned().expect("descriptor");
+    KeptMemory::of_another(file, content).expect("mapped").expect("of this layout")
+}
+
+proptest! {
+    /// Whatever a process does after its successor has read its connections, the successor catches up with: both tables have
+    /// the same connections in the same states, and every name that the successor has found another place for is its own.
+    #[test]
+    fn a_successor_catches_up_with_every_change(
+        before in proptest::collection::vec((0u32..40, 0u8..4), 0..60),
+        meanwhile in proptest::collection::vec((0u32..40, 0u8..4), 0..60),
+    ) {
+        let (former, next) = (table(1024), Connections::new(2048, 1, HashKey::from_seed(6)).expect("memory"));
+        let mut names = HashMap::new();
+        let mut act = |(number, what): (u32, u8), now| {
+            let known: Option<ConnectionReference> = names.get(&number).copied();
+            match (known, what) {
+                (None, _) => {
+                    let port = number.is_multiple_of(5).then_some(2000 + number as u16);
+                    names.insert(number, open(&former, number, port, now));
+                }
+                (Some(name), 0) => {
+                    former.remove(name).expect("it lives");
+                    names.remove(&number);
+                }
+                (Some(name), _) => drop(former.advance(name, Direction::Reply, flag::SYN | flag::ACK, now)),
+            }
+        };
+        before.iter().for_each(|step| act(*step, at(1)));
+        let bits = former.begin_journal().expect("memory");
+        let journal = KeptMemory::of_another(bits, JOURNAL_CONTENT).expect("mapped").expect("of this layout");
+        let memory = of_another(&former, CONTENT);
+        let (_, mut followed) = next.follow(&memory, |_, _| true);
+        meanwhile.iter().for_each(|step| act(*step, at(2)));
+        let caught_up = next.catch_up((&memory, &journal), &mut followed, |_, _| true, drop);
+        prop_assert_eq!(caught_up.refused, 0);
+        let facts = |table: &Connections| -> HashMap<Tuple, (Tuple, ConnectionState, bool, u32)> {
+            let facts = |one: Connection| (one.reply, one.state, one.replied, one.service);
+            all(table).into_iter().map(|(tuple, one)| (tuple, facts(one))).collect()
+        };
+        prop_assert_eq!(facts(&next), facts(&former));
+        prop_assert_eq!(next.live(), former.live());
+    }
+}
