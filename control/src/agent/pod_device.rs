@@ -82,17 +82,17 @@ impl PodDevices {
         port: PortIndex,
         inherited: Option<InheritedPort>,
     ) -> Result<(), CniFailure> {
-        let queues = match device {
-            PodDevice::Tap if let Some(inherited) = inherited => inherited.queues,
-            PodDevice::Veth if let Some(inherited) = inherited => {
+        let queues = match (device, inherited) {
+            (PodDevice::Tap, Some(inherited)) => inherited.queues,
+            (PodDevice::Veth, Some(inherited)) => {
                 self.keep_out(&far_end(key), port)?;
                 inherited.queues
             }
-            PodDevice::Tap => {
+            (PodDevice::Tap, None) => {
                 let found = TapDevice::attach_in_namespace(&handle(namespace), &key.interface, workers(switch));
                 queues_of(found.map_err(|error| system("take up the pod's interface", error))?, port)
             }
-            PodDevice::Veth => self.take_end(switch, key, port)?,
+            (PodDevice::Veth, None) => self.take_end(switch, key, port)?,
         };
         attach(switch, queues, port)
     }

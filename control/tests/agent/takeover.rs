@@ -73,47 +73,65 @@ fn replaced_under_load(way: &str, more: &str) {
             let stop = &stop;
             scope.spawn(move || kept::answer(&listener, stop));
         }
-        let mut conversations: Vec<Conversation> =
-            (0..8).map(|_| Conversation::open("a pod to a ClusterIP", &ends[0], to)).collect();
-        let streams = [
-            ("pod to pod of the node", &ends[0], &ends[1]),
-            ("pod to pod of another node", &ends[0], &ends[2]),
-            ("pod of another node to pod", &ends[2], &ends[0]),
-        ];
-        let opening = scope.spawn(|| open_anew(&ends[0], to, &stop));
-        let mut agent = first;
-        let mut gaps = Vec::new();
-        let (((), outcomes), held) = kept::while_held(&mut conversations, || {
-            while_happens(&streams, || {
-                for _ in 0..REPLACEMENTS {
-                    agent = underlay.take_over(0, agent, OPTIONS);
-                    gaps.push(agent.status().takeover_gaps_us.expect("it took over"));
-                }
-            })
-        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            replacements(way, &underlay, first, &ends, to);
+        }));
         stop.store(true, Ordering::Relaxed);
-        let (opened, longest) = opening.join().expect("every new connection opens");
-        gap_table(way, &gaps);
-        println!("| stream | sent | lost | longest silence |\n|---|---|---|---|");
-        for ((name, ..), outcome) in streams.iter().zip(&outcomes) {
-            println!("| {name} | {} | {} | {} ms |", outcome.sent, outcome.lost, outcome.silence.as_millis());
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
         }
-        let waits = held.iter().map(|(_, wait)| wait.clone().expect("every conversation goes on"));
-        println!(
-            "| {} TCP conversations | longest wait | {} ms |",
-            held.len(),
-            waits.max().map_or(0, |w| w.as_millis())
-        );
-        println!("| new connections | {opened}, each answered | longest {} ms |", longest.as_millis());
-        assert!(outcomes.iter().all(|outcome| outcome.lost == 0 && outcome.sent > 1_000), "{outcomes:?}");
-        let late = pods_plugged_in(&underlay, "late");
-        traffic::udp(&late.1, &ends[0], true);
-        agent.assert_sound();
     });
     other.assert_sound();
 }
 
-fn pods_plugged_in(underlay: &Underlay, name: &str) -> (Pod, Endpoint) {
+/// Replaces the agent of node `a` again and again while streams run, conversations are held and connections opened.
+fn replacements(way: &str, underlay: &Underlay, first: Agent, ends: &[Endpoint; 3], to: SocketAddr) {
+    let mut conversations: Vec<Conversation> =
+        (0..8).map(|_| Conversation::open("a pod to a ClusterIP", &ends[0], to)).collect();
+    let streams = [
+        ("pod to pod of the node", &ends[0], &ends[1]),
+        ("pod to pod of another node", &ends[0], &ends[2]),
+        ("pod of another node to pod", &ends[2], &ends[0]),
+    ];
+    let (mut agent, mut gaps) = (Some(first), Vec::new());
+    let ((((), outcomes), held), (opened, longest)) = while_opened(&ends[0], to, || {
+        kept::while_held(&mut conversations, || {
+            while_happens(&streams, || {
+                for _ in 0..REPLACEMENTS {
+                    let next = underlay.take_over(0, agent.take().expect("an agent"), OPTIONS);
+                    gaps.push(next.status().takeover_gaps_us.expect("it took over"));
+                    agent = Some(next);
+                }
+            })
+        })
+    });
+    gap_table(way, &gaps);
+    println!("| stream | sent | lost | longest silence |\n|---|---|---|---|");
+    for ((name, ..), outcome) in streams.iter().zip(&outcomes) {
+        println!("| {name} | {} | {} | {} ms |", outcome.sent, outcome.lost, outcome.silence.as_millis());
+    }
+    let waits = held.iter().map(|(_, wait)| wait.clone().expect("every conversation goes on"));
+    let wait = waits.max().unwrap_or_default();
+    println!("| {} TCP conversations | longest wait | {} ms |", held.len(), wait.as_millis());
+    println!("| new connections | {opened}, each answered | longest {} ms |", longest.as_millis());
+    assert!(outcomes.iter().all(|outcome| outcome.lost == 0 && outcome.sent > 1_000), "{outcomes:?}");
+    let (_late, end) = plugged_in(underlay, "late");
+    traffic::udp(&end, &ends[0], true);
+    agent.expect("an agent").assert_sound();
+}
+
+/// Opens connections while `event` happens: how many, and how long the longest took.
+fn while_opened<T>(from: &Endpoint, to: SocketAddr, event: impl FnOnce() -> T) -> (T, (usize, Duration)) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| open_anew(from, to, &stop));
+        let happened = event();
+        stop.store(true, Ordering::Relaxed);
+        (happened, opening.join().expect("every new connection opens"))
+    })
+}
+
+fn plugged_in(underlay: &Underlay, name: &str) -> (Pod, Endpoint) {
     let pod = Pod::create(name, "a");
     let end = pod.add(&underlay.directory);
     (pod, end)
@@ -190,7 +208,7 @@ pub(crate) fn a_takeover_that_fails_leaves_the_running_agent() {
     }
     // After all of that it can still be taken over from, and pods be plugged in.
     let next = underlay.take_over(0, first, OPTIONS);
-    let (_late, end) = pods_plugged_in(&underlay, "late");
+    let (_late, end) = plugged_in(&underlay, "late");
     traffic::udp(&end, &ends[1], true);
     next.assert_sound();
     other.assert_sound();
