@@ -94,18 +94,24 @@ fn replacements(way: &str, underlay: &Underlay, first: Agent, ends: &[Endpoint; 
         ("pod of another node to pod", &ends[2], &ends[0]),
     ];
     let (mut agent, mut gaps) = (Some(first), Vec::new());
-    let ((((), outcomes), held), (opened, longest)) = while_opened(&ends[0], to, || {
+    let (((replaced, outcomes), held), (opened, longest)) = while_opened(&ends[0], to, || {
         kept::while_held(&mut conversations, || {
             while_happens(&streams, || {
-                for _ in 0..REPLACEMENTS {
-                    let next = underlay.take_over(0, agent.take().expect("an agent"), OPTIONS);
-                    gaps.push(next.status().takeover_gaps_us.expect("it took over"));
-                    agent = Some(next);
-                }
+                // The load must end, whatever happens.
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    for _ in 0..REPLACEMENTS {
+                        let next = underlay.take_over(0, agent.take().expect("an agent"), OPTIONS);
+                        gaps.push(next.status().takeover_gaps_us.expect("it took over"));
+                        agent = Some(next);
+                    }
+                }))
             })
         })
     });
     gap_table(way, &gaps);
+    if let Err(panic) = replaced {
+        std::panic::resume_unwind(panic);
+    }
     println!("| stream | sent | lost | longest silence |\n|---|---|---|---|");
     for ((name, ..), outcome) in streams.iter().zip(&outcomes) {
         println!("| {name} | {} | {} | {} ms |", outcome.sent, outcome.lost, outcome.silence.as_millis());
