@@ -136,7 +136,12 @@ impl ClusterNode {
         Self::around(number, local, addresses, Node::with_options(options), store)
     }
 
-    fn around(number: u8, local: LocalView, addresses: &[IpAddr], mut node: Node, store: &dyn ObjectStore) -> Self {
+    /// The same with this switch, of which nothing is plugged in yet.
+    ///
+    /// # Panics
+    /// If the store gives no watch.
+    #[must_use]
+    pub fn around(number: u8, local: LocalView, addresses: &[IpAddr], mut node: Node, store: &dyn ObjectStore) -> Self {
         let name = local.node.as_str().to_owned();
         node.attach(UPLINK, MemoryQueue::LIKE_AF_XDP, 0);
         let node = Arc::new(Mutex::new(node));
@@ -253,6 +258,14 @@ impl ClusterNode {
         self.pods.insert(PortIndex(port), pod);
         self.reconciler.take(Input::Pods(self.pods.clone()));
         (port, mac)
+    }
+
+    /// Takes a pod up again at its port, as an agent that starts does with those it has a record of.
+    pub fn take_up(&mut self, port: PortIndex, pod: AttachedPod) {
+        let workers = self.switch().switch.options().workers;
+        self.switch().attach(port.0, MemoryQueue::LIKE_TAP, usize::from(port.0) % workers);
+        self.pods.insert(port, pod);
+        self.reconciler.take(Input::Pods(self.pods.clone()));
     }
 
     /// Says what uid the runtime told of the pod at a port.

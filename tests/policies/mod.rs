@@ -33,8 +33,10 @@ pub struct Plugged {
 }
 
 /// What the node that judges knows beside the objects.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
+    /// Its name.
+    pub node: String,
     /// Pods that are plugged in there, in the order of their ports.
     pub plugged: Vec<Plugged>,
     /// Whether what is not known yet counts as nothing (`unknown_pods = "open"`).
@@ -46,7 +48,7 @@ impl NodeView {
     #[must_use]
     pub fn of(objects: &[Value]) -> Self {
         let pods = objects.iter().filter(|object| object["kind"] == "Pod");
-        Self { plugged: pods.filter_map(plugged_by).collect(), open: false }
+        Self { node: NODE.to_owned(), plugged: pods.filter_map(plugged_by).collect(), open: false }
     }
 
     /// Whether a pod with this address is plugged in.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{Flow, NODE, NodeView, Plugged};
+use super::{Flow, NodeView, Plugged};
 
 /// Nothing, for fields that are absent.
 const NOTHING: Value = Value::Null;
@@ -26,8 +26,8 @@ fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
     field(value, path).as_array().map_or(&[], Vec::as_slice)
 }
 
-fn of_kind<'a>(objects: &'a [Value], kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    objects.iter().filter(move |object| text(object, "kind") == kind)
+fn of_kind<'a>(objects: &[&'a Value], kind: &str) -> impl Iterator<Item = &'a Value> {
+    objects.iter().copied().filter(move |object| text(object, "kind") == kind)
 }
 
 fn namespace_of(object: &Value) -> &str {
@@ -75,6 +75,14 @@ enum End<'a> {
 /// # Errors
 /// In words which end denies it.
 pub fn allowed(objects: &[Value], view: &NodeView, flow: Flow) -> Result<(), String> {
+    allowed_of(&objects.iter().collect::<Vec<_>>(), view, flow)
+}
+
+/// The same for objects that lie elsewhere. Those of pods and nodes that have neither address may be left out.
+///
+/// # Errors
+/// In words which end denies it.
+pub fn allowed_of(objects: &[&Value], view: &NodeView, flow: Flow) -> Result<(), String> {
     Packet { objects, view, flow }.allowed(false)
 }
 
@@ -83,12 +91,12 @@ pub fn allowed(objects: &[Value], view: &NodeView, flow: Flow) -> Result<(), Str
 /// # Errors
 /// Which end denies it.
 pub fn allowed_everywhere(objects: &[Value], view: &NodeView, flow: Flow) -> Result<(), String> {
-    Packet { objects, view, flow }.allowed(true)
+    Packet { objects: &objects.iter().collect::<Vec<_>>(), view, flow }.allowed(true)
 }
 
 /// A packet that is asked of policies, and what is known.
 struct Packet<'a> {
-    objects: &'a [Value],
+    objects: &'a [&'a Value],
     view: &'a NodeView,
     flow: Flow,
 }
@@ -100,7 +108,7 @@ impl<'a> Packet<'a> {
             return Ok(());
         }
         let [from, to] = [source, destination].map(|address| self.end(address));
-        let is_own = |end| matches!(end, End::Node(node) if text(node, "metadata.name") == NODE);
+        let is_own = |end| matches!(end, End::Node(node) if text(node, "metadata.name") == self.view.node);
         let judged = |end| match end {
             End::Pod { namespace, object, here } => (here || everywhere).then_some((namespace, object)),
             End::Node(_) | End::Unknown | End::Nobody => None,
@@ -166,7 +174,7 @@ impl<'a> Packet<'a> {
         let same_name =
             |plugged: &&Plugged| plugged.namespace == namespace_of(pod) && plugged.name == text(pod, "metadata.name");
         let mut same = self.view.plugged.iter().filter(same_name);
-        same.any(|plugged| is_object_of(pod, plugged) || text(pod, "spec.nodeName") == NODE)
+        same.any(|plugged| is_object_of(pod, plugged) || text(pod, "spec.nodeName") == self.view.node)
     }
 
     /// A selector of namespaces; a missing object leaves nothing known but the name.

@@ -65,7 +65,15 @@ impl Node {
     /// If the machine gives no memory.
     #[must_use]
     pub fn with_options(options: SwitchOptions) -> Self {
-        let clock = ManualClock::new();
+        Self::on_clock(options, ManualClock::new())
+    }
+
+    /// The same on a clock that goes on, as that of a machine does when a process ends and another begins.
+    ///
+    /// # Panics
+    /// If the machine gives no memory.
+    #[must_use]
+    pub fn on_clock(options: SwitchOptions, clock: ManualClock) -> Self {
         let options = SwitchOptions { clock: Clock::Manual(clock.clone()), ..options };
         let switch = Switch::new(options).expect("a switch");
         let imagined = FrameMemory::new(FrameMemoryLayout { head_frames: 64, big_buffers: 2 }).expect("memory");
