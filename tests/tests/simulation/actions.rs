@@ -9,7 +9,7 @@ use crate::world::World;
 
 /// Something to be done at its tick.
 #[derive(Clone, Copy, Debug)]
-pub enum Action {
+pub(crate) enum Action {
     /// The runtime calls the plugin for a pod.
     Add(u32),
     /// The kubelet writes a pod's status.
@@ -24,13 +24,13 @@ pub enum Action {
 
 /// Actions by tick, in the order in which they were planned.
 #[derive(Debug, Default)]
-pub struct Actions {
+pub(crate) struct Actions {
     waiting: BTreeMap<(usize, u64), Action>,
     planned: u64,
 }
 
 impl Actions {
-    pub fn plan(&mut self, at: usize, action: Action) {
+    pub(crate) fn plan(&mut self, at: usize, action: Action) {
         self.planned += 1;
         self.waiting.insert((at, self.planned), action);
     }
@@ -41,7 +41,7 @@ impl Actions {
     }
 
     /// Takes out the ends of faults that are yet to come.
-    pub fn endings(&mut self) -> Vec<faults::Ending> {
+    pub(crate) fn endings(&mut self) -> Vec<faults::Ending> {
         let ends = |action: &Action| matches!(action, Action::End(_));
         let keys: Vec<_> = self.waiting.iter().filter(|(_, action)| ends(action)).map(|(key, _)| *key).collect();
         let taken = keys.iter().filter_map(|key| self.waiting.remove(key));
@@ -51,7 +51,7 @@ impl Actions {
 
 impl World {
     /// Does what is due.
-    pub fn act(&mut self) -> Result<(), Violation> {
+    pub(crate) fn act(&mut self) -> Result<(), Violation> {
         while let Some(action) = self.actions.due(self.now) {
             match action {
                 Action::Add(pod) => churn::add(self, pod),
@@ -65,7 +65,7 @@ impl World {
     }
 
     /// Plans an action so many ticks from now, up to a bound.
-    pub fn later(&mut self, bound: usize, action: Action) {
+    pub(crate) fn later(&mut self, bound: usize, action: Action) {
         let at = self.now + 1 + self.random.below(bound);
         self.actions.plan(at, action);
     }

@@ -31,35 +31,35 @@ const SWEEP_TICKS: usize = 4;
 
 /// What is plugged in, as the machine has it.
 #[derive(Clone, Debug)]
-pub struct Attachment {
-    pub port: u16,
-    pub mac: Mac,
-    pub addresses: Vec<IpAddr>,
-    pub network: usize,
-    pub plugged: Plugged,
+pub(crate) struct Attachment {
+    pub(crate) port: u16,
+    pub(crate) mac: Mac,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) network: usize,
+    pub(crate) plugged: Plugged,
 }
 
 /// What happens at the same moment as a change of tables.
 #[derive(Debug)]
-pub struct Published {
+pub(crate) struct Published {
     /// Why tables were refused.
-    pub error: Option<String>,
-    pub told: usize,
+    pub(crate) error: Option<String>,
+    pub(crate) told: usize,
 }
 
 /// A node; `running` is its agent, if it has one.
 #[derive(Debug)]
-pub struct Agent {
-    pub number: usize,
-    pub name: String,
-    pub address: IpAddr,
-    pub running: Option<ClusterNode>,
+pub(crate) struct Agent {
+    pub(crate) number: usize,
+    pub(crate) name: String,
+    pub(crate) address: IpAddr,
+    pub(crate) running: Option<ClusterNode>,
     /// Whether tables are in force.
-    pub in_force: bool,
-    pub attachments: BTreeMap<u32, Attachment>,
+    pub(crate) in_force: bool,
+    pub(crate) attachments: BTreeMap<u32, Attachment>,
     /// Frames given to the ports of the present switch.
-    pub injected: u64,
-    pub restarts: usize,
+    pub(crate) injected: u64,
+    pub(crate) restarts: usize,
     allocators: AddressAllocators,
     client: Client,
     clock: ManualClock,
@@ -76,7 +76,7 @@ fn network_name(network: usize) -> Option<NetworkName> {
 }
 
 impl Agent {
-    pub fn new(number: usize, address: IpAddr, workers: usize, store: &Store, kept_in: Option<PathBuf>) -> Self {
+    pub(crate) fn new(number: usize, address: IpAddr, workers: usize, store: &Store, kept_in: Option<PathBuf>) -> Self {
         let name = format!("n{number}");
         let node_name = NodeName::new(&name).expect("a name");
         Self {
@@ -111,7 +111,7 @@ impl Agent {
         }
     }
 
-    pub fn tell_underlay(&mut self, next_hops: Vec<(IpAddr, Mac)>) {
+    pub(crate) fn tell_underlay(&mut self, next_hops: Vec<(IpAddr, Mac)>) {
         self.next_hops = next_hops;
         if let Some(node) = &mut self.running {
             node.tell_underlay(self.next_hops.iter().copied());
@@ -119,7 +119,7 @@ impl Agent {
     }
 
     /// Starts the agent: what the machine kept is taken up again.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let local = LocalView::new(NodeName::new(&self.name).expect("a name"));
         let switch = Node::on_clock(self.options(), self.clock.clone());
         let mut node = ClusterNode::around(self.number as u8 + 1, local, &[self.address], switch, &self.client);
@@ -142,7 +142,7 @@ impl Agent {
     }
 
     /// Ends the agent as `kill -9` does.
-    pub fn crash(&mut self, store: &Store, forget: bool) {
+    pub(crate) fn crash(&mut self, store: &Store, forget: bool) {
         self.running = None;
         self.in_force = false;
         self.lawful.clear();
@@ -155,7 +155,7 @@ impl Agent {
     }
 
     /// Takes in what the store tells now and brings the tables into step; nothing if there is nothing to do.
-    pub fn follow(&mut self, store: &Store, now: usize, changed: bool) -> Option<Published> {
+    pub(crate) fn follow(&mut self, store: &Store, now: usize, changed: bool) -> Option<Published> {
         let node = self.running.as_mut()?;
         let told = store.deliver(self.number);
         self.in_force |= told.synced;
@@ -174,17 +174,17 @@ impl Agent {
     }
 
     /// Forgets views that nothing can rest on any more.
-    pub fn forget_views(&mut self, now: usize) {
+    pub(crate) fn forget_views(&mut self, now: usize) {
         self.lawful.retain(|(until, _)| *until >= now);
     }
 
     /// The views by which the node may judge a packet now; none before tables are in force.
-    pub fn views(&self) -> impl Iterator<Item = &View> {
+    pub(crate) fn views(&self) -> impl Iterator<Item = &View> {
         self.lawful.iter().map(|(_, view)| &**view)
     }
 
     /// Gives a pod addresses, as ADD does. It may fail; what was agreed upon in the store stays agreed upon.
-    pub fn allocate(&mut self, pod: u32, network: usize) -> Result<Vec<IpAddr>, IpamError> {
+    pub(crate) fn allocate(&mut self, pod: u32, network: usize) -> Result<Vec<IpAddr>, IpamError> {
         let Some(node) = self.running.as_ref().filter(|_| self.in_force) else { return Err(IpamError::NoPool) };
         let holder = format!("pod-{pod}");
         let cluster = node.control().cluster();
@@ -193,7 +193,7 @@ impl Agent {
     }
 
     /// Plugs a pod in; the caller follows in the same tick.
-    pub fn plug_in(&mut self, pod: u32, network: usize, plugged: Plugged) {
+    pub(crate) fn plug_in(&mut self, pod: u32, network: usize, plugged: Plugged) {
         let Some(node) = self.running.as_mut() else { return };
         let name = format!("{}/{}", plugged.namespace, plugged.name);
         let (port, mac) = node.plug_in_network(&name, &plugged.addresses, network_name(network));
@@ -206,7 +206,7 @@ impl Agent {
     }
 
     /// Pulls a pod out and gives its addresses back, as DEL does; false if the agent is away.
-    pub fn pull_out(&mut self, pod: u32) -> bool {
+    pub(crate) fn pull_out(&mut self, pod: u32) -> bool {
         let Some(node) = self.running.as_mut().filter(|_| self.in_force) else { return false };
         if let Some(attachment) = self.attachments.remove(&pod) {
             node.pull_out(attachment.port);
@@ -217,7 +217,7 @@ impl Agent {
     }
 
     /// Gives back what is not needed, as the agent does now and then; `now` runs faster than the ticks.
-    pub fn maintain(&mut self, now: Instant) {
+    pub(crate) fn maintain(&mut self, now: Instant) {
         let Some(node) = self.running.as_ref().filter(|_| self.in_force) else { return };
         let segment = |plan: &NodePlan| plan.segments.get(&POD_SEGMENT).map(|segment| segment.router_addresses.clone());
         let plan = node.control().publish_state().plan().cloned();
@@ -225,23 +225,23 @@ impl Agent {
         self.allocators.maintain(&self.client, node.control().cluster(), &own, now);
     }
 
-    pub fn inject(&mut self, port: u16, frame: WireFrame) {
+    pub(crate) fn inject(&mut self, port: u16, frame: WireFrame) {
         if let Some(node) = &self.running {
             node.switch().queue(port, frame);
             self.injected += 1;
         }
     }
 
-    pub fn advance(&self, time: Duration) {
+    pub(crate) fn advance(&self, time: Duration) {
         self.clock.advance(time);
     }
 
-    pub fn uplink_mac(&self) -> Mac {
+    pub(crate) fn uplink_mac(&self) -> Mac {
         uplink_mac(self.number as u8 + 1)
     }
 
     /// Frames that the switch says it received from its ports.
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         let Some(node) = &self.running else { return 0 };
         let switch = node.switch();
         let ports = |counters: &millrace_engine::counters::WorkerCounters| {

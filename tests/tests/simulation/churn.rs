@@ -20,37 +20,37 @@ use crate::world::World;
 const ROLES: [&str; 3] = ["a", "b", "c"];
 const TEAMS: [&str; 2] = ["x", "y"];
 /// Ports that pods listen at.
-pub const PORTS: [u16; 2] = [8080, 9090];
+pub(crate) const PORTS: [u16; 2] = [8080, 9090];
 /// Names of Services, and the role that each selects.
-pub const SERVICES: [(&str, &str); 3] = [("one", "a"), ("two", "b"), ("three", "c")];
+pub(crate) const SERVICES: [(&str, &str); 3] = [("one", "a"), ("two", "b"), ("three", "c")];
 /// Policies of either kind at one time, at most.
 const POLICIES: usize = 6;
 /// Time between two tries of a kubelet, in ticks.
-pub const RETRY: usize = 10;
+pub(crate) const RETRY: usize = 10;
 /// Time until a kubelet writes a status, at most.
-pub const STATUS: usize = 20;
+pub(crate) const STATUS: usize = 20;
 
 /// A pod as the cluster means it.
 #[derive(Clone, Debug)]
-pub struct Pod {
-    pub namespace: &'static str,
-    pub name: String,
-    pub node: usize,
-    pub network: usize,
+pub(crate) struct Pod {
+    pub(crate) namespace: &'static str,
+    pub(crate) name: String,
+    pub(crate) node: usize,
+    pub(crate) network: usize,
     role: &'static str,
     /// Whether its status tells its addresses.
-    pub told: bool,
+    pub(crate) told: bool,
     /// Whether it is to end.
-    pub leaving: bool,
+    pub(crate) leaving: bool,
     has_object: bool,
 }
 
 /// Address of a Service.
-pub fn service_address(number: usize) -> std::net::IpAddr {
+pub(crate) fn service_address(number: usize) -> std::net::IpAddr {
     std::net::IpAddr::from([10, 96, 0, number as u8 + 1])
 }
 
-pub fn namespace(name: &str, team: &str) -> Value {
+pub(crate) fn namespace(name: &str, team: &str) -> Value {
     let network = NETWORKS[network_of_namespace(name)].object;
     let annotations = network.map_or(json!({}), |network| json!({"millrace.dev/network": network}));
     json!({
@@ -60,7 +60,7 @@ pub fn namespace(name: &str, team: &str) -> Value {
 }
 
 /// One change, perhaps.
-pub fn change(world: &mut World) {
+pub(crate) fn change(world: &mut World) {
     match world.random.below(24) {
         0..=3 if world.pods.len() < world.size.pods => create_pod(world),
         4 | 5 => remove_pod(world),
@@ -77,7 +77,7 @@ pub fn change(world: &mut World) {
     }
 }
 
-pub fn create_pod(world: &mut World) {
+pub(crate) fn create_pod(world: &mut World) {
     let network = [0, 0, 0, 0, 1, 2][world.random.below(6)];
     let namespace = *world.random.pick(NETWORKS[network].namespaces);
     let number = world.born;
@@ -109,7 +109,7 @@ fn object(number: u32, pod: &Pod, addresses: &[std::net::IpAddr]) -> Value {
 }
 
 /// The runtime asks for an interface and addresses.
-pub fn add(world: &mut World, number: u32) {
+pub(crate) fn add(world: &mut World, number: u32) {
     let Some(pod) = world.pods.get(&number).filter(|pod| !pod.leaving).cloned() else { return };
     let addresses = match world.agents[pod.node].allocate(number, pod.network) {
         Ok(addresses) => addresses,
@@ -137,7 +137,7 @@ pub fn add(world: &mut World, number: u32) {
 }
 
 /// The kubelet tells the addresses, if it reaches the store.
-pub fn write_status(world: &mut World, number: u32) {
+pub(crate) fn write_status(world: &mut World, number: u32) {
     let Some(pod) = world.pods.get(&number).filter(|pod| pod.has_object).cloned() else { return };
     if world.store.is_away(pod.node) {
         return world.later(RETRY, Action::Status(number));
@@ -172,7 +172,7 @@ fn remove_object(world: &mut World, number: u32) {
 }
 
 /// The runtime takes the interface away; then the object goes.
-pub fn delete(world: &mut World, number: u32) {
+pub(crate) fn delete(world: &mut World, number: u32) {
     let Some(node) = world.pods.get(&number).map(|pod| pod.node) else { return };
     if !world.agents[node].pull_out(number) {
         return world.later(RETRY, Action::Delete(number));
@@ -230,10 +230,10 @@ fn rules(world: &mut World, peers: &str) -> Value {
 
 /// A policy comes, changes or goes.
 fn change_policy(world: &mut World) {
-    let name = format!("policy-{}", world.random.below(POLICIES));
-    let of_cluster = name.ends_with('5');
-    let namespaces = ["default", "shop", "blue"];
-    let namespace = namespaces[name.len() % 3 + usize::from(name.ends_with('1')) - usize::from(name.ends_with('2'))];
+    let number = world.random.below(POLICIES);
+    let name = format!("policy-{number}");
+    let of_cluster = number == 5;
+    let namespace = ["default", "shop", "default", "blue", "office", "default"][number];
     let key = if of_cluster {
         ObjectKey::cluster_scoped(CLUSTER_NETWORK_POLICY, &name)
     } else {
@@ -298,7 +298,7 @@ fn change_service(world: &mut World) {
 }
 
 /// The controller of endpoints: pods with the role that are told of.
-pub fn write_endpoints(world: &mut World) {
+pub(crate) fn write_endpoints(world: &mut World) {
     for (name, role) in SERVICES {
         let mut endpoints = Vec::new();
         for (number, pod) in &world.pods {

@@ -22,7 +22,7 @@ use crate::world::World;
 /// Virtual milliseconds from the end of the last fault until all is as the objects say. A watch is told all within 100 ms
 /// that were under way slowly and 50 until it is read anew, and what a kubelet and a controller write after that (each up to
 /// 20 with 10 between tries, and 20 under way) takes 100 more.
-pub const BOUND: usize = 300;
+pub(crate) const BOUND: usize = 300;
 /// Ticks of a round: a packet and an answer between nodes need three.
 const ROUND: usize = 5;
 /// Pairs of a round, at most.
@@ -37,7 +37,7 @@ struct Probe {
 }
 
 /// Waits for it.
-pub fn reach(world: &mut World) -> Result<(), Violation> {
+pub(crate) fn reach(world: &mut World) -> Result<(), Violation> {
     let begin = world.now;
     let (mut since, mut wrong) = (None, Vec::new());
     while world.now - begin <= BOUND {
@@ -74,7 +74,8 @@ fn ask(world: &mut World) -> Vec<Probe> {
     let objects = world.store.objects();
     let everything = View::of("", &objects);
     let mut views: BTreeMap<usize, View> = BTreeMap::new();
-    let plugged: Vec<u32> = world.pods.iter().filter(|(_, pod)| pod.told && !pod.leaving).map(|(pod, _)| *pod).collect();
+    let plugged: Vec<u32> =
+        world.pods.iter().filter(|(_, pod)| pod.told && !pod.leaving).map(|(pod, _)| *pod).collect();
     let mut probes = Vec::new();
     for (from, to) in pairs(world, &plugged) {
         let network = world.pods[&from].network;
@@ -90,7 +91,9 @@ fn ask(world: &mut World) -> Vec<Probe> {
         }
         let words = format!(
             "{flow} in {} from pod {from} (n{}) to pod {to} (n{}): denied by {said:?}",
-            World::network_name(network), world.pods[&from].node, world.pods[&to].node,
+            World::network_name(network),
+            world.pods[&from].node,
+            world.pods[&to].node,
         );
         let number = probe(world, (from, to), (source, destination), port);
         probes.push(Probe { number, to, words, allowed: said.is_empty() });

@@ -13,7 +13,7 @@ use crate::wire::{Label, Seen, tunnelled};
 use crate::world::World;
 
 /// A frame leaves a node: to which one.
-pub fn departs(world: &mut World, number: usize, frame: &WireFrame) -> Result<usize, Violation> {
+pub(crate) fn departs(world: &mut World, number: usize, frame: &WireFrame) -> Result<usize, Violation> {
     let words = || format!("n{number} sends {}", describe(&frame.bytes));
     if let Err(error) = checksums_valid(&frame.bytes) {
         return Violation::of(Invariant::Delivery, format!("{}: {error}", words()));
@@ -56,7 +56,7 @@ fn judge(world: &mut World, number: usize, seen: &Seen, label: Label, words: &st
 }
 
 /// A frame reaches a pod.
-pub fn arrives(world: &mut World, number: usize, pod: u32, frame: &WireFrame) -> Result<(), Violation> {
+pub(crate) fn arrives(world: &mut World, number: usize, pod: u32, frame: &WireFrame) -> Result<(), Violation> {
     world.figures.deliveries += 1;
     let words = || format!("pod {pod} of n{number} got {}", describe(&frame.bytes));
     let attachment = world.agents[number].attachments[&pod].clone();

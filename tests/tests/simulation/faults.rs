@@ -13,7 +13,7 @@ use crate::world::World;
 
 /// How a fault ends.
 #[derive(Clone, Copy, Debug)]
-pub enum Ending {
+pub(crate) enum Ending {
     Cut(usize, usize),
     Isolation(usize),
     Storm,
@@ -25,7 +25,7 @@ pub enum Ending {
 }
 
 /// One fault, perhaps.
-pub fn strike(world: &mut World) {
+pub(crate) fn strike(world: &mut World) {
     let node = world.random.below(world.agents.len());
     match world.random.below(180) {
         0 => cut(world, node),
@@ -99,7 +99,7 @@ fn break_watches(world: &mut World, node: usize) {
 }
 
 /// The agent of a node ends at once, and starts again later.
-pub fn crash(world: &mut World, node: usize) {
+pub(crate) fn crash(world: &mut World, node: usize) {
     if world.agents[node].running.is_none() {
         return;
     }
@@ -127,7 +127,7 @@ fn forget_paths(world: &mut World, node: usize) {
 }
 
 /// Ends a fault.
-pub fn end(world: &mut World, ending: Ending) {
+pub(crate) fn end(world: &mut World, ending: Ending) {
     match ending {
         Ending::Cut(from, to) => world.network.mend(from, to),
         Ending::Isolation(node) => {
@@ -162,7 +162,7 @@ pub fn end(world: &mut World, ending: Ending) {
 }
 
 /// Ends all faults at once.
-pub fn heal(world: &mut World) {
+pub(crate) fn heal(world: &mut World) {
     world.calm = true;
     for ending in world.actions.endings() {
         end(world, ending);

@@ -9,7 +9,7 @@ use crate::network::Network;
 
 /// A promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Invariant {
+pub(crate) enum Invariant {
     /// Every frame is accounted for: in switches, on links and between the two.
     FramesConserved,
     /// No delivery against policy.
@@ -30,19 +30,19 @@ pub enum Invariant {
 
 /// A promise broken.
 #[derive(Clone, Debug)]
-pub struct Violation {
-    pub invariant: Invariant,
-    pub what: String,
+pub(crate) struct Violation {
+    pub(crate) invariant: Invariant,
+    pub(crate) what: String,
 }
 
 impl Violation {
-    pub fn of<T>(invariant: Invariant, what: impl Into<String>) -> Result<T, Violation> {
+    pub(crate) fn of<T>(invariant: Invariant, what: impl Into<String>) -> Result<T, Violation> {
         Err(Violation { invariant, what: what.into() })
     }
 }
 
 /// Has a node's switch come to rest, with every frame accounted for.
-pub fn settle(agent: &Agent) -> Result<(), Violation> {
+pub(crate) fn settle(agent: &Agent) -> Result<(), Violation> {
     let Some(node) = &agent.running else { return Ok(()) };
     let settled = catch_unwind(AssertUnwindSafe(|| node.switch().settle()));
     if let Err(panic) = settled {
@@ -61,7 +61,7 @@ pub fn settle(agent: &Agent) -> Result<(), Violation> {
     Ok(())
 }
 
-pub fn links(network: &Network) -> Result<(), Violation> {
+pub(crate) fn links(network: &Network) -> Result<(), Violation> {
     match network.unaccounted() {
         0 => Ok(()),
         count => Violation::of(Invariant::FramesConserved, format!("{count} frames vanished: {:?}", network.ledger)),
@@ -69,7 +69,7 @@ pub fn links(network: &Network) -> Result<(), Violation> {
 }
 
 /// No two pods of a network have one address, wherever they are.
-pub fn addresses(agents: &[Agent]) -> Result<(), Violation> {
+pub(crate) fn addresses(agents: &[Agent]) -> Result<(), Violation> {
     let mut holders: BTreeMap<(usize, IpAddr), u32> = BTreeMap::new();
     for agent in agents {
         for (pod, attachment) in &agent.attachments {

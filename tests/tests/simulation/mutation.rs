@@ -2,7 +2,7 @@
 
 /// What is made wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mutation {
+pub(crate) enum Mutation {
     /// Nothing.
     #[default]
     None,

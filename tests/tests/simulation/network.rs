@@ -11,34 +11,34 @@ use crate::mutation::Mutation;
 
 /// How links are at present.
 #[derive(Clone, Copy, Debug)]
-pub struct Weather {
+pub(crate) struct Weather {
     /// Frames lost, in a thousand.
-    pub loss: usize,
+    pub(crate) loss: usize,
     /// Frames that come twice, in a thousand.
-    pub repeats: usize,
+    pub(crate) repeats: usize,
     /// Longest delay in ticks; each frame has its own, so that they overtake each other.
-    pub delay: usize,
+    pub(crate) delay: usize,
 }
 
 impl Weather {
-    pub const FAIR: Self = Self { loss: 0, repeats: 0, delay: 1 };
+    pub(crate) const FAIR: Self = Self { loss: 0, repeats: 0, delay: 1 };
 }
 
 /// What became of frames.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ledger {
-    pub carried: u64,
-    pub repeated: u64,
-    pub arrived: u64,
-    pub lost: u64,
-    pub cut: u64,
+pub(crate) struct Ledger {
+    pub(crate) carried: u64,
+    pub(crate) repeated: u64,
+    pub(crate) arrived: u64,
+    pub(crate) lost: u64,
+    pub(crate) cut: u64,
 }
 
 /// All links.
 #[derive(Debug)]
-pub struct Network {
-    pub weather: Weather,
-    pub ledger: Ledger,
+pub(crate) struct Network {
+    pub(crate) weather: Weather,
+    pub(crate) ledger: Ledger,
     /// Ways that are cut: from, to.
     cut: BTreeSet<(usize, usize)>,
     under_way: BTreeMap<(usize, u64), (usize, WireFrame)>,
@@ -47,30 +47,30 @@ pub struct Network {
 }
 
 impl Network {
-    pub fn new(mutation: Mutation) -> Self {
+    pub(crate) fn new(mutation: Mutation) -> Self {
         let (cut, under_way) = (BTreeSet::new(), BTreeMap::new());
         Self { weather: Weather::FAIR, ledger: Ledger::default(), cut, under_way, next: 0, mutation }
     }
 
-    pub fn cut(&mut self, from: usize, to: usize) {
+    pub(crate) fn cut(&mut self, from: usize, to: usize) {
         self.cut.insert((from, to));
     }
 
-    pub fn mend(&mut self, from: usize, to: usize) {
+    pub(crate) fn mend(&mut self, from: usize, to: usize) {
         self.cut.remove(&(from, to));
     }
 
-    pub fn mend_all(&mut self) {
+    pub(crate) fn mend_all(&mut self) {
         self.cut.clear();
         self.weather = Weather::FAIR;
     }
 
-    pub fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&self) -> bool {
         self.under_way.is_empty()
     }
 
     /// Takes a frame from one node to another.
-    pub fn carry(&mut self, random: &mut Random, now: usize, (from, to): (usize, usize), frame: WireFrame) {
+    pub(crate) fn carry(&mut self, random: &mut Random, now: usize, (from, to): (usize, usize), frame: WireFrame) {
         self.ledger.carried += 1;
         if self.mutation == Mutation::UncountedLoss && random.per_mille(20) {
             return;
@@ -97,7 +97,7 @@ impl Network {
     }
 
     /// Frames that arrive now, with the node each arrives at.
-    pub fn arrivals(&mut self, now: usize) -> Vec<(usize, WireFrame)> {
+    pub(crate) fn arrivals(&mut self, now: usize) -> Vec<(usize, WireFrame)> {
         let later = self.under_way.split_off(&(now + 1, 0));
         let arrived: Vec<_> = std::mem::replace(&mut self.under_way, later).into_values().collect();
         self.ledger.arrived += arrived.len() as u64;
@@ -105,7 +105,7 @@ impl Network {
     }
 
     /// Frames that no entry of the ledger accounts for.
-    pub fn unaccounted(&self) -> i64 {
+    pub(crate) fn unaccounted(&self) -> i64 {
         let Ledger { carried, repeated, arrived, lost, cut } = self.ledger;
         (carried + repeated) as i64 - (arrived + lost + cut) as i64 - self.under_way.len() as i64
     }

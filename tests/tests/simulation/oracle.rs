@@ -17,26 +17,26 @@ use crate::view::View;
 ///
 /// # Errors
 /// Which end denies it.
-pub fn allowed(view: &View, network: usize, flow: Flow) -> Result<(), String> {
+pub(crate) fn allowed(view: &View, network: usize, flow: Flow) -> Result<(), String> {
     let (objects, node) = view.about(network, [flow.source, flow.destination]);
     oracle::allowed_of(&objects, &node, flow)
 }
 
 /// A packet between two pods: by which flow it may pass.
 #[derive(Clone, Copy, Debug)]
-pub struct Question {
-    pub network: usize,
+pub(crate) struct Question {
+    pub(crate) network: usize,
     /// The connection that the packet is part of, from who opened it.
-    pub flow: Flow,
+    pub(crate) flow: Flow,
     /// The packet itself, if it is an answer: where its node does not know the connection, it is judged as it is.
-    pub answer: Option<Flow>,
+    pub(crate) answer: Option<Flow>,
 }
 
 /// Whether one of the views lets the packet pass.
 ///
 /// # Errors
 /// What the newest view says against it.
-pub fn lawful<'a>(views: impl Iterator<Item = &'a View>, question: Question) -> Result<(), String> {
+pub(crate) fn lawful<'a>(views: impl Iterator<Item = &'a View>, question: Question) -> Result<(), String> {
     let mut said = "no tables are in force".to_owned();
     for view in views {
         for flow in [Some(question.flow), question.answer].into_iter().flatten() {
@@ -50,7 +50,7 @@ pub fn lawful<'a>(views: impl Iterator<Item = &'a View>, question: Question) -> 
 }
 
 /// Addresses of the endpoints of a Service of the namespace `default`, as a view has them; none if there is no Service.
-pub fn endpoints(view: &View, service: &str) -> BTreeSet<IpAddr> {
+pub(crate) fn endpoints(view: &View, service: &str) -> BTreeSet<IpAddr> {
     let key = |kind, name: &str| ObjectKey { kind, namespace: Some("default".to_owned()), name: name.to_owned() };
     if view.get(&key(SERVICE, service)).is_none() {
         return BTreeSet::new();

@@ -8,7 +8,7 @@ const LINES: usize = 60;
 
 /// What happened, in order; all of it in the hash, the last lines in words.
 #[derive(Clone, Debug)]
-pub struct EventLog {
+pub(crate) struct EventLog {
     hash: u64,
     lines: VecDeque<String>,
 }
@@ -21,13 +21,13 @@ impl Default for EventLog {
 
 impl EventLog {
     /// FNV-1a.
-    pub fn hash_in(&mut self, bytes: &[u8]) {
+    pub(crate) fn hash_in(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.hash = (self.hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     }
 
-    pub fn note(&mut self, now: usize, text: &str) {
+    pub(crate) fn note(&mut self, now: usize, text: &str) {
         let line = format!("{now:>5} {text}");
         self.hash_in(line.as_bytes());
         if self.lines.len() == LINES {
@@ -36,7 +36,7 @@ impl EventLog {
         self.lines.push_back(line);
     }
 
-    pub fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         self.hash
     }
 }
@@ -49,30 +49,30 @@ impl fmt::Display for EventLog {
 
 /// Figures of one seed, or of several.
 #[derive(Clone, Debug, Default)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Changes and faults by kind.
-    pub events: BTreeMap<&'static str, u64>,
-    pub packets: u64,
-    pub deliveries: u64,
+    pub(crate) events: BTreeMap<&'static str, u64>,
+    pub(crate) packets: u64,
+    pub(crate) deliveries: u64,
     /// Packets that switches dropped since policies deny them.
-    pub denials: u64,
-    pub questions: u64,
-    pub conversations_begun: u64,
-    pub established: u64,
-    pub survived: u64,
+    pub(crate) denials: u64,
+    pub(crate) questions: u64,
+    pub(crate) conversations_begun: u64,
+    pub(crate) established: u64,
+    pub(crate) survived: u64,
     /// Established ones that ended for a reason that the objects give.
-    pub excused: u64,
-    pub probes: u64,
+    pub(crate) excused: u64,
+    pub(crate) probes: u64,
     /// Virtual milliseconds from the end of the last fault, one for each seed.
-    pub convergence: Vec<usize>,
+    pub(crate) convergence: Vec<usize>,
 }
 
 impl Figures {
-    pub fn count(&mut self, event: &'static str) {
+    pub(crate) fn count(&mut self, event: &'static str) {
         *self.events.entry(event).or_insert(0) += 1;
     }
 
-    pub fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         for (event, count) in &other.events {
             *self.events.entry(event).or_insert(0) += count;
         }

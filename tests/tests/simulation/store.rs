@@ -16,22 +16,22 @@ use millrace_tests::random::Random;
 use serde_json::Value;
 
 /// Longest time that an event of a watch is under way, in ticks.
-pub const WATCH_LAG: usize = 20;
+pub(crate) const WATCH_LAG: usize = 20;
 /// Longest time until a broken watch is read anew.
-pub const READ_ANEW: usize = 50;
+pub(crate) const READ_ANEW: usize = 50;
 
 /// A change that a node is told: the object as it is, or nothing if it is gone.
 #[derive(Clone, Debug)]
-pub struct Change {
-    pub key: ObjectKey,
-    pub present: Option<Stored>,
+pub(crate) struct Change {
+    pub(crate) key: ObjectKey,
+    pub(crate) present: Option<Stored>,
 }
 
 /// An object and its text.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub(crate) struct Stored {
     object: Object,
-    pub value: Arc<Value>,
+    pub(crate) value: Arc<Value>,
 }
 
 /// One kind of one watch.
@@ -147,18 +147,18 @@ impl Content {
 
 /// What a node was told in one tick.
 #[derive(Debug, Default)]
-pub struct Told {
-    pub changes: Vec<Change>,
+pub(crate) struct Told {
+    pub(crate) changes: Vec<Change>,
     /// Whether it has read every kind now, and had not before.
-    pub synced: bool,
+    pub(crate) synced: bool,
 }
 
 /// The store.
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Mutex<Content>>);
+pub(crate) struct Store(Arc<Mutex<Content>>);
 
 impl Store {
-    pub fn new(seed: u64, nodes: usize) -> Self {
+    pub(crate) fn new(seed: u64, nodes: usize) -> Self {
         let feeds = (0..nodes).map(|_| Feed {
             events: None,
             streams: Vec::new(),
@@ -183,50 +183,50 @@ impl Store {
     }
 
     /// How node `number` reaches the store.
-    pub fn client(&self, number: usize) -> Client {
+    pub(crate) fn client(&self, number: usize) -> Client {
         Client { store: self.clone(), node: Some(number) }
     }
 
     /// How people and controllers do.
-    pub fn controller(&self) -> Client {
+    pub(crate) fn controller(&self) -> Client {
         Client { store: self.clone(), node: None }
     }
 
-    pub fn set_now(&self, now: usize) {
+    pub(crate) fn set_now(&self, now: usize) {
         self.content().now = now;
     }
 
     /// Cuts a node off from the store, or ends that. Its streams break if they were silent for long.
-    pub fn set_away(&self, node: usize, away: bool) {
+    pub(crate) fn set_away(&self, node: usize, away: bool) {
         self.content().feeds[node].away = away;
     }
 
-    pub fn is_away(&self, node: usize) -> bool {
+    pub(crate) fn is_away(&self, node: usize) -> bool {
         self.content().feeds[node].away
     }
 
     /// Loses so many answers in a thousand.
-    pub fn lose_answers(&self, per_mille: usize) {
+    pub(crate) fn lose_answers(&self, per_mille: usize) {
         self.content().lost_answers = per_mille;
     }
 
     /// Says how long events are under way at most from now on.
-    pub fn set_lag(&self, ticks: usize) {
+    pub(crate) fn set_lag(&self, ticks: usize) {
         self.content().lag = ticks;
     }
 
     /// Does not compare any more: a mistake that a test makes.
-    pub fn be_blind(&self) {
+    pub(crate) fn be_blind(&self) {
         self.content().blind = true;
     }
 
     /// Tells a node nothing of a kind any more: a mistake that a test makes.
-    pub fn be_silent(&self, node: usize, kind: &'static str) {
+    pub(crate) fn be_silent(&self, node: usize, kind: &'static str) {
         self.content().feeds[node].deaf_to = Some(kind);
     }
 
     /// Breaks the watch of a kind: what is under way is lost, and it is read anew later.
-    pub fn break_watch(&self, node: usize, kind: usize) {
+    pub(crate) fn break_watch(&self, node: usize, kind: usize) {
         let mut content = self.content();
         let read_at = content.now + 1 + content.random.below(READ_ANEW);
         if let Some(stream) = content.feeds[node].streams.get_mut(kind) {
@@ -236,14 +236,14 @@ impl Store {
     }
 
     /// Ends a node's watch.
-    pub fn end_watch(&self, node: usize) {
+    pub(crate) fn end_watch(&self, node: usize) {
         let mut content = self.content();
         content.feeds[node].events = None;
         content.feeds[node].streams.clear();
     }
 
     /// What is due for a node now; its control plane finds the same in its queue of events.
-    pub fn deliver(&self, node: usize) -> Told {
+    pub(crate) fn deliver(&self, node: usize) -> Told {
         let mut content = self.content();
         let content = &mut *content;
         if content.feeds[node].away || content.feeds[node].events.is_none() {
@@ -270,18 +270,18 @@ impl Store {
     }
 
     /// Whether some node has not been told all.
-    pub fn is_behind(&self, node: usize) -> bool {
+    pub(crate) fn is_behind(&self, node: usize) -> bool {
         let content = self.content();
         content.feeds[node].streams.iter().any(|stream| stream.read_at.is_some() || !stream.under_way.is_empty())
     }
 
     /// All objects.
-    pub fn objects(&self) -> Vec<(ObjectKey, Arc<Value>)> {
+    pub(crate) fn objects(&self) -> Vec<(ObjectKey, Arc<Value>)> {
         self.content().objects.iter().map(|(key, stored)| (key.clone(), Arc::clone(&stored.value))).collect()
     }
 
     /// Sees to it that an object is there as it is given, or is not there.
-    pub fn put(&self, object: &Value) {
+    pub(crate) fn put(&self, object: &Value) {
         let key = ObjectKey::read(&Located::from(object)).expect("an object");
         let client = self.controller();
         match client.get(&key).expect("controllers reach the store") {
@@ -290,7 +290,7 @@ impl Store {
         }
     }
 
-    pub fn remove(&self, key: &ObjectKey) {
+    pub(crate) fn remove(&self, key: &ObjectKey) {
         let client = self.controller();
         if let Some(known) = client.get(key).expect("controllers reach the store") {
             client.delete(key, &known.resource_version).expect("delete");
@@ -300,7 +300,7 @@ impl Store {
 
 /// The store as one node, or a controller, has it.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     store: Store,
     node: Option<usize>,
 }

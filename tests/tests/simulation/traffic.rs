@@ -22,48 +22,48 @@ const CONVERSATIONS: usize = 8;
 /// Port of Services.
 const SERVICE_PORT: u16 = 80;
 /// Marks the number of a probe, which nobody answers.
-pub const PROBE: u32 = 1 << 31;
+pub(crate) const PROBE: u32 = 1 << 31;
 /// For whoever stands behind a Service.
 const ANYBODY: u32 = u32::MAX;
 
 /// A client and whom it talks to.
 #[derive(Clone, Debug)]
-pub struct Conversation {
-    pub client: u32,
-    pub network: usize,
+pub(crate) struct Conversation {
+    pub(crate) client: u32,
+    pub(crate) network: usize,
     tcp: bool,
     source: (IpAddr, u16),
-    pub dialed: (IpAddr, u16),
+    pub(crate) dialed: (IpAddr, u16),
     service: Option<usize>,
     target: u32,
     /// Pods that got a packet of it, with the address and port they are reached at.
-    pub served: BTreeMap<u32, (IpAddr, u16)>,
+    pub(crate) served: BTreeMap<u32, (IpAddr, u16)>,
     /// The one that answered.
-    pub server: Option<u32>,
+    pub(crate) server: Option<u32>,
     /// Addresses that nodes may have chosen for it so far.
-    pub endpoints: BTreeSet<IpAddr>,
+    pub(crate) endpoints: BTreeSet<IpAddr>,
     answers: u32,
     sequence: u32,
-    pub established: bool,
-    pub excused: bool,
+    pub(crate) established: bool,
+    pub(crate) excused: bool,
     /// The last sequence number that was answered.
-    pub answered: u32,
+    pub(crate) answered: u32,
 }
 
 /// All conversations.
 #[derive(Debug, Default)]
-pub struct Traffic {
-    pub conversations: BTreeMap<u32, Conversation>,
-    pub next: u32,
+pub(crate) struct Traffic {
+    pub(crate) conversations: BTreeMap<u32, Conversation>,
+    pub(crate) next: u32,
     /// Answers that pods send with the next tick: the pod, and what it got.
     answers: Vec<(u32, Seen)>,
     /// Probes that arrived: their numbers, and at which pod.
-    pub probed: BTreeSet<(u32, u32)>,
+    pub(crate) probed: BTreeSet<(u32, u32)>,
 }
 
 impl Traffic {
     /// A pod is gone.
-    pub fn ended(&mut self, pod: u32) {
+    pub(crate) fn ended(&mut self, pod: u32) {
         for conversation in self.conversations.values_mut() {
             if conversation.client == pod || conversation.server == Some(pod) || conversation.target == pod {
                 conversation.excused = true;
@@ -73,7 +73,7 @@ impl Traffic {
 }
 
 impl Conversation {
-    pub fn is_kept(&self) -> bool {
+    pub(crate) fn is_kept(&self) -> bool {
         self.established && !self.excused
     }
 
@@ -82,13 +82,13 @@ impl Conversation {
     }
 
     /// The connection to one of its servers, as policies judge it.
-    pub fn flow(&self, server: u32) -> Option<Flow> {
+    pub(crate) fn flow(&self, server: u32) -> Option<Flow> {
         let (destination, port) = *self.served.get(&server)?;
         Some(Flow { source: self.source.0, destination, protocol: self.protocol(), port })
     }
 
     /// An answer of that server, judged by itself.
-    pub fn answer_flow(&self, server: u32) -> Option<Flow> {
+    pub(crate) fn answer_flow(&self, server: u32) -> Option<Flow> {
         let (source, _) = *self.served.get(&server)?;
         Some(Flow { source, destination: self.source.0, protocol: self.protocol(), port: self.source.1 })
     }
@@ -96,7 +96,7 @@ impl Conversation {
 
 impl World {
     /// Sends what is due in this tick: answers, and requests unless all is calm.
-    pub fn converse(&mut self) {
+    pub(crate) fn converse(&mut self) {
         for (pod, seen) in std::mem::take(&mut self.traffic.answers) {
             self.answer(pod, &seen);
         }
@@ -168,13 +168,17 @@ impl World {
     }
 
     /// An address that a pod was given.
-    pub fn address(&self, pod: u32, ipv4: bool) -> Option<IpAddr> {
+    pub(crate) fn address(&self, pod: u32, ipv4: bool) -> Option<IpAddr> {
         let attachment = self.agents[self.pods.get(&pod)?.node].attachments.get(&pod)?;
         attachment.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
     }
 
     /// Puts a packet of a pod before its port; nothing happens while nobody reads there.
-    pub fn send(&mut self, pod: u32, built: impl FnOnce(millrace_engine::packet::Mac) -> millrace_engine::port::memory::WireFrame) -> bool {
+    pub(crate) fn send(
+        &mut self,
+        pod: u32,
+        built: impl FnOnce(millrace_engine::packet::Mac) -> millrace_engine::port::memory::WireFrame,
+    ) -> bool {
         let Some(node) = self.pods.get(&pod).map(|pod| pod.node) else { return false };
         let Some((port, mac)) = self.agents[node].attachments.get(&pod).map(|known| (known.port, known.mac)) else {
             return false;
@@ -188,7 +192,7 @@ impl World {
     }
 
     /// The next packet of a conversation from its client; its sequence number.
-    pub fn request(&mut self, number: u32) -> u32 {
+    pub(crate) fn request(&mut self, number: u32) -> u32 {
         let Some(conversation) = self.traffic.conversations.get_mut(&number) else { return 0 };
         let Some(pod) = self.pods.get(&conversation.client) else { return 0 };
         conversation.sequence += 1;
@@ -229,12 +233,12 @@ impl World {
     }
 
     /// A pod got a request of a conversation: it will answer.
-    pub fn asked(&mut self, pod: u32, seen: Seen) {
+    pub(crate) fn asked(&mut self, pod: u32, seen: Seen) {
         self.traffic.answers.push((pod, seen));
     }
 
     /// A client got the answer of a server.
-    pub fn answered(&mut self, number: u32, label: Label) {
+    pub(crate) fn answered(&mut self, number: u32, label: Label) {
         let Some(conversation) = self.traffic.conversations.get_mut(&number) else { return };
         conversation.answered = conversation.answered.max(label.sequence);
         conversation.answers += 1;
@@ -255,7 +259,7 @@ impl World {
     }
 
     /// Looks which conversations go on by what a node has been told now.
-    pub fn review(&mut self, node: usize) {
+    pub(crate) fn review(&mut self, node: usize) {
         let Self { agents, pods, traffic, .. } = self;
         for conversation in traffic.conversations.values_mut().filter(|conversation| conversation.is_kept()) {
             let Some(server) = conversation.server else { continue };
@@ -265,15 +269,16 @@ impl World {
                 continue;
             }
             let (Some(view), Some(flow)) = (agents[node].views().last(), conversation.flow(server)) else { continue };
-            let served = conversation.service.filter(|_| of_client).is_none_or(|service| {
-                oracle::endpoints(view, SERVICES[service].0).contains(&flow.destination)
-            });
+            let served = conversation
+                .service
+                .filter(|_| of_client)
+                .is_none_or(|service| oracle::endpoints(view, SERVICES[service].0).contains(&flow.destination));
             conversation.excused = !served || oracle::allowed(view, conversation.network, flow).is_err();
         }
     }
 
     /// A clock jumped over the time that datagram flows have.
-    pub fn excuse_datagrams(&mut self, node: usize) {
+    pub(crate) fn excuse_datagrams(&mut self, node: usize) {
         for conversation in self.traffic.conversations.values_mut().filter(|conversation| !conversation.tcp) {
             let ends = [Some(conversation.client), conversation.server];
             let here = |pod: &u32| self.pods.get(pod).is_some_and(|pod| pod.node == node);
@@ -282,7 +287,7 @@ impl World {
     }
 
     /// Name of a network, for words.
-    pub fn network_name(network: usize) -> &'static str {
+    pub(crate) fn network_name(network: usize) -> &'static str {
         NETWORKS[network].object.unwrap_or("pods")
     }
 }

@@ -15,7 +15,7 @@ use crate::tenancy::{NETWORKS, network_of_namespace};
 
 /// Objects with an index of the addresses they speak of.
 #[derive(Clone, Debug)]
-pub struct View {
+pub(crate) struct View {
     node: String,
     objects: BTreeMap<ObjectKey, Arc<Value>>,
     by_address: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
@@ -41,7 +41,7 @@ fn addresses_of(value: &Value) -> Vec<IpAddr> {
 }
 
 /// The key of a pod's object.
-pub fn pod_key(namespace: &str, name: &str) -> ObjectKey {
+pub(crate) fn pod_key(namespace: &str, name: &str) -> ObjectKey {
     ObjectKey { kind: POD, namespace: Some(namespace.to_owned()), name: name.to_owned() }
 }
 
@@ -50,7 +50,7 @@ fn is_everywhere(key: &ObjectKey) -> bool {
 }
 
 impl View {
-    pub fn new(node: &str) -> Self {
+    pub(crate) fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
             objects: BTreeMap::new(),
@@ -61,18 +61,18 @@ impl View {
     }
 
     /// A view of everything there is, at one node.
-    pub fn of(node: &str, objects: &[(ObjectKey, Arc<Value>)]) -> Self {
+    pub(crate) fn of(node: &str, objects: &[(ObjectKey, Arc<Value>)]) -> Self {
         let mut view = Self::new(node);
         objects.iter().for_each(|(key, value)| view.set(key, Some(value)));
         view
     }
 
     /// The same objects as another node has them, which has nothing plugged in.
-    pub fn at(&self, node: &str) -> Self {
+    pub(crate) fn at(&self, node: &str) -> Self {
         Self { node: node.to_owned(), plugged: BTreeMap::new(), ..self.clone() }
     }
 
-    pub fn apply(&mut self, change: &Change) {
+    pub(crate) fn apply(&mut self, change: &Change) {
         self.set(&change.key, change.present.as_ref().map(|stored| &stored.value));
     }
 
@@ -93,15 +93,15 @@ impl View {
         self.objects.insert(key.clone(), Arc::clone(value));
     }
 
-    pub fn plug_in(&mut self, pod: u32, network: usize, plugged: Plugged) {
+    pub(crate) fn plug_in(&mut self, pod: u32, network: usize, plugged: Plugged) {
         self.plugged.insert(pod, (network, plugged));
     }
 
-    pub fn pull_out(&mut self, pod: u32) {
+    pub(crate) fn pull_out(&mut self, pod: u32) {
         self.plugged.remove(&pod);
     }
 
-    pub fn get(&self, key: &ObjectKey) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Value> {
         self.objects.get(key).map(|value| &**value)
     }
 
@@ -110,7 +110,7 @@ impl View {
     }
 
     /// Objects that matter to a packet between these addresses in a network, and what is plugged in there.
-    pub fn about(&self, network: usize, ends: [IpAddr; 2]) -> (Vec<&Value>, NodeView) {
+    pub(crate) fn about(&self, network: usize, ends: [IpAddr; 2]) -> (Vec<&Value>, NodeView) {
         let mut keys: BTreeSet<&ObjectKey> = self.everywhere.iter().collect();
         for address in ends {
             for key in self.by_address.get(&address).into_iter().flatten() {
@@ -129,11 +129,7 @@ impl View {
             keys.extend(self.key(&pod_key(&plugged.namespace, &plugged.name)));
         }
         let found = keys.into_iter().filter_map(|key| self.objects.get(key)).map(|value| &**value);
-        let view = NodeView {
-            node: self.node.clone(),
-            plugged: here.into_iter().cloned().collect(),
-            open: false,
-        };
+        let view = NodeView { node: self.node.clone(), plugged: here.into_iter().cloned().collect(), open: false };
         (found.filter(|value| is_of(value, network)).collect(), view)
     }
 }

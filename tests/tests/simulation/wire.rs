@@ -13,22 +13,22 @@ const VXLAN: u16 = 8472;
 
 /// Who sent a packet, for whom, and what for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Label {
+pub(crate) struct Label {
     /// Conversation, or probe if the first bit is set.
-    pub conversation: u32,
-    pub sequence: u32,
+    pub(crate) conversation: u32,
+    pub(crate) sequence: u32,
     /// The pod that sent it.
-    pub from: u32,
+    pub(crate) from: u32,
     /// The pod that the sender meant; `u32::MAX` for whoever stands behind a Service.
-    pub to: u32,
+    pub(crate) to: u32,
     /// Index of the sender's network.
-    pub network: u8,
+    pub(crate) network: u8,
     /// Whether it answers.
-    pub reply: bool,
+    pub(crate) reply: bool,
 }
 
 impl Label {
-    pub fn bytes(self) -> [u8; LABEL_BYTES] {
+    pub(crate) fn bytes(self) -> [u8; LABEL_BYTES] {
         let mut bytes = [0; LABEL_BYTES];
         let words = [MAGIC, self.conversation, self.sequence, self.from, self.to];
         for (at, word) in words.into_iter().enumerate() {
@@ -54,21 +54,21 @@ impl Label {
 
 /// A packet between two pods, or to a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    pub receiver: Mac,
-    pub source: IpAddr,
-    pub destination: IpAddr,
+pub(crate) struct Seen {
+    pub(crate) receiver: Mac,
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
     /// Number of the IP protocol.
-    pub protocol: u8,
-    pub ports: [u16; 2],
+    pub(crate) protocol: u8,
+    pub(crate) ports: [u16; 2],
     /// First byte of the flags, if it is TCP.
-    pub flags: u8,
-    pub label: Option<Label>,
+    pub(crate) flags: u8,
+    pub(crate) label: Option<Label>,
 }
 
 impl Seen {
     /// Reads a frame with an IP packet.
-    pub fn read(frame: &[u8]) -> Option<Self> {
+    pub(crate) fn read(frame: &[u8]) -> Option<Self> {
         let word = |at: usize| Some(u16::from_be_bytes([*frame.get(at)?, *frame.get(at + 1)?]));
         let (source, destination, protocol, at) = match word(12)? {
             0x0800 => {
@@ -90,13 +90,13 @@ impl Seen {
     }
 
     /// The word that policies have for its protocol.
-    pub fn protocol_name(&self) -> &'static str {
+    pub(crate) fn protocol_name(&self) -> &'static str {
         if self.protocol == 6 { "TCP" } else { "UDP" }
     }
 }
 
 /// The identifier of a tunnel and the frame inside it.
-pub fn tunnelled(frame: &[u8]) -> Option<(u32, &[u8])> {
+pub(crate) fn tunnelled(frame: &[u8]) -> Option<(u32, &[u8])> {
     let outer = Seen::read(frame)?;
     if outer.protocol != 17 || outer.ports[1] != VXLAN {
         return None;
@@ -107,7 +107,7 @@ pub fn tunnelled(frame: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// Writes another identifier into a tunnel's header.
-pub fn relabel_tunnel(frame: &mut [u8], vni: u32) {
+pub(crate) fn relabel_tunnel(frame: &mut [u8], vni: u32) {
     let at = tunnel_header(frame);
     frame[at + 4..at + 7].copy_from_slice(&vni.to_be_bytes()[1..]);
 }

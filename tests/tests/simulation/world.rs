@@ -24,40 +24,40 @@ use crate::traffic::Traffic;
 use crate::{convergence, delivery, wire};
 
 /// Length of a tick.
-pub const TICK: Duration = Duration::from_millis(1);
+pub(crate) const TICK: Duration = Duration::from_millis(1);
 
 /// How large a run is.
 #[derive(Clone, Copy, Debug)]
-pub struct Size {
-    pub nodes: usize,
+pub(crate) struct Size {
+    pub(crate) nodes: usize,
     /// Pods of the whole cluster, at most.
-    pub pods: usize,
+    pub(crate) pods: usize,
     /// Ticks in which things happen.
-    pub ticks: usize,
+    pub(crate) ticks: usize,
     /// Whether the run is of its own size: `MILLRACE_NODES` or `MILLRACE_PODS`.
-    pub large: bool,
+    pub(crate) large: bool,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub struct World {
-    pub random: Random,
-    pub size: Size,
-    pub now: usize,
-    pub store: Store,
-    pub agents: Vec<Agent>,
-    pub network: Network,
-    pub pods: BTreeMap<u32, Pod>,
-    pub born: u32,
-    pub actions: Actions,
-    pub traffic: Traffic,
-    pub log: EventLog,
-    pub figures: Figures,
-    pub mutation: Mutation,
+pub(crate) struct World {
+    pub(crate) random: Random,
+    pub(crate) size: Size,
+    pub(crate) now: usize,
+    pub(crate) store: Store,
+    pub(crate) agents: Vec<Agent>,
+    pub(crate) network: Network,
+    pub(crate) pods: BTreeMap<u32, Pod>,
+    pub(crate) born: u32,
+    pub(crate) actions: Actions,
+    pub(crate) traffic: Traffic,
+    pub(crate) log: EventLog,
+    pub(crate) figures: Figures,
+    pub(crate) mutation: Mutation,
     /// No faults and no changes any more.
-    pub calm: bool,
+    pub(crate) calm: bool,
     /// Nodes whose attachments changed in this tick.
-    pub changed: BTreeSet<usize>,
+    pub(crate) changed: BTreeSet<usize>,
     begin: Instant,
     place: Option<PathBuf>,
 }
@@ -72,7 +72,7 @@ impl Drop for World {
 }
 
 impl World {
-    pub fn new(seed: u64, size: Size, mutation: Mutation) -> Self {
+    pub(crate) fn new(seed: u64, size: Size, mutation: Mutation) -> Self {
         let mut random = Random::new(seed);
         let store = Store::new(seed, size.nodes);
         let place = format!("/dev/shm/millrace-simulation-{}-{seed}-{mutation:?}", std::process::id());
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// Everything that happens, then peace.
-    pub fn run(&mut self) -> Result<(), Violation> {
+    pub(crate) fn run(&mut self) -> Result<(), Violation> {
         let begin = if self.size.large { self.size.pods } else { self.size.pods / 2 };
         (0..begin).for_each(|_| churn::create_pod(self));
         for _ in 0..self.size.ticks {
@@ -143,13 +143,13 @@ impl World {
         convergence::reach(self)
     }
 
-    pub fn note(&mut self, kind: &'static str, text: &str) {
+    pub(crate) fn note(&mut self, kind: &'static str, text: &str) {
         self.figures.count(kind);
         self.log.note(self.now, &format!("{kind}: {text}"));
     }
 
     /// One tick.
-    pub fn step(&mut self) -> Result<(), Violation> {
+    pub(crate) fn step(&mut self) -> Result<(), Violation> {
         self.now += 1;
         self.store.set_now(self.now);
         self.act()?;
@@ -248,7 +248,7 @@ impl World {
     }
 
     /// Counts what switches say of denials, before a switch ends and when all is over.
-    pub fn count_denials(&mut self, number: usize) {
+    pub(crate) fn count_denials(&mut self, number: usize) {
         let Some(node) = &self.agents[number].running else { return };
         let moved = node.switch().moved();
         let reasons = [DropReason::PolicyEgress, DropReason::PolicyIngress, DropReason::PolicyPodUnknown];
