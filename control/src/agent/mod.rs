@@ -37,6 +37,7 @@ mod underlay;
 mod uplinks;
 
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,9 +97,8 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let (store, events) = open_store(configuration.objects())?;
     let (kept_directory, is_named) = configuration.kept_directory();
     std::fs::create_dir_all(&kept_directory).with_context(|| format!("could not make {}", kept_directory.display()))?;
-    let says_where = configuration.state_directory().join(KEPT_FILE);
-    std::fs::write(&says_where, kept_directory.as_os_str().as_bytes())
-        .with_context(|| format!("could not write {}", says_where.display()))?;
+    let not_recorded =
+        record_kept_directory(configuration.state_directory(), is_named.then_some(&kept_directory)).err();
     let mut switch = Switch::new(switch_options(configuration)).context("could not build the switch")?;
     let not_kept = switch.kept().problem.clone().filter(|_| is_named);
     switch.start().context("could not start the workers")?;
@@ -109,7 +109,7 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let (inputs, taken) = reconcile::inputs();
     let shared = Arc::new(Shared::new(node.clone(), switch, inputs));
     shared.report(Source::Record, problem);
-    shared.report(Source::KeptState, not_kept);
+    shared.report(Source::KeptState, not_kept.into_iter().chain(not_recorded));
 
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
@@ -267,6 +267,27 @@ fn start_reconciling(
             }
         });
     })?)
+}
+
+/// Says where connections are kept, if that is no place that everybody knows. Without room for it the agent serves all the same.
+fn record_kept_directory(state_directory: &Path, directory: Option<&PathBuf>) -> Result<(), String> {
+    let record = state_directory.join(KEPT_FILE);
+    let Some(directory) = directory else {
+        let _ = std::fs::remove_file(record);
+        return Ok(());
+    };
+    let text = directory.as_os_str().as_bytes();
+    if std::fs::read(&record).is_ok_and(|known| known == text) {
+        return Ok(());
+    }
+    let written = std::fs::write(&record, text);
+    written.map_err(|error| {
+        format!(
+            "`millrace uninstall` will not find {}: {} cannot be written: {error}",
+            directory.display(),
+            record.display()
+        )
+    })
 }
 
 /// Waits for workers behind the reconcile thread, and goes with it.
