@@ -65,12 +65,6 @@ impl Slept {
         self.word.store(sum << 1, Ordering::SeqCst);
     }
 
-    /// Whether the worker sleeps.
-    #[must_use]
-    pub fn is_asleep(&self) -> bool {
-        self.word.load(Ordering::SeqCst) & Self::NOW != 0
-    }
-
     /// The sum at present, by the worker's clock; never less than was told before, though a reader may look between the moment
     /// that ends a sleep and its being written.
     #[must_use]

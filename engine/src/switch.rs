@@ -22,6 +22,7 @@ use crate::port::{Capabilities, PortQueue};
 use crate::state::{ConnectionTimeouts, Kept, State, StateOptions};
 use crate::tables::{ChangeSet, Publisher, Snapshot};
 use crate::transmit::{LaneReceiver, LaneSender, lane};
+use crate::worker::health::Watch;
 use crate::worker::{AttachError, Command, FlowReport, IdlePolicy, QueueReport, Sleeper, Waker, Worker};
 
 /// How to build a switch.
@@ -350,6 +351,12 @@ impl Switch {
     /// Each worker's counters.
     pub fn counters(&self) -> impl Iterator<Item = &Arc<WorkerCounters>> {
         self.workers.iter().map(|slot| &slot.counters)
+    }
+
+    /// Who watches the workers from another thread.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch::new(self.workers.iter().map(|slot| (Arc::clone(&slot.counters), slot.waker.clone())))
     }
 
     /// How it was built.

@@ -14,7 +14,7 @@ use millrace_engine::port::memory::{MemoryQueue, MemoryWire};
 use millrace_engine::switch::{Switch, SwitchOptions};
 use millrace_engine::testing::node::{GATEWAY_MAC, Node, TestPod, pods_snapshot};
 use millrace_engine::testing::{ACK, FailingQueue, Faults, FrameBuilder, SYN, frame};
-use millrace_engine::worker::health::{Finding, LOOK_TIME, Watch};
+use millrace_engine::worker::health::{Finding, LOOK_TIME};
 use millrace_engine::worker::{AttachError, IdlePolicy};
 
 /// Sender and receiver on worker 0, whose sender's port fails, and on worker 1.
@@ -183,7 +183,7 @@ fn a_worker_that_panics_is_back_alone_and_nobody_else_loses_anything() {
 #[test]
 fn a_worker_that_stands_still_is_found_and_the_other_goes_on() {
     let mut world = World::new(IdlePolicy::BusyPoll);
-    let mut watch = Watch::new(world.switch.counters());
+    let mut watch = world.switch.watch();
     let mut look_for = |wanted: Finding| {
         let start = Instant::now();
         while !watch.look().contains(&wanted) {

@@ -105,7 +105,8 @@ pub fn run(configuration: &Configuration) -> anyhow::Result<()> {
     let shared = Arc::new(Shared::new(node.clone(), switch, inputs, problem));
     not_kept.into_iter().for_each(|problem| shared.report(problem));
 
-    let watch = WorkerWatch::start(&shared.workers, Arc::clone(&shared.gates)).context("could not start a thread")?;
+    let watch = WorkerWatch::start(shared.switch.with(|switch| switch.watch()), Arc::clone(&shared.gates))
+        .context("could not start a thread")?;
     let pods = Arc::new(Pods::new(Arc::clone(&shared), Arc::clone(&store), configuration.address_source()));
     pods.restore(&attachments);
     let record = configuration.state_directory().join(outside::RECORD);

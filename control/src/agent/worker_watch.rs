@@ -65,9 +65,8 @@ pub(super) struct WorkerWatch {
 
 impl WorkerWatch {
     /// Starts it.
-    pub(super) fn start(workers: &[Arc<WorkerCounters>], gates: Arc<Gates>) -> std::io::Result<Self> {
+    pub(super) fn start(mut watch: Watch, gates: Arc<Gates>) -> std::io::Result<Self> {
         let (stop, stopped) = channel::bounded(0);
-        let mut watch = Watch::new(workers.iter());
         let thread = std::thread::Builder::new().name("worker-watch".into()).spawn(move || {
             while stopped.recv_timeout(LOOK_TIME) == Err(RecvTimeoutError::Timeout) {
                 watch.look().into_iter().for_each(|finding| gates.follow(finding));

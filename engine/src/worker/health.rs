@@ -1,25 +1,27 @@
 //! How a worker fares: whether it moves, how often it failed, and what a watcher concludes from it.
 //!
-//! A worker shows that it moves by its count of turns, and that it sleeps by [`Slept`]; both are there anyway, so being
-//! watched costs it nothing. A [`Watch`] looks at both from another thread. A worker that neither turned nor slept between
+//! A worker shows that it moves by its count of turns, which is there anyway. A [`Watch`] looks at it from another thread.
+//! One that sleeps does not turn, and whether it would wake cannot be seen: so who was not seen to move is woken, some
+//! thirty times a second, which costs an idle worker a turn each time. A worker that has made no turn for
 //! [`STALLED_LOOKS`] looks stands still: in a loop without end, in a call of the kernel that does not return, or without
 //! the processor. Which of them cannot be told from outside, and nothing can end it safely: it has descriptors and frames
 //! that others wait for. Who watches keeps packets away from it that the host's kernel could serve, until it moves.
-//!
-//! [`Slept`]: crate::counters::Slept
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::Waker;
 use crate::counters::{Event, WorkerCounters};
 
 /// Time between two looks at the workers.
 pub const LOOK_TIME: Duration = Duration::from_millis(15);
 
-/// Looks in a row that find a worker where it was, after which it counts as standing still: with [`LOOK_TIME`], 60 to 75 ms, which leaves
-/// room for a look that comes late.
-pub const STALLED_LOOKS: u32 = 4;
+/// Looks in a row that find a worker where it was, after which it counts as standing still: with [`LOOK_TIME`], 75 to 90 ms.
+pub const STALLED_LOOKS: u32 = 5;
+
+/// Looks in a row after which it is woken.
+const WOKEN_LOOKS: u32 = 2;
 
 /// Why a worker failed last, and what that cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +107,7 @@ pub enum Finding {
 #[derive(Debug)]
 struct Seen {
     counters: Arc<WorkerCounters>,
+    waker: Waker,
     turns: u64,
     unmoved: u32,
     stalled: bool,
@@ -117,15 +120,10 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches those who count here, in the order of their numbers.
-    pub fn new<'a>(counters: impl Iterator<Item = &'a Arc<WorkerCounters>>) -> Self {
-        let seen = |counters: &Arc<WorkerCounters>| Seen {
-            counters: Arc::clone(counters),
-            turns: 0,
-            unmoved: 0,
-            stalled: false,
-        };
-        Self { workers: counters.map(seen).collect() }
+    /// Watches those who count here, each with what wakes it, in the order of their numbers.
+    pub(crate) fn new(workers: impl Iterator<Item = (Arc<WorkerCounters>, Waker)>) -> Self {
+        let seen = |(counters, waker)| Seen { counters, waker, turns: 0, unmoved: 0, stalled: false };
+        Self { workers: workers.map(seen).collect() }
     }
 
     /// Looks once; to be called every [`LOOK_TIME`].
@@ -149,9 +147,11 @@ impl Watch {
 impl Seen {
     fn stands_still(&mut self) -> bool {
         let turns = self.counters.event(Event::Turns).get();
-        let moved = turns != self.turns || self.counters.slept.is_asleep();
+        self.unmoved = if turns == self.turns { self.unmoved.saturating_add(1) } else { 0 };
         self.turns = turns;
-        self.unmoved = if moved { 0 } else { self.unmoved.saturating_add(1) };
+        if self.unmoved >= WOKEN_LOOKS {
+            self.waker.wake();
+        }
         self.counters.health.has_ended() || self.unmoved >= STALLED_LOOKS
     }
 }
@@ -159,30 +159,37 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Time;
+    use crate::worker::{IdlePolicy, Sleeper};
+
+    fn watched(count: usize) -> (Vec<Arc<WorkerCounters>>, Watch) {
+        let counters: Vec<_> = (0..count).map(|_| Arc::new(WorkerCounters::default())).collect();
+        let waker = || Sleeper::new(IdlePolicy::default()).expect("an eventfd").1;
+        let watch = Watch::new(counters.iter().map(|counters| (Arc::clone(counters), waker())));
+        (counters, watch)
+    }
 
     #[test]
-    fn who_neither_turns_nor_sleeps_stands_still() {
-        let counters = [Arc::new(WorkerCounters::default()), Arc::new(WorkerCounters::default())];
-        let mut watch = Watch::new(counters.iter());
-        counters[1].slept.begin(Time::from_nanoseconds(5));
+    fn who_makes_no_turn_stands_still() {
+        let (counters, mut watch) = watched(2);
         for _ in 0..10 {
-            counters[0].event(Event::Turns).add(1);
-            assert_eq!(watch.look(), [], "one turns, the other sleeps");
+            counters.iter().for_each(|counters| counters.event(Event::Turns).add(1));
+            assert_eq!(watch.look(), [], "both turn");
         }
-        let found: Vec<Finding> = (0..STALLED_LOOKS).flat_map(|_| watch.look()).collect();
+        let mut turn_and_look = || {
+            counters[1].event(Event::Turns).add(1);
+            watch.look()
+        };
+        let found: Vec<Finding> = (0..STALLED_LOOKS).flat_map(|_| turn_and_look()).collect();
         assert_eq!(found, [Finding::Stalled(0)], "once, and not before the last look");
-        assert_eq!((watch.look(), counters[0].health.stalls(), counters[0].health.is_stalled()), (vec![], 1, true));
+        assert_eq!((turn_and_look(), counters[0].health.stalls(), counters[0].health.is_stalled()), (vec![], 1, true));
         counters[0].event(Event::Turns).add(1);
-        counters[1].slept.end(Time::from_nanoseconds(9));
-        assert_eq!((watch.look(), counters[0].health.is_stalled()), (vec![Finding::Moves(0)], false));
+        assert_eq!((turn_and_look(), counters[0].health.is_stalled()), (vec![Finding::Moves(0)], false));
         assert!(LOOK_TIME * (STALLED_LOOKS + 1) <= Duration::from_millis(100), "found within 100 ms");
     }
 
     #[test]
     fn who_has_ended_stands_still_at_once() {
-        let counters = [Arc::new(WorkerCounters::default())];
-        let mut watch = Watch::new(counters.iter());
+        let (counters, mut watch) = watched(1);
         counters[0].health.end();
         assert_eq!(watch.look(), [Finding::Stalled(0)]);
     }
