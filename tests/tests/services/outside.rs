@@ -246,7 +246,7 @@ fn no_port_left_is_a_drop_and_nothing_leaves_as_it_is() {
 #[test]
 fn without_an_address_of_the_family_a_node_port_leads_nowhere_else() {
     for ipv4 in FAMILIES {
-        let mut world = ServiceWorld::without_hosts();
+        let mut world = ServiceWorld::new();
         let vip = if ipv4 { "10.96.0.10" } else { "fd00:96::a" };
         let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30_080}]});
         world.apply(&objects::service("web", &[vip], spec));
