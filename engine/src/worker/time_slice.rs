@@ -1,10 +1,10 @@
 //! How soon a woken worker runs where another thread holds the processor.
 //!
 //! The kernel's fair scheduler (EEVDF, Linux 6.6) lets a woken thread run at once only if its deadline comes before that of the
-//! thread at work, and a deadline is a time slice away: 2 to 4 ms for both as it stands. Whoever wakes a worker by sending a packet
-//! has then just begun its own slice, and the worker waits behind it. Since Linux 6.12 a thread may ask for a slice of its own, and
-//! one that is shorter is also let in before the other's is over. It takes away nobody's share: a short slice is served sooner and
-//! ends sooner. docs/benchmarking.md ("Idle") has what it brings.
+//! thread at work, and a deadline is a time slice away: 1.4 ms for both on two processors. Whoever wakes a worker by sending a
+//! packet has then just begun its own slice, and the worker waits behind it. Since Linux 6.12 a thread may ask for a slice of its
+//! own, and one that is shorter is also let in before the other's is over. It takes away nobody's share: a short slice is served
+//! sooner and ends sooner. docs/benchmarking.md ("Idle") has what it brings.
 //!
 //! Two system calls at the start of a worker; no privilege. Belongs to the worker's own thread, whose slice it is.
 #![allow(unsafe_code)]
