@@ -5,6 +5,7 @@
 //! udp [fd00:1::5]:1 > [fd00:2::7]:53 length 100 ; ttl 1
 //! udp 10.1.0.5 > 10.1.0.6 length 8 fragment 1400
 //! icmp echo request 10.1.0.5 > 169.254.1.1 id 7 seq 1 length 4
+//! icmp timestamp request 10.1.0.5 > 169.254.1.1 length 12
 //! arp who-has 169.254.1.1 tell 10.1.0.5
 //! vlan 20 udp 10.9.0.1:1 > 10.9.0.2:2 ; to p2
 //! vlan s100.20p5 class 46.ect0 udp 10.9.0.1:1 > 10.9.0.2:2
@@ -173,6 +174,8 @@ fn transport(name: &str, words: &[&str], behind: &[&str], built: FrameBuilder) -
         ("icmp" | "icmpv6", ["echo", "reply"], ["id", id, "seq", sequence, ..]) => {
             (built.echo_reply(number(id)?, number(sequence)?), true)
         }
+        // RFC 792: an identifier and a sequence number, then three times, which `length` gives room for.
+        ("icmp", ["timestamp", "request"], _) => (built.icmp(13, 0, [0, 7, 0, 1]), false),
         _ => return Err(format!("{name:?} {words:?} is no packet")),
     })
 }

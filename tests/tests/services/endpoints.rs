@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use millrace_engine::counters::Event;
+use millrace_engine::drop_reason::DropReason;
 use millrace_engine::testing::{RST, SYN, frame};
 use millrace_tests::objects;
 use millrace_tests::service_world::{Protocol, ServiceWorld, ends, pod_address};
@@ -47,6 +48,7 @@ fn seen(world: &mut ServiceWorld, ports: std::ops::Range<u16>) -> String {
 
 #[test]
 fn readiness_termination_and_hints() {
+    const CLIENT_PORTS: u16 = 24;
     let conditions = |ready: bool, serving: bool, terminating: bool| json!({"conditions": {"ready": ready, "serving": serving, "terminating": terminating}});
     let (ready, ending, dead, unready) = (
         || Value::Null,
@@ -82,9 +84,15 @@ fn readiness_termination_and_hints() {
     for (name, spec, here, there, expected) in rows {
         world.apply(&objects::service("web", &[VIP], spec));
         world.apply(&slice(&[("local", "a", here), ("remote", "b", there)]));
-        let ports = port..port + 24;
-        port += 24;
+        let ports = port..port + CLIENT_PORTS;
+        port += CLIENT_PORTS;
+        let drops = |world: &ServiceWorld| {
+            [DropReason::ServiceNoEndpoints, DropReason::ServiceNoLocalEndpoints].map(|reason| world.drops(reason))
+        };
+        let before = drops(&world);
         assert_eq!(seen(&mut world, ports), expected, "{name}");
+        let counted = [expected == "reset", expected == "nothing"].map(|is| u64::from(is) * u64::from(CLIENT_PORTS));
+        assert_eq!(drops(&world), [before[0] + counted[0], before[1] + counted[1]], "{name}");
         world.wait(Duration::from_secs(1));
     }
 }
@@ -96,6 +104,7 @@ fn wrong_ports_are_told_and_unallocated_addresses_are_not() {
     assert_eq!(world.open("client", 1, at(VIP, 81), Protocol::Tcp), "reset");
     assert_eq!(world.open("client", 2, at(VIP, 80), Protocol::Udp), "unreachable", "protocols are apart");
     assert_eq!(world.open("client", 3, at(VIP, 80), Protocol::Sctp), "unreachable");
+    assert_eq!(world.drops(DropReason::ServiceWrongPort), 3);
     assert_eq!(world.open("client", 4, at("10.96.0.11", 80), Protocol::Tcp), "nothing");
     let packet = world.opening("client", 4, at("10.96.0.11", 80), Protocol::Tcp);
     assert!(world.explain("client", &packet).ends_with("service drop service_unallocated"));

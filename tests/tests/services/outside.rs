@@ -10,9 +10,11 @@ use millrace_engine::port::memory::WireFrame;
 use millrace_engine::tables::PortRange;
 use millrace_engine::testing::{FrameBuilder, SYN, describe, fragments, frame};
 use millrace_tests::cluster::uplink_mac;
+use millrace_tests::objects;
 use millrace_tests::service_world::{
     Delivered, OUTSIDE, Protocol, ROUTER_MAC, ServiceWorld, ends, node_address, pod_address,
 };
+use serde_json::{Value, json};
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 const FAMILIES: [bool; 2] = [true, false];
@@ -236,6 +238,28 @@ fn no_port_left_is_a_drop_and_nothing_leaves_as_it_is() {
         assert_eq!(world.drops(DropReason::MasqueradePortsExhausted), before + 1);
         // Towards another server both are free.
         assert_eq!(one(open(&mut world, 7_002, (server(ipv4).0, 444))).pod, OUTSIDE);
+    }
+}
+
+/// A node port leads to an endpoint of another node, and answers have to come back by this one, which has no address of the family
+/// to be called by: its block is gone.
+#[test]
+fn without_an_address_of_the_family_a_node_port_leads_nowhere_else() {
+    for ipv4 in FAMILIES {
+        let mut world = ServiceWorld::new();
+        let vip = if ipv4 { "10.96.0.10" } else { "fd00:96::a" };
+        let spec = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30_080}]});
+        world.apply(&objects::service("web", &[vip], spec));
+        let endpoint = pod_address("remote", ipv4).to_string();
+        world.apply(&objects::slice("web", ipv4, &[(&endpoint, "b", Value::Null)]));
+        let call = |world: &mut ServiceWorld, port| {
+            let syn = world.opening(OUTSIDE, port, (node_address(0, ipv4), 30_080), Protocol::Tcp);
+            world.send(OUTSIDE, syn)
+        };
+        assert_eq!(one(call(&mut world, 7_000)).pod, "remote");
+        world.delete("IpBlock", if ipv4 { "10-1-0-0-24" } else { "fd00-1--112" });
+        assert!(call(&mut world, 7_001).is_empty());
+        assert_eq!(world.drops(DropReason::MasqueradeUnavailable), 1, "{:?}", world.node().switch().moved());
     }
 }
 
