@@ -10,6 +10,7 @@ mod directory;
 mod incremental;
 mod invalid_objects;
 mod node_plan;
+mod node_ports;
 mod order;
 mod policies;
 mod services;
