@@ -14,7 +14,7 @@ use crate::pod::Pod;
 use crate::traffic;
 
 pub(crate) fn a_kernel_in_flannels_layout_is_a_peer() {
-    for kind in ["automatic", "udp"] {
+    for kind in ["automatic", "af_xdp", "udp"] {
         exchange_with_a_kernel(kind);
     }
 }
