@@ -1,7 +1,8 @@
 //! What an idle node costs, and how long its first packet takes.
 //!
-//! The first packet is a UDP datagram after a pause, one way, both ends on the clock of this machine. Two times of the
-//! same datagram are taken from just before the call that sends it: until the receiving pod's kernel takes it from the
+//! The first packet is a UDP datagram after a pause, one way, both ends on the clock of this machine. Three times of the
+//! same datagram are taken from just before the call that sends it: until the sending pod's kernel has it in its
+//! interface (its transmit timestamp), which is before any switch; until the receiving pod's kernel takes it from its
 //! interface (its receive timestamp), which is the packet's own way; and until the receiving thread runs, which adds
 //! that thread's wake-up on a processor that slept. The same is measured within one pod, where the kernel alone
 //! carries the packet.
@@ -11,7 +12,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use millrace_engine::port::socket::{note_arrival_times, receive_timed};
+use millrace_engine::port::socket::{departure_time, note_arrival_times, note_departure_times, receive_timed};
 use serde::Serialize;
 
 use super::cluster::Cluster;
@@ -31,7 +32,7 @@ pub(super) const FIRST_PACKET_MICROSECONDS: f64 = 100.0;
 const REST: Duration = Duration::from_secs(1);
 
 /// First packets for a median.
-const PACKETS: usize = 5;
+const PACKETS: usize = 15;
 
 /// How long a first packet may take before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -51,6 +52,8 @@ pub(super) struct Idle {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct FirstPacket {
     pub(super) way: Way,
+    /// Until the sending pod's kernel has the packet in its interface.
+    pub(super) to_interface: Times,
     /// Until the receiving pod's kernel has the packet.
     pub(super) to_kernel: Times,
     /// Until the receiving thread runs.
@@ -139,8 +142,9 @@ pub(super) fn first_packets(
         let (from, to) = (&cluster.pod(0)?.endpoint, &cluster.pod(to)?.endpoint);
         let mut attempts: Vec<FirstPacket> = Vec::new();
         while attempts.len() < ATTEMPTS && !attempts.last().is_some_and(FirstPacket::is_as_expected) {
-            let [to_kernel, to_thread] = one_way_times(from, to, duration.min(REST), interruption)?.map(Times::new);
-            attempts.push(FirstPacket { way, to_kernel, to_thread });
+            let [to_interface, to_kernel, to_thread] =
+                one_way_times(from, to, duration.min(REST), interruption)?.map(Times::new);
+            attempts.push(FirstPacket { way, to_interface, to_kernel, to_thread });
         }
         let median = |first: &FirstPacket| first.to_kernel.median_microseconds;
         best.extend(attempts.into_iter().min_by(|one, other| median(one).total_cmp(&median(other))));
@@ -163,27 +167,30 @@ impl Times {
     }
 }
 
-/// Microseconds to the receiving kernel, and to the receiving thread.
+/// Microseconds to the sending interface, to the receiving kernel, and to the receiving thread.
 fn one_way_times(
     from: &Endpoint,
     to: &Endpoint,
     pause: Duration,
     interruption: &Interruption,
-) -> anyhow::Result<[Vec<f64>; 2]> {
+) -> anyhow::Result<[Vec<f64>; 3]> {
     let (sender, receiver) = (from.udp_socket(Family::Ipv4)?, to.udp_socket(Family::Ipv4)?);
     sender.connect(receiver.local_addr()?)?;
     receiver.set_read_timeout(Some(PATIENCE))?;
+    note_departure_times(&sender)?;
     note_arrival_times(&receiver)?;
     let (arrivals, arrived) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || note_arrivals(&receiver, &arrivals));
-        let mut times = [Vec::new(), Vec::new()];
+        let mut times = [const { Vec::new() }; 3];
         for _ in 0..PACKETS {
             interruption.pause(pause)?;
             let start = time_of_day();
             sender.send(&[0])?;
             let arrival = arrived.recv_timeout(PATIENCE).context("the first packet after a pause did not arrive")?;
-            for (times, end) in times.iter_mut().zip([arrival.in_kernel, arrival.in_thread]) {
+            // The kernel notes the departure before it hands the packet over.
+            let departure = departure_time(&sender)?.context("the kernel did not note when it sent the packet")?;
+            for (times, end) in times.iter_mut().zip([departure, arrival.in_kernel, arrival.in_thread]) {
                 times.push(end.saturating_sub(start).as_nanos() as f64 / 1000.0);
             }
         }

@@ -102,7 +102,12 @@ fn speed(report: &Report) -> String {
     }
     for first in &report.first_packet_after_idle {
         let way = first.way.text();
-        for (times, end) in [(&first.to_kernel, "in the pod's kernel"), (&first.to_thread, "the pod's thread runs")] {
+        let ends = [
+            (&first.to_interface, "in the sender's interface"),
+            (&first.to_kernel, "in the pod's kernel"),
+            (&first.to_thread, "the pod's thread runs"),
+        ];
+        for (times, end) in ends {
             let worst = times.microseconds.iter().copied().fold(0.0, f64::max);
             rows.push(vec![
                 left(format!("first packet after idle, one way, {way}: {end}")),

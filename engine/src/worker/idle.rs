@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 
 use super::Worker;
 use super::placement::{LONG_SLEEP, Placement};
+use super::time_slice;
 use crate::clock::Time;
 use crate::counters::Event;
 
@@ -97,6 +98,9 @@ impl Worker {
     /// while it works.
     pub fn run(&mut self, core: Option<usize>) {
         self.sleeper.placement = Placement::pin(core);
+        if self.sleeper.policy != IdlePolicy::BusyPoll {
+            time_slice::shorten();
+        }
         while !self.stopping {
             if self.turn() {
                 self.sleeper.idle_since = None;

@@ -29,6 +29,7 @@ mod originate;
 mod parts;
 mod placement;
 mod ports;
+mod time_slice;
 
 use std::sync::Arc;
 
