@@ -39,20 +39,30 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 pub struct Heartbeat {
     started: Instant,
     last_milliseconds: AtomicU64,
+    /// Generation of tables that all workers must decide by before the next beat.
+    awaited: AtomicU64,
 }
 
 impl Default for Heartbeat {
     /// One that beats now.
     fn default() -> Self {
-        Self { started: Instant::now(), last_milliseconds: AtomicU64::new(0) }
+        Self { started: Instant::now(), last_milliseconds: AtomicU64::new(0), awaited: AtomicU64::new(0) }
     }
 }
 
 impl Heartbeat {
-    /// Beats.
-    pub fn beat(&self) {
+    fn beat(&self) {
         let since = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_milliseconds.store(since, Ordering::Relaxed);
+    }
+
+    /// Beats if workers have taken up the tables that were published when it last beat; those of `published` are waited for from
+    /// now on. Compared with the newest alone, an agent that publishes all the time would seem to hang.
+    pub fn beat_with(&self, in_use: u64, published: u64) {
+        if in_use >= self.awaited.load(Ordering::Relaxed) {
+            self.awaited.store(published, Ordering::Relaxed);
+            self.beat();
+        }
     }
 
     fn is_alive_at(&self, now: Instant) -> bool {
@@ -390,6 +400,22 @@ mod tests {
         assert!(heartbeat.is_alive_at(at(29)) && !heartbeat.is_alive_at(at(31)));
         heartbeat.last_milliseconds.store(10_000, Ordering::Relaxed);
         assert!(heartbeat.is_alive_at(at(39)) && !heartbeat.is_alive_at(at(41)));
+    }
+
+    #[test]
+    fn workers_that_follow_a_stream_of_tables_live_and_one_that_stands_still_does_not() {
+        let heartbeat = Heartbeat::default();
+        let beats = |in_use, published| {
+            heartbeat.last_milliseconds.store(u64::MAX, Ordering::Relaxed);
+            heartbeat.beat_with(in_use, published);
+            heartbeat.last_milliseconds.load(Ordering::Relaxed) != u64::MAX
+        };
+        assert!(beats(0, 0), "nothing is published yet");
+        for generation in 1..10 {
+            assert!(beats(generation - 1, generation), "the newest is not taken up yet, the one before is");
+        }
+        assert!(!beats(8, 10) && !beats(8, 11), "a worker stands still");
+        assert!(beats(11, 12));
     }
 
     #[test]

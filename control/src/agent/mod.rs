@@ -261,10 +261,8 @@ fn start_reconciling(
             let _ = underlay.try_send(underlay::Signal::Objects);
         };
         reconciler.run(&watch.events, &taken, settled, |reconciler| {
-            // A worker that does not take tables up hangs, and the agent with it.
-            if switch.with(|switch| switch.generation_in_use()) >= reconciler.publish_state().tables().generation {
-                heartbeat.beat();
-            }
+            let in_use = switch.with(|switch| switch.generation_in_use());
+            heartbeat.beat_with(in_use, reconciler.publish_state().tables().generation);
         });
     })?)
 }
