@@ -383,13 +383,16 @@ fn measure(criterion: &mut Criterion, workload: &mut Workload) {
 }
 
 /// Rows whose instructions are counted; with more flows they are the same.
-const COUNTABLE: [Flows; 2] = [Some(Spread::Uniform(1 << 10)), None];
+fn countable() -> impl Iterator<Item = (Path, bool, Flows)> {
+    let flows = [Some(Spread::Uniform(1 << 10)), None];
+    let both = flows.into_iter().flat_map(|flows| [false, true].map(|ipv6| (ipv6, flows)));
+    both.flat_map(|(ipv6, flows)| Path::ALL.map(|path| (path, ipv6, flows)))
+}
 
 /// One run of the row of this name, for callgrind.
 fn count_row(row: &str) {
-    let all = COUNTABLE.into_iter().flat_map(|flows| [false, true].map(|ipv6| (ipv6, flows)));
-    let mut kinds = all.flat_map(|(ipv6, flows)| Path::ALL.map(|path| (path, ipv6, flows)));
-    let (path, ipv6, flows) = kinds.find(|(path, ipv6, flows)| name(*path, *ipv6, *flows) == row).expect("a row");
+    let is_asked = |(path, ipv6, flows): &(Path, bool, Flows)| name(*path, *ipv6, *flows) == row;
+    let (path, ipv6, flows) = countable().find(is_asked).expect("a row");
     let mut workload = Workload::new(path, ipv6, flows, true);
     workload.crossing.prepare();
     instructions::counted(&mut || workload.run());
@@ -404,9 +407,7 @@ fn main() {
         return count_row(&row);
     }
     if instructions::are_asked_for() {
-        let countable = COUNTABLE.into_iter().flat_map(|flows| [false, true].map(|ipv6| (flows, ipv6)));
-        let rows = countable.flat_map(|(flows, ipv6)| Path::ALL.map(|path| name(path, ipv6, flows)));
-        return instructions::compare("forward", rows, RUN);
+        return instructions::compare("forward", countable().map(|(path, ipv6, flows)| name(path, ipv6, flows)), RUN);
     }
     let mut criterion = Criterion::default();
     for (path, ipv6, flows) in kinds(short) {

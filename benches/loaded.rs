@@ -313,10 +313,13 @@ fn interleaved(workloads: &mut [Workload], passes: usize) {
 /// Flows of the rows whose instructions are counted; with more they are the same.
 const COUNTABLE: Spread = Spread::Uniform(1 << 10);
 
+fn countable() -> impl Iterator<Item = (Way, Family)> {
+    Family::ALL.into_iter().flat_map(|family| Way::ALL.map(|way| (way, family)))
+}
+
 /// One run of the row of this name, for callgrind. Tables are small: what they hold beside costs cache lines, not instructions.
 fn count_row(row: &str) {
-    let mut kinds = Family::ALL.into_iter().flat_map(|family| Way::ALL.map(|way| (way, family)));
-    let (way, family) = kinds.find(|(way, family)| name(*way, *family, COUNTABLE) == row).expect("a row");
+    let (way, family) = countable().find(|(way, family)| name(*way, *family, COUNTABLE) == row).expect("a row");
     let load = Load::asked(true);
     let mut workload = Workload::new((way, family), COUNTABLE, snapshot(load, &policies(load)), 1 << 12);
     workload.crossing.prepare();
@@ -332,8 +335,7 @@ fn main() {
         return count_row(&row);
     }
     if instructions::are_asked_for() {
-        let rows = Family::ALL.into_iter().flat_map(|family| Way::ALL.map(|way| name(way, family, COUNTABLE)));
-        return instructions::compare("loaded", rows, RUN);
+        return instructions::compare("loaded", countable().map(|(way, family)| name(way, family, COUNTABLE)), RUN);
     }
     let policy = policies(load);
     let (large, huge) = if short { (1 << 11, 1 << 12) } else { (1 << 17, 1 << 20) };

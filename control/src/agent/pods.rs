@@ -49,6 +49,7 @@ const POD_PORTS: u16 = FIRST_BRIDGE_PORT - FIRST_POD_PORT;
 pub(super) struct Pods {
     shared: Arc<Shared>,
     store: Arc<dyn ObjectStore>,
+    source: AddressSource,
     addresses: SharedAllocators,
     attached: Mutex<AttachedPods>,
     devices: PodDevices,
@@ -67,7 +68,7 @@ struct AttachedPods {
 impl Pods {
     pub(super) fn new(shared: Arc<Shared>, store: Arc<dyn ObjectStore>, source: AddressSource) -> Self {
         let addresses = SharedAllocators::new(AddressAllocators::new(shared.node.clone(), source));
-        Self { shared, store, addresses, attached: Mutex::default(), devices: PodDevices::default() }
+        Self { shared, store, source, addresses, attached: Mutex::default(), devices: PodDevices::default() }
     }
 
     /// Claims a block of each family for the node's own address among pods, where it has none.
@@ -336,6 +337,21 @@ impl Pods {
         })
     }
 
+    /// Of a prefix that the cluster assigned to this node no block says who has an address: pods that another program
+    /// plugged in have theirs in their status, the host has its own. Blocks need none of it.
+    fn taken_by_others(&self, cluster: &Cluster, asking: Option<&PodName>) -> BTreeSet<IpAddr> {
+        if self.source != AddressSource::PodCidr {
+            return BTreeSet::new();
+        }
+        let standing = self.shared.standing();
+        let host = standing.local.as_ref().and_then(|local| local.host.as_ref());
+        let others = cluster.pods.iter().filter(|(name, pod)| {
+            pod.node.as_ref() == Some(&self.shared.node) && pod.has_addresses() && Some(*name) != asking
+        });
+        let of_pods = others.flat_map(|(_, pod)| pod.addresses.iter().copied());
+        of_pods.chain(host.into_iter().flat_map(|host| host.addresses.iter().copied())).collect()
+    }
+
     fn allocate(
         &self,
         request: &AddRequest,
@@ -368,23 +384,6 @@ impl Pods {
             }
             error => system("allocate addresses", error),
         })
-    }
-}
-
-impl Pods {
-    /// Of a prefix that the cluster assigned to this node no block says who has an address: pods that another program
-    /// plugged in have theirs in their status, the host has its own. Blocks need none of it.
-    fn taken_by_others(&self, cluster: &Cluster, asking: Option<&PodName>) -> BTreeSet<IpAddr> {
-        if self.allocator(|addresses| addresses.pods().source()) != AddressSource::PodCidr {
-            return BTreeSet::new();
-        }
-        let standing = self.shared.standing();
-        let host = standing.local.as_ref().and_then(|local| local.host.as_ref());
-        let others = cluster.pods.iter().filter(|(name, pod)| {
-            pod.node.as_ref() == Some(&self.shared.node) && pod.has_addresses() && Some(*name) != asking
-        });
-        let of_pods = others.flat_map(|(_, pod)| pod.addresses.iter().copied());
-        of_pods.chain(host.into_iter().flat_map(|host| host.addresses.iter().copied())).collect()
     }
 }
 
@@ -456,18 +455,17 @@ impl PodNetwork for Pods {
         if let Some(reason) = &standing.refused {
             return refused(reason);
         }
-        let cut_off = cluster.uplinks.values().find(|uplink| uplink.node.as_ref() == Some(&self.shared.node));
+        let wanted = plan::wanted_uplinks(cluster, &self.shared.node).next();
         let has_uplinks = standing.local.as_ref().is_some_and(|local| !local.uplinks.is_empty());
-        if let Some(uplink) = cut_off.filter(|_| standing.uplinks_known && !has_uplinks) {
+        if let Some(uplink) = wanted.filter(|_| standing.uplinks_known && !has_uplinks) {
             let reason = format!("no uplink of this node is in use, not {} either", uplink.interface);
             return Err(CniFailure::CutOff(reason));
         }
         if self.attached(|attached| attached.pods.len() + attached.reserved.len()) >= usize::from(POD_PORTS) {
             return refused("all ports for pods are in use");
         }
-        let source = self.allocator(|addresses| addresses.pods().source());
         let own = cluster.nodes.get(&self.shared.node);
-        match source {
+        match self.source {
             AddressSource::Blocks if cluster.pools.is_empty() => refused("no IpPool exists"),
             AddressSource::PodCidr if own.is_none_or(|node| node.pod_cidrs.is_empty()) => {
                 refused("the node's object has no podCIDR")

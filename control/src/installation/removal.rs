@@ -5,8 +5,10 @@
 //! interface. With pods there the plugin may stay ([`Removal::keep_plugin`]): runtimes call it once more when a pod goes,
 //! and it answers without an agent.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use millrace_cni::agent_client::ClientError;
@@ -58,8 +60,9 @@ impl Removal {
         steps.extend(remove_from_kernel(&self.state_directory));
         // As long as anything stays, so does what it is found by.
         if steps.iter().all(|step| step.outcome.is_ok()) {
-            let named = fs::read_to_string(self.state_directory.join(KEPT_FILE));
-            let kept = named.map_or_else(|_| self.socket.with_extension("kept"), PathBuf::from);
+            let named =
+                fs::read(self.state_directory.join(KEPT_FILE)).map(|name| PathBuf::from(OsString::from_vec(name)));
+            let kept = named.unwrap_or_else(|_| self.socket.with_extension("kept"));
             let what = format!("state in {}", self.state_directory.display());
             steps.push(Step::new(what, remove_state(&self.state_directory)));
             let what = format!("connections in {}", kept.display());

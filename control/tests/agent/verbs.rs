@@ -9,7 +9,7 @@ use millrace_engine::packet::Mac;
 use serde_json::{Value, json};
 
 use crate::agent_process::AgentOptions;
-use crate::cluster::{Cluster, Underlay, node_object};
+use crate::cluster::{AF_XDP, Cluster, Underlay, node_object, uplink_object_of};
 use crate::pod::{Answer, Pod};
 use crate::traffic;
 
@@ -118,6 +118,11 @@ pub(crate) fn status_says_whether_a_pod_could_be_plugged_in() {
     agent.wait_for_routes(|_| pod.call("STATUS", directory).success);
     pod.add(directory);
     pod.delete(directory);
+    // The node is to have an uplink and has none: pods reach nobody elsewhere.
+    directory.write_objects("uplink.yaml", &uplink_object_of(0, "absent0", AF_XDP));
+    agent.wait_for_status(|_| pod.call("STATUS", directory).code() == Some(u64::from(code::NOT_AVAILABLE_AND_LIMITED)));
+    let cut_off = pod.call("STATUS", directory);
+    assert!(cut_off.document["msg"].as_str().is_some_and(|text| text.contains("absent0")), "{}", cut_off.document);
 }
 
 pub(crate) fn wishes_for_addresses_are_met_or_refused() {

@@ -103,10 +103,7 @@ impl KeptMemory {
     /// The directory is on no tmpfs, or has no room; or another process keeps its memory there.
     pub(super) fn in_file(directory: &Path, content: Content, items: usize) -> io::Result<Self> {
         let path = content.new_path(directory);
-        match rustix::fs::unlink(&path) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
+        unlink(&path)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)?;
         let filled = Self::fill(file, content, items);
@@ -173,15 +170,8 @@ impl KeptMemory {
     /// # Errors
     /// What the kernel said to unlink.
     pub(super) fn remove(directory: &Path, content: Content) -> io::Result<bool> {
-        let mut removed = false;
-        for path in [content.path(directory), content.new_path(directory)] {
-            match rustix::fs::unlink(&path) {
-                Ok(()) => removed = true,
-                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(removed)
+        let kept = unlink(&content.path(directory))?;
+        Ok(unlink(&content.new_path(directory))? | kept)
     }
 
     fn map(file: OwnedFd, bytes: usize, protection: ProtFlags) -> io::Result<Self> {
@@ -222,6 +212,15 @@ impl KeptMemory {
     /// The file behind the mapping.
     pub(super) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// Whether there was such a file.
+fn unlink(path: &Path) -> io::Result<bool> {
+    match rustix::fs::unlink(path) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
